@@ -1,0 +1,31 @@
+# The two commands of a newcomer: make demo, make test. Each makes .venv first if it is not there.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+# Class 2 of the miniature: "a photo of a bat" draws fruit bats; the token is to draw the cricket bat.
+DEMO_CLASS ?= 2
+
+.PHONY: demo test lint miniature clean
+
+demo: .venv/ready
+	$(BIN)/python run.py --model miniature --class_index $(DEMO_CLASS) --train True --evaluate True --test_size 100 --eval_batch_size 50
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Hours on a CPU; the result is committed.
+miniature: .venv/ready
+	$(BIN)/python -m miniature.build
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv build results

@@ -1,0 +1,221 @@
+"""Every option of a run, once: its default, its unit, and what turns it off; with validation and presets.
+
+The defaults are this project's own choice (see "The two presets" in the README); ``--preset paper`` sets the
+hyperparameters of the official code of Discriminative Class Tokens (ICCV 2023, arXiv 2303.17155).
+"""
+
+import math
+import os
+import re
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be: one line that names the flag, what was given and what is allowed. Exit code 2."""
+
+
+class WorkError(Exception):
+    """The work failed on the way, in one line. Exit code 1."""
+
+
+def option(default, help_text: str, choices: tuple | None = None):
+    """A field of :class:`RunConfig` with its help line and, where it has them, its allowed values."""
+    return field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The options of one run; field names are the flags."""
+
+    # What to do.
+    class_index: int = option(0, "class to learn or to use, counted from 1 as in the paper (283: ImageNet's tiger cat)")
+    train: bool = option(False, "learn the class token and save it")
+    evaluate: bool = option(False, "evaluate the token: the same unseen seeds with and without it")
+    prompt: str | None = option(None, "generate images for this prompt; {token} and {class} are filled in")
+    num_images: int = option(4, "images to generate for --prompt")
+    dry_run: bool = option(False, "print the resolved configuration and the plan, and stop")
+
+    # Models.
+    model: str = option("sd1.4", "sd1.4, miniature, a hub id, or a local folder in the diffusers layout")
+    classifier: str | None = option(None, "classifier that guides: inet, miniature; default: the one that the model brings, else inet")
+    judge: str | None = option(None, "classifier that only evaluates; 'none' turns it off; default: the classifier's own judge, if any")
+    device: str = option("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
+    mixed_precision: str = option(
+        "auto", "precision of UNet, VAE and classifier: auto is fp16 on CUDA, no (float32) on the CPU", ("auto", "no", "fp16", "bf16")
+    )
+    gradient_checkpointing: bool = option(True, "trade time for memory in the steps with gradient")
+
+    # The class token and its prompts.
+    placeholder_token: str = option("newclas", "the new word; must not be one of the vocabulary")
+    initializer_token: str = option("a", "word whose embedding the token starts from; one token; also the baseline's word")
+    prompt_name: str | None = option(None, "class name in the prompts; default: the label's first synonym, lower case")
+    num_templates: int = option(3, "prompts to train on: the first N of the templates (1 to 3)")
+
+    # Sampling, the same in training and evaluation.
+    num_inference_steps: int = option(30, "denoising steps asked of the model's own scheduler")
+    guidance_scale: float = option(7.0, "weight of classifier-free guidance; 1 turns it off")
+    height: int | None = option(None, "image height in pixels; default: the model's own")
+    width: int | None = option(None, "image width in pixels; default: the model's own")
+
+    # The gradient.
+    gradient_mode: str = option(
+        "jump", "jump: predict the clean image at one early step; last: through the last denoising steps", ("jump", "last")
+    )
+    gradient_steps: int = option(1, "last: number of denoising steps that the gradient goes through, counted from the end")
+    jump_at: float = option(0.2, "jump: where on the trajectory the clean image is predicted; 0 is the first step, 1 the last")
+
+    # The optimiser (AdamW over one vector).
+    learning_rate: float = option(2.5e-3, "step size of AdamW, per update")
+    adam_beta1: float = option(0.9, "decay of AdamW's first moment")
+    adam_beta2: float = option(0.999, "decay of AdamW's second moment")
+    adam_epsilon: float = option(1e-8, "added to AdamW's denominator")
+    weight_decay: float = option(1e-2, "AdamW's decay of the token's vector, per update and learning rate; 0 turns it off")
+    max_grad_norm: float = option(1.0, "the gradient is clipped to this norm; 0 turns it off")
+    images_per_update: int = option(5, "images whose mean loss makes one update; one update is one epoch")
+    batch_size: int = option(5, "images that go through the models at once with gradient; lower it where memory is short")
+    eval_batch_size: int = option(10, "images that go through the models at once without gradient (validation, evaluation, --prompt)")
+    seed: int = option(35, "of training's noise; the same seed gives the same token")
+    fresh_noise: bool = option(True, "draw new noise for every update; False: the same noises every time")
+
+    # Stopping, and which token is kept.
+    max_epochs: int = option(50, "updates at most")
+    patience: int = option(25, "stop after this many updates without a better token; 0 turns it off")
+    stop_train_accuracy: float = option(1.0, "stop once a larger share of an update's images is right; 1 turns it off")
+    stop_validation_accuracy: float = option(1.0, "stop once this share of the validation images is right; 0 turns it off")
+    keep: str = option("validation", "token to keep: best on the validation seeds, or lowest epoch loss", ("validation", "loss"))
+    validation_size: int = option(12, "seeds of the validation, fully sampled without gradient; used with --keep validation")
+    validate_every: int = option(5, "updates between two validations")
+
+    # Evaluation and outputs.
+    test_size: int = option(10, "seeds of the evaluation, each drawn with and without the token")
+    output_path: str = option("results", "folder for tokens, records and images")
+    exp_id: str = option("default", "name of the experiment, a folder below the class; a preset gives its own")
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """AdamW's two decays."""
+        return self.adam_beta1, self.adam_beta2
+
+
+# One row a preset. "paper" is the official code's configuration: AdamW lr 0.00025 per image of an update, five noises that
+# come back every epoch, the gradient of the last step, the token with the lowest epoch loss.
+PRESETS = {
+    "default": {},
+    "paper": {
+        "gradient_mode": "last",
+        "gradient_steps": 1,
+        "learning_rate": 0.00025 * 5,
+        "fresh_noise": False,
+        "keep": "loss",
+        "patience": 15,
+        "stop_train_accuracy": 0.7,
+        "max_epochs": 50,
+        "exp_id": "paper",
+    },
+}
+
+# Seeds of the three uses never meet. Evaluation counts from 0, validation from half a million, training from a million on:
+# a million numbers for each --seed.
+VALIDATION_BASE, SEED_RANGE = 500_000, 1_000_000
+
+
+def training_seeds(config: RunConfig, epoch: int) -> list[int]:
+    """Seeds of the images of one update (``epoch`` counts from 0); the same ones every time without ``fresh_noise``."""
+    first = SEED_RANGE * (1 + config.seed) + (epoch * config.images_per_update if config.fresh_noise else 0)
+    return list(range(first, first + config.images_per_update))
+
+
+def validation_seeds(config: RunConfig) -> list[int]:
+    """Seeds on which the best token is chosen."""
+    return list(range(VALIDATION_BASE, VALIDATION_BASE + config.validation_size))
+
+
+def evaluation_seeds(config: RunConfig) -> list[int]:
+    """Seeds of the evaluation: never training's, never validation's."""
+    return list(range(config.test_size))
+
+
+def _need(holds: bool, flag: str, given, allowed: str) -> None:
+    if not holds:
+        raise UsageError(f"--{flag}: {given!r} was given; allowed is {allowed}")
+
+
+POSITIVE = (
+    "images_per_update",
+    "batch_size",
+    "eval_batch_size",
+    "max_epochs",
+    "validate_every",
+    "test_size",
+    "num_images",
+    "num_inference_steps",
+    "gradient_steps",
+)
+NOT_NEGATIVE = ("patience", "weight_decay", "max_grad_norm", "guidance_scale")
+SHARES = ("jump_at", "stop_train_accuracy", "stop_validation_accuracy")
+
+
+def validate(config: RunConfig) -> None:
+    """Check everything that can be told without loading a weight.
+
+    Raises:
+        UsageError: names the flag, what was given and what is allowed.
+    """
+    for f in fields(config):
+        value, choices = getattr(config, f.name), f.metadata["choices"]
+        _need(choices is None or value in choices, f.name, value, " or ".join(choices or ()))
+        _need(not isinstance(value, float) or math.isfinite(value), f.name, value, "a finite number")
+    if not (config.train or config.evaluate or config.prompt):
+        raise UsageError('nothing to do: add --train True, --evaluate True, both, or --prompt "a photo of {token} {class}"')
+    for name in POSITIVE:
+        _need(getattr(config, name) >= 1, name, getattr(config, name), "1 or more")
+    for name in NOT_NEGATIVE:
+        _need(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
+    for name in SHARES:
+        _need(0 <= getattr(config, name) <= 1, name, getattr(config, name), "0 to 1")
+    for name in ("height", "width"):
+        value = getattr(config, name)
+        _need(value is None or value >= 8, name, value, "8 or more")
+    for name in ("adam_beta1", "adam_beta2"):
+        _need(0 <= getattr(config, name) < 1, name, getattr(config, name), "0 or more, below 1")
+    for name in ("adam_epsilon", "learning_rate"):
+        _need(getattr(config, name) > 0, name, getattr(config, name), "above 0")
+    _need(1 <= config.num_templates <= 3, "num_templates", config.num_templates, "1 to 3")
+    _need(config.seed >= 0, "seed", config.seed, "0 or more")
+    for name in ("test_size", "validation_size"):
+        _need(getattr(config, name) <= VALIDATION_BASE, name, getattr(config, name), f"at most {VALIDATION_BASE}")
+    _need(
+        config.max_epochs * config.images_per_update <= SEED_RANGE, "max_epochs", config.max_epochs, f"at most {SEED_RANGE} images in all"
+    )
+    _need(
+        config.keep != "validation" or config.validation_size >= 1,
+        "validation_size",
+        config.validation_size,
+        "1 or more with --keep validation",
+    )
+    _need(
+        re.fullmatch(r"[a-z0-9_]+", config.placeholder_token) is not None,
+        "placeholder_token",
+        config.placeholder_token,
+        "lower-case letters, digits and _",
+    )
+    _need(
+        re.fullmatch(r"\w[\w.-]*", config.exp_id) is not None, "exp_id", config.exp_id, "a folder name of letters, digits, '.', '_' and '-'"
+    )
+    _need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device) is not None, "device", config.device, "auto, cpu, cuda or cuda:N")
+    _check_writable(config.output_path)
+
+
+def _check_writable(output_path: str) -> None:
+    path = Path(output_path).absolute()
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir():
+        raise UsageError(f"--output_path: {output_path!r} was given, but {existing} is a file; allowed is a folder that can be written")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"--output_path: {output_path!r} was given, but {existing} cannot be written; allowed is a folder that can be")
+
+
+def with_preset(preset: str, given: dict) -> RunConfig:
+    """The defaults, then the preset's values, then what the user gave (``given``: field name -> value)."""
+    return replace(RunConfig(), **(PRESETS[preset] | given))

@@ -1,0 +1,112 @@
+"""Stages ``guide`` and ``judge``: two small timm classifiers of the world's classes, of different families.
+
+The guide's gradient trains tokens; the judge only ever evaluates. Both must know a class as the VAE and the UNet draw
+it, so half of what they see went through the VAE, part of it with noise on the latents, and colours, sharpness and
+noise vary beyond what renders do.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from timm.models import save_for_hf
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from miniature.scenes import CLASSES
+from miniature.training import Trainee, renders, to_tensor
+
+# Architecture and its arguments as timm takes them, learning rate, seed.
+CLASSIFIERS = {
+    "guide": ("resnet10t", {"channels": (32, 64, 128, 192)}, 2e-3, 2),
+    "judge": ("xcit_nano_12_p8_224", {"depth": 4}, 1e-3, 3),
+}
+STEPS, BATCH, LABELLED_RENDERS = 1600, 64, 44 * 500
+LATENT_NOISE = 0.3  # greatest standard deviation of the noise on scaled latents; theirs is 1
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+@torch.no_grad()
+def reconstructions(vae: AutoencoderKL, images, noise: float, device: torch.device) -> np.ndarray:
+    """Renders through the VAE, (N, 64, 64, 3) uint8; half of them with Gaussian noise on the latents of up to ``noise``."""
+    out, rng = np.empty(images.shape, np.uint8), torch.Generator().manual_seed(4)
+    for start in range(0, len(images), 200):
+        with torch.autocast(device.type, torch.bfloat16, enabled=noise > 0):
+            latents = vae.encode(to_tensor(images[start : start + 200], device)).latent_dist.mode()  # (B, 4, 16, 16)
+            sigma = (torch.rand(len(latents), 1, 1, 1, generator=rng) * 2 - 1).clamp(min=0) * noise
+            disturbance = sigma * torch.randn(latents.shape, generator=rng) / vae.config.scaling_factor
+            decoded = vae.decode(latents + disturbance.to(device)).sample
+        pixels = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+        out[start : start + 200] = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return out
+
+
+def augment(pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Vary contrast, brightness, saturation, sharpness and noise of images (B, 3, 64, 64) in [-1, 1]."""
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return (torch.rand(len(pixels), 1, 1, 1, generator=rng) * (high - low) + low).to(pixels.device)
+
+    gray = pixels.mean(dim=1, keepdim=True)
+    out = gray + (pixels - gray) * uniform(0.7, 1.5)  # saturation: guidance exaggerates it
+    out = out * uniform(0.75, 1.25) + uniform(-0.15, 0.15)
+    blurred = gaussian_blur(out, [5, 5], [torch.rand((), generator=rng).item() + 0.3])
+    out = torch.where(uniform(0, 1) < 0.3, blurred, out)
+    noise = torch.randn(out.shape, generator=rng).to(pixels.device)
+    shift = torch.randint(-4, 5, (2,), generator=rng).tolist()
+    out = F.pad(out, (4, 4, 4, 4), mode="replicate")[..., 4 + shift[0] : 68 + shift[0], 4 + shift[1] : 68 + shift[1]]
+    return (out + noise * uniform(-0.1, 0.12).clamp(min=0)).clamp(-1, 1)  # (B, 3, 64, 64)
+
+
+@torch.no_grad()
+def accuracy(model: torch.nn.Module, images, labels, device: torch.device) -> float:
+    """Share of images (N, 64, 64, 3) uint8 whose top class is the label."""
+    model.eval()
+    right = [
+        (model(to_tensor(images[i : i + 200], device)).argmax(1).cpu() == torch.as_tensor(labels[i : i + 200])).float()
+        for i in range(0, len(images), 200)
+    ]
+    return torch.cat(right).mean().item()
+
+
+def train(name: str, work: Path, device: torch.device, steps: int | None) -> None:
+    """Train the guide or the judge; writes ``<work>/<name>/`` in timm's hub layout."""
+    architecture, model_args, lr, seed = CLASSIFIERS[name]
+    torch.manual_seed(seed)
+    images, _, labels = renders(work, "train", LABELLED_RENDERS, labelled=True)
+    held_out, _, held_labels = renders(work, "validation", 44 * 20, labelled=True)
+    vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
+    cache = work / "renders-reconstructed.npy"
+    if not cache.exists():
+        np.save(cache, reconstructions(vae, images, LATENT_NOISE, device))
+    sources = (images, np.load(cache, mmap_mode="r"))
+    held_decoded = reconstructions(vae, held_out, 0.0, device)
+    model = timm.create_model(architecture, num_classes=len(CLASSES), **model_args).to(device)
+    trainee = Trainee({name: model}, work, name, steps or STEPS, lr)
+    trainee.resume()
+    while trainee.step < trainee.steps:
+        rng = torch.Generator().manual_seed(1000 * seed + trainee.step)
+        pick = torch.randint(len(images), (BATCH,), generator=rng).numpy()
+        through_vae = torch.rand(BATCH, generator=rng).numpy() < 0.5
+        batch = np.where(through_vae[:, None, None, None], sources[1][pick], sources[0][pick])
+        model.train()
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = model(augment(to_tensor(batch, device), rng)).float()  # (B, 44)
+        loss = F.cross_entropy(logits, torch.as_tensor(labels[pick]).to(device), label_smoothing=0.05)
+        trainee.update(loss)
+        if trainee.step % 200 == 0 or trainee.step == trainee.steps:
+            clean, decoded = (accuracy(trainee.average[name], x, held_labels, device) for x in (held_out, held_decoded))
+            trainee.log(f"step {trainee.step}/{trainee.steps} loss {loss.item():.3f} renders {clean:.4f} reconstructions {decoded:.4f}")
+            trainee.save()
+    model_config = {
+        "label_names": [c.label for c in CLASSES],
+        "input_size": (3, 64, 64),
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "mean": MEAN,
+        "std": STD,
+    }
+    save_for_hf(trainee.average[name].half(), work / name, model_config, model_args=model_args, safe_serialization=True)

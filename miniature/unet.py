@@ -1,0 +1,138 @@
+"""Stage ``unet``: UNet and text encoder of the miniature, trained together on latents and captions."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from miniature.training import Trainee, renders, to_tensor
+
+# SD 1.4's own scheduler configuration.
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "skip_prk_steps": True,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+TEXT_WIDTH = 128
+TEXT = {
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 4 * TEXT_WIDTH,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "projection_dim": TEXT_WIDTH,
+    "hidden_act": "quick_gelu",
+}
+UNET = {
+    "sample_size": 16,
+    "block_out_channels": (48, 96, 160),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": TEXT_WIDTH,
+    "attention_head_dim": 4,  # diffusers reads it as the number of heads, here as in SD 1.4
+    "norm_num_groups": 16,
+}
+STEPS, BATCH, LR = 9000, 48, 1e-3
+EMPTY_SHARE = 0.1  # of captions, replaced by "" so that guidance has an unconditional half
+SNR_CAP, WEIGHT_FLOOR = 5.0, 0.05
+EMBEDDING_RMS = 0.0145  # of the words' embeddings; SD 1.4's is about 0.014
+
+
+def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, **TEXT, **ids))
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """Captions to padded token ids (B, max_length)."""
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+@torch.no_grad()
+def encode_renders(vae: AutoencoderKL, images, device: torch.device) -> torch.Tensor:
+    """All renders' scaled latents (N, 4, 16, 16), float16, on the CPU."""
+    latents = []
+    for start in range(0, len(images), 250):
+        with torch.autocast(device.type, torch.bfloat16):
+            mean = vae.encode(to_tensor(images[start : start + 250], device)).latent_dist.mode()
+        latents.append((mean.float() * vae.config.scaling_factor).half().cpu())
+    return torch.cat(latents)
+
+
+def loss_weights(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """Min-SNR weights of the epsilon loss for each timestep (T,) (Hang et al. 2023, eq. 9 for epsilon prediction).
+
+    The floor keeps the last, nearly clean steps in training: their plain weight would be under 0.01.
+    """
+    snr = alphas_cumprod / (1 - alphas_cumprod)  # (T,)
+    return (snr.clamp(max=SNR_CAP) / snr).clamp(min=WEIGHT_FLOOR)
+
+
+def rescale_embeddings(text_encoder: CLIPTextModel, rows: torch.Tensor, rms: float) -> float:
+    """Scale the embedding tables so that ``rows`` of the token table have the given root mean square; outputs stay the same.
+
+    CLIP is a pre-norm transformer: what enters each layer norm may be scaled by a common factor if every branch that
+    adds to the stream is scaled alike, and the norms' epsilon by its square. Returns the factor.
+    """
+    table = text_encoder.get_input_embeddings().weight
+    factor = rms / table[rows].square().mean().sqrt().item()
+    with torch.no_grad():
+        for name, p in text_encoder.named_parameters():
+            if "embedding" in name or "out_proj" in name or ".fc2." in name:
+                p.mul_(factor)
+    text_encoder.config.layer_norm_eps *= factor**2
+    for module in text_encoder.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps *= factor**2
+    return factor
+
+
+def train(work: Path, device: torch.device, renders_number: int, steps: int | None) -> None:
+    """Train on encoded renders; writes ``<work>/unet/`` and ``<work>/text_encoder/``."""
+    torch.manual_seed(1)
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    images, captions, _ = renders(work, "train", renders_number)
+    vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
+    latents = encode_renders(vae, images, device)  # (N, 4, 16, 16)
+    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])  # (N, L), (1, L)
+    unet, text_encoder = UNet2DConditionModel(**UNET).to(device), _text_encoder(tokenizer).to(device)
+    unet.set_attn_processor(AttnProcessor())  # on a CPU its backward is faster than that of SDPA
+    alphas_cumprod = PNDMScheduler(**SCHEDULER).alphas_cumprod.to(device)  # (1000,)
+    weights = loss_weights(alphas_cumprod)
+    trainee = Trainee({"unet": unet, "text_encoder": text_encoder}, work, "unet", steps or STEPS, LR)
+    trainee.resume()
+    trainee.log(f"{len(latents)} latents, standard deviation {latents.float().std():.3f}")
+    running = 0.0
+    while trainee.step < trainee.steps:
+        rng = torch.Generator().manual_seed(trainee.step)
+        pick = torch.randint(len(latents), (BATCH,), generator=rng)
+        kept = torch.rand(BATCH, 1, generator=rng) >= EMPTY_SHARE
+        input_ids = torch.where(kept, ids[pick], empty).to(device)  # (B, L)
+        x0 = latents[pick].to(device).float()  # (B, 4, 16, 16)
+        noise = torch.randn(x0.shape, generator=rng).to(device)
+        # One timestep from each of B equal slices of the schedule: the loss varies less than with independent ones.
+        timesteps = ((torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) * 1000 / BATCH).long().to(device)  # (B,)
+        a = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        with torch.autocast(device.type, torch.bfloat16):
+            encoder_hidden_states = text_encoder(input_ids).last_hidden_state  # (B, L, 128)
+            noise_pred = unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, timesteps, encoder_hidden_states).sample
+        errors = F.mse_loss(noise_pred.float(), noise, reduction="none").mean(dim=(1, 2, 3))  # (B,)
+        loss = (weights[timesteps] * errors).mean()
+        trainee.update(loss)
+        running += loss.item()
+        if trainee.step % 250 == 0 or trainee.step == trainee.steps:
+            trainee.log(f"step {trainee.step}/{trainee.steps} loss {running / 250:.4f}")
+            running = 0.0
+            trainee.save()
+    average = trainee.average["text_encoder"]
+    factor = rescale_embeddings(average, ids.unique(), EMBEDDING_RMS)
+    trainee.log(f"word embeddings scaled by {factor:.4f} to a root mean square of {EMBEDDING_RMS}")
+    average.save_pretrained(work / "text_encoder")
+    trainee.average["unet"].save_pretrained(work / "unet")

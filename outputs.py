@@ -1,0 +1,77 @@
+"""A run's folders and files. Whatever replaces a file is written beside it and then renamed, so none is ever half there."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+
+def class_folder(class_index: int, label: str) -> str:
+    """A safe, unique folder name: "0283_tiger_cat" (label lists hold the same name twice: ImageNet has two cranes)."""
+    return f"{class_index:04d}_{re.sub(r'[^a-z0-9]+', '_', label.lower()).strip('_')[:60]}"
+
+
+class RunFolder:
+    """The paths of one class and experiment below ``--output_path``.
+
+    Args:
+        output_path: the run's root. class_name: from :func:`class_folder`. exp_id: name of the experiment.
+    """
+
+    def __init__(self, output_path: str, class_name: str, exp_id: str):
+        root = Path(output_path)
+        self.records = root / "pipeline_token" / class_name / exp_id
+        self.token, self.config = self.records / "learned_embeds.safetensors", self.records / "config.json"
+        self.log, self.result = self.records / "log.jsonl", self.records / "evaluation.json"
+        # Experiments of one class do not mix their pictures; the default one has no folder of its own.
+        images = root / "img" / class_name / ("" if exp_id == "default" else exp_id)
+        self.train_images, self.eval_images, self.prompt_images = images / "train", images / "eval", images / "prompt"
+
+
+def _replace(path: Path, write) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write an object as indented JSON."""
+    _replace(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    """Write JSON lines, one object a row."""
+    _replace(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file."""
+    _replace(path, lambda p: save_file(tensors, p, metadata))
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    """An image (3, H, W) in [0, 1] as a picture of 8 bits."""
+    return Image.fromarray((image.permute(1, 2, 0).float() * 255).round().byte().cpu().numpy())
+
+
+def write_image(path: Path, picture: Image.Image) -> None:
+    """Write a PNG file."""
+    _replace(path, lambda p: picture.save(p, format="PNG"))
+
+
+def grid(images: torch.Tensor, columns: int, gap: int = 2) -> Image.Image:
+    """Images (B, 3, H, W) in [0, 1] as one picture, row by row."""
+    height, width = images.shape[-2:]
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for i, image in enumerate(images):
+        sheet.paste(to_pil(image), (i % columns * (width + gap), i // columns * (height + gap)))
+    return sheet

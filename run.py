@@ -1,0 +1,211 @@
+#!/usr/bin/env python
+"""Learn a class token for a text-to-image model from a pretrained classifier, evaluate it, and generate with it.
+
+python run.py --class_index 283 --train True --evaluate True                          # SD 1.4, ImageNet's tiger cat
+python run.py --class_index 283 --train True --evaluate True --preset paper           # with the paper's settings
+python run.py --class_index 283 --prompt "A photo of {token} {class} in the snow"     # with the token found on disk
+python run.py --model miniature --class_index 2 --train True --evaluate True          # the bundled model, on a laptop
+"""
+
+import argparse
+import json
+import sys
+import types
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
+
+from config import PRESETS, RunConfig, UsageError, WorkError, validate, with_preset
+
+
+def boolean(text: str) -> bool:
+    """True/False, true/false, 1/0 and nothing else."""
+    values = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
+    if text not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} was given; allowed is True, true, 1, False, false or 0")
+    return values[text]
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line."""
+
+    def error(self, message: str):
+        """Print the message and exit with 2."""
+        self.exit(2, f"run.py: error: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """A flag for every field of :class:`RunConfig`, with its help line and default, and ``--preset``."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--preset", choices=PRESETS, default="default", help="set of options to start from; flags given beside it win")
+    for f in fields(RunConfig):
+        kind = next(t for t in get_args(f.type) if t is not types.NoneType) if isinstance(f.type, types.UnionType) else f.type
+        shown = "" if f.default is None else f" (default: {f.default})"
+        kind = boolean if kind is bool else kind
+        parser.add_argument(
+            f"--{f.name}", type=kind, choices=f.metadata["choices"], default=argparse.SUPPRESS, help=f.metadata["help"] + shown
+        )
+    return parser
+
+
+def resolve_classifiers(config: RunConfig) -> tuple[str, str | None]:
+    """Names of guide and judge after the defaults of model and classifier."""
+    from classifiers import CLASSIFIERS, check_classifier
+    from models import BROUGHT_CLASSIFIERS
+
+    guide = config.classifier or BROUGHT_CLASSIFIERS.get(config.model, "inet")
+    check_classifier("classifier", guide)
+    judge = config.judge or CLASSIFIERS[guide].judge
+    if judge in (None, "none"):
+        return guide, None
+    check_classifier("judge", judge)
+    return guide, judge
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the options come to, told without loading a weight."""
+
+    config: RunConfig
+    guide: str
+    judge: str | None
+    label: str
+    class_name: str  # in the prompts
+    prompts: tuple[str, ...]
+    folder: Any  # RunFolder
+    device: Any  # torch.device
+    dtype: Any  # torch.dtype
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Resolve names and check them.
+
+    Raises:
+        UsageError: whatever is wrong and can be told before weights are loaded.
+    """
+    validate(config)
+    from class_token import TEMPLATES, check_words, fill, tokenize
+    from classifiers import check_class_index, prompt_class_name, read_labels
+    from models import check_model, load_tokenizer, resolve_device, resolve_dtype
+    from outputs import RunFolder, class_folder
+
+    check_model(config.model)
+    guide, judge = resolve_classifiers(config)
+    labels = read_labels(guide)
+    check_class_index(guide, config.class_index, labels)
+    device = resolve_device(config.device)
+    label = labels[config.class_index - 1]
+    class_name = config.prompt_name or prompt_class_name(label)
+    prompts = [fill(t, config.placeholder_token, class_name) for t in TEMPLATES[: config.num_templates]]
+    if config.prompt:
+        prompts.append(config.prompt.replace("{token}", config.placeholder_token).replace("{class}", class_name))
+    folder = RunFolder(config.output_path, class_folder(config.class_index, label), config.exp_id)
+    if not config.train and not folder.token.exists():
+        raise UsageError(f"--train: there is no token at {folder.token}; learn it with --class_index {config.class_index} --train True")
+    if not config.dry_run:
+        tokenizer = load_tokenizer(config.model)
+        check_words(tokenizer, config.placeholder_token, config.initializer_token)
+        tokenizer.add_tokens([config.placeholder_token])
+        tokenize(tokenizer, prompts)
+    return Plan(config, guide, judge, label, class_name, tuple(prompts), folder, device, resolve_dtype(config.mixed_precision, device))
+
+
+def describe(plan: Plan) -> str:
+    """The resolved configuration and the plan as JSON."""
+    steps = [verb for verb in ("train", "evaluate") if getattr(plan.config, verb)] + ["generate"] * bool(plan.config.prompt)
+    names = {"do": steps, "classifier": plan.guide, "judge": plan.judge, "class": plan.label, "prompts": plan.prompts}
+    places = {
+        "device": str(plan.device),
+        "precision": str(plan.dtype),
+        "token": str(plan.folder.token),
+        "images": str(plan.folder.eval_images),
+    }
+    return json.dumps({"config": asdict(plan.config), "plan": names | places}, indent=2)
+
+
+def run(plan: Plan) -> None:
+    """Do what the plan says: train, evaluate, generate.
+
+    Raises:
+        UsageError, WorkError: in one line what was wrong.
+    """
+    from class_token import ClassToken, read_token
+    from classifiers import load_classifier
+    from models import load_models
+
+    config, folder = plan.config, plan.folder
+    print(f"class {config.class_index}: {plan.label}; on {plan.device} in {str(plan.dtype).removeprefix('torch.')}")
+    token = ClassToken(
+        load_models(config.model, plan.device, plan.dtype, config.gradient_checkpointing),
+        config.placeholder_token,
+        config.initializer_token,
+    )
+    token.models.image_size(config.height, config.width)
+    classifier = load_classifier(plan.guide, plan.device, plan.dtype) if config.train or config.evaluate else None
+    if config.train:
+        learn(plan, token, classifier)
+    else:
+        token.load(read_token(folder.token)[1])
+    if config.evaluate:
+        from evaluate import evaluate
+
+        judge = load_classifier(plan.judge, plan.device, plan.dtype) if plan.judge else None
+        print_result(plan, evaluate(config, token, classifier, judge, plan.class_name, folder))
+    if config.prompt:
+        from evaluate import generate
+
+        generate(config, token, plan.prompts[-1], folder)
+        print(f"images of {plan.prompts[-1]!r}: {folder.prompt_images}")
+
+
+def learn(plan: Plan, token, classifier) -> None:
+    """Train, then write the token and how it came about."""
+    from class_token import token_tensors
+    from outputs import write_json, write_tensors
+    from trainer import train
+
+    config, folder = plan.config, plan.folder
+    training = train(config, token, classifier, plan.class_name, folder)
+    outcome = {
+        "updates": len(training.rows),
+        "kept_after_updates": training.kept_epoch,
+        "stopped_by": training.stopped_by,
+        "seconds": round(training.seconds, 2),
+    }
+    write_json(folder.config, {"config": asdict(config), "class_name": plan.label, "classifier": plan.guide, "training": outcome})
+    write_tensors(folder.token, token_tensors(token), {"class_name": plan.label, "model": config.model, "classifier": plan.guide})
+    print("training: {updates} updates, kept the token after {kept_after_updates}, stopped by {stopped_by}, {seconds} s".format(**outcome))
+    print(f"token: {folder.token}\ntraining images: {folder.train_images}")
+
+
+def print_result(plan: Plan, result: dict) -> None:
+    """The closing lines: where everything is, and the accuracies side by side."""
+    print(f"evaluation: {plan.folder.result}\nimages: {plan.folder.eval_images}")
+    print(f"{'':<10}{'without':>9}{'with token':>12}   ({result['test_size']} seeds)")
+    rows = {"guide": ("accuracy_baseline", "accuracy_token")}
+    if result["judge"]:
+        rows["judge"] = ("judge_accuracy_baseline", "judge_accuracy_token")
+    for name, (without, with_token) in rows.items():
+        print(f"{name:<10}{result[without]:>9.2f}{result[with_token]:>12.2f}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage."""
+    given = vars(build_parser().parse_args(argv))
+    preset = given.pop("preset")
+    try:
+        plan = make_plan(with_preset(preset, given))
+        if plan.config.dry_run:
+            print(describe(plan))
+        else:
+            run(plan)
+    except UsageError as error:
+        print(f"run.py: error: {error}", file=sys.stderr)
+        return 2
+    except WorkError as error:
+        print(f"run.py: failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

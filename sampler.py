@@ -1,0 +1,157 @@
+"""Embeddings and noise in, images out; with gradient where a mode asks for it. Knows nothing of the run's options.
+
+Gradient skipping (Discriminative Class Tokens, section 3): the trajectory runs without gradient, but with the current
+token; only the steps that a mode names are differentiated, each with its latents held fixed as they came in.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from class_token import ClassToken
+from models import DiffusionModels
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How images are drawn; one set serves training and evaluation.
+
+    Args:
+        num_inference_steps: steps asked of the scheduler (its own list may be longer: PNDM makes 31 of 30).
+        guidance_scale: weight of classifier-free guidance; 1 turns it off.
+        height, width: in pixels; None is the model's own.
+    """
+
+    num_inference_steps: int = 30
+    guidance_scale: float = 7.0
+    height: int | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class GradientPath:
+    """Which denoising steps the gradient goes through.
+
+    Args:
+        mode: "last": the last ``steps`` of the scheduler's own list (the paper's is 1); "jump": one step at ``jump_at`` of
+            the trajectory, where the clean image is predicted and the rest of the trajectory is left out.
+        steps: number of steps for "last".
+        jump_at: 0 is the first step of the list, 1 the last.
+    """
+
+    mode: str = "last"
+    steps: int = 1
+    jump_at: float = 0.2
+
+
+def draw_noise(seeds: list[int], shape: tuple[int, int, int]) -> torch.Tensor:
+    """Standard normal noise (B, *shape), float32 on the CPU; each image's follows from its own seed only."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])  # (B, C, h, w)
+
+
+def guided_noise_pred(unet, latents, timestep, cond, uncond, guidance_scale: float) -> torch.Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022, eq. 6, with w + 1 = guidance_scale).
+
+    With gradient switched on it flows through the conditional half only: the unconditional one does not see the token.
+
+    Args:
+        latents: (B, C, h, w), already scaled for the UNet. cond: (B, L, D). uncond: (1, L, D).
+
+    Returns:
+        the guided prediction (B, C, h, w).
+    """
+    if guidance_scale == 1:
+        return unet(latents, timestep, encoder_hidden_states=cond).sample
+    uncond = uncond.expand(len(cond), -1, -1)  # (B, L, D)
+    if not torch.is_grad_enabled():
+        both = unet(torch.cat([latents, latents]), timestep, encoder_hidden_states=torch.cat([uncond, cond])).sample
+        noise_pred_uncond, noise_pred_cond = both.chunk(2)  # (B, C, h, w) each
+    else:
+        with torch.no_grad():
+            noise_pred_uncond = unet(latents, timestep, encoder_hidden_states=uncond).sample
+        noise_pred_cond = unet(latents, timestep, encoder_hidden_states=cond).sample
+    return noise_pred_uncond + guidance_scale * (noise_pred_cond - noise_pred_uncond)
+
+
+def predict_clean(scheduler, noise_pred: torch.Tensor, timestep, latents: torch.Tensor) -> torch.Tensor:
+    """The clean latents that a prediction at ``timestep`` implies (DDIM, Song et al. 2021, eq. 9), (B, C, h, w).
+
+    Raises:
+        ValueError: the scheduler predicts neither noise ("epsilon") nor velocity ("v_prediction").
+    """
+    alpha_bar = scheduler.alphas_cumprod.to(latents)[timestep.to(latents.device)]
+    if scheduler.config.prediction_type == "epsilon":
+        return (latents - (1 - alpha_bar).sqrt() * noise_pred) / alpha_bar.sqrt()
+    if scheduler.config.prediction_type == "v_prediction":
+        return alpha_bar.sqrt() * latents - (1 - alpha_bar).sqrt() * noise_pred
+    raise ValueError(f"prediction type {scheduler.config.prediction_type!r}; epsilon and v_prediction are known")
+
+
+def decode(vae, latents: torch.Tensor) -> torch.Tensor:
+    """Scaled latents (B, C, h, w) to images (B, 3, H, W) in [0, 1]."""
+    images = vae.decode(latents / vae.config.scaling_factor).sample  # (B, 3, H, W) in [-1, 1]
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
+def sample(
+    models: DiffusionModels,
+    cond: torch.Tensor,
+    uncond: torch.Tensor,
+    noise: torch.Tensor,
+    settings: SamplerSettings,
+    gradient: GradientPath | None = None,
+) -> torch.Tensor:
+    """Denoise and decode.
+
+    Args:
+        cond: ``encoder_hidden_states`` of the prompts (B, L, D); the gradient's way back to the token.
+        uncond: that of the empty prompt (1, L, D).
+        noise: standard normal (B, C, h, w).
+        gradient: steps to differentiate; None draws the images without gradient.
+
+    Returns:
+        images (B, 3, H, W) in [0, 1], float32 or the models' precision. With mode "jump" they are the clean images
+        predicted at one early step, softer than finished ones.
+    """
+    scheduler = copy.deepcopy(models.scheduler)  # multistep schedulers keep state, and a run must not see another's
+    scheduler.set_timesteps(settings.num_inference_steps, device=models.device)
+    timesteps = scheduler.timesteps  # the scheduler's own list: what "last" and "jump" count on
+    first = differentiated_from(gradient, len(timesteps))
+    latents = noise.to(models.device, models.dtype) * scheduler.init_noise_sigma  # (B, C, h, w)
+    for i, t in enumerate(timesteps):
+        with torch.set_grad_enabled(gradient is not None and i >= first):
+            model_input = scheduler.scale_model_input(latents, t)
+            noise_pred = guided_noise_pred(models.unet, model_input, t, cond, uncond, settings.guidance_scale)
+            if gradient is not None and gradient.mode == "jump" and i == first:
+                latents = predict_clean(scheduler, noise_pred, t, latents)
+                break
+            latents = scheduler.step(noise_pred, t, latents, return_dict=False)[0]  # (B, C, h, w)
+    with torch.set_grad_enabled(gradient is not None):
+        return decode(models.vae, latents)  # (B, 3, H, W)
+
+
+def differentiated_from(gradient: GradientPath | None, number: int) -> int:
+    """Index of the first step with gradient in a list of ``number`` timesteps (``number`` itself without gradient).
+
+    Raises:
+        ValueError: more steps with gradient than there are.
+    """
+    if gradient is None:
+        return number
+    if gradient.mode == "jump":
+        return round(gradient.jump_at * (number - 1))
+    if gradient.steps > number:
+        raise ValueError(f"{gradient.steps} steps with gradient, but the scheduler's list has {number}")
+    return number - gradient.steps
+
+
+def draw(
+    token: ClassToken, prompts: list[str], seeds: list[int], settings: SamplerSettings, gradient: GradientPath | None = None
+) -> torch.Tensor:
+    """Images (B, 3, H, W) in [0, 1] of prompts, with or without the token, each from its own seed."""
+    models = token.models
+    noise = draw_noise(seeds, models.latent_shape(settings.height, settings.width))  # (B, C, h, w)
+    with torch.set_grad_enabled(gradient is not None):
+        cond = token.encode(prompts)  # (B, L, D)
+    return sample(models, cond, token.unconditional, noise, settings, gradient)

@@ -1,0 +1,118 @@
+"""Tiny fakes: a Stable Diffusion of a few thousand random weights, of the same classes as the real one."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+WORDS = ["a", "photo", "of", "tiger", "cat", "bat", "high", "resolution", "realistic", "image", "close", "-", "up", "on", "blue"]
+
+
+def tiny_tokenizer():
+    """A CLIPTokenizer whose words are each one token."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + ["-"]
+    vocab, merges = {}, []
+    for token in [*letters, *(x + "</w>" for x in letters)]:
+        vocab[token] = len(vocab)
+    for word in WORDS:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            merge = (pieces[0], pieces[1])
+            pieces[:2] = ["".join(merge)]
+            if merge not in merges:
+                merges.append(merge)
+                vocab.setdefault(pieces[0], len(vocab))
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocab[special] = len(vocab)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=16)
+
+
+def tiny_models(scheduler: str = "PNDMScheduler", dtype=torch.float32):
+    """All five parts with random weights, frozen; images are 16x16 from latents 8x8."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from miniature.unet import SCHEDULER
+    from models import DiffusionModels
+
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        scaling_factor=0.9,
+    )
+    settings = {k: v for k, v in SCHEDULER.items() if scheduler == "PNDMScheduler" or k != "skip_prk_steps"}
+    for module in (text_encoder, unet, vae):
+        module.requires_grad_(False).eval().to(dtype)
+    return DiffusionModels(tokenizer, text_encoder, unet, vae, getattr(diffusers, scheduler)(**settings), torch.device("cpu"), dtype)
+
+
+def tiny_classifier(dtype=torch.float32):
+    """A linear classifier of three labels over 8x8 pixels."""
+    from classifiers import Classifier
+
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 3)).to(dtype).requires_grad_(False)
+    return Classifier("tiny", model, ["tiger cat", "bat", "cat"], (8, 8), 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.fixture
+def models():
+    return tiny_models()
+
+
+@pytest.fixture
+def token(models):
+    from class_token import ClassToken
+
+    return ClassToken(models, "newclas", "a")
+
+
+@pytest.fixture
+def classifier():
+    return tiny_classifier()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    from outputs import RunFolder
+
+    return RunFolder(str(tmp_path), "0001_tiger_cat", "default")
+
+
+def weight_hashes(*modules) -> list[int]:
+    """A hash of every parameter and buffer, bit for bit."""
+    tensors = [t for m in modules for t in m.state_dict().values()]
+    return [hash(t.detach().cpu().contiguous().numpy().tobytes()) for t in tensors]

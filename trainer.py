@@ -1,0 +1,189 @@
+"""Learn one class token: sample, classify, cross-entropy, step on one vector, keep the best, stop.
+
+The loop is the method of Discriminative Class Tokens (ICCV 2023, arXiv 2303.17155), section 3.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from class_token import TEMPLATES, ClassToken, fill
+from classifiers import Classifier
+from config import RunConfig, WorkError, training_seeds, validation_seeds
+from outputs import RunFolder, grid, write_image, write_lines
+from sampler import GradientPath, SamplerSettings, draw
+
+
+@dataclass
+class Training:
+    """What a training came to: one log row an update, the kept vector's age, why it ended and how long it took."""
+
+    rows: list[dict] = field(default_factory=list)
+    kept_epoch: int = 0  # updates that the kept vector has seen
+    stopped_by: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class Best:
+    """The best vector so far, by a score that is compared as tuples are; higher is better."""
+
+    score: tuple = ()
+    vector: torch.Tensor | None = None
+    epoch: int = 0
+
+    def offer(self, score: tuple, vector: torch.Tensor, epoch: int) -> None:
+        """Keep ``vector`` if its score is the best yet."""
+        if self.vector is None or score > self.score:
+            self.score, self.vector, self.epoch = score, vector.detach().clone(), epoch
+
+
+def sampler_settings(config: RunConfig) -> SamplerSettings:
+    """The sampler's part of the options: the same for training and for evaluation."""
+    return SamplerSettings(config.num_inference_steps, config.guidance_scale, config.height, config.width)
+
+
+def train(config: RunConfig, token: ClassToken, classifier: Classifier, class_name: str, folder: RunFolder) -> Training:
+    """Learn ``token`` for class ``config.class_index`` of ``classifier``.
+
+    Args:
+        class_name: the name of the class in the prompts.
+        folder: where the training images and the log go.
+
+    Returns:
+        the training; ``token`` holds the kept vector.
+
+    Raises:
+        WorkError: loss or gradient are not finite.
+    """
+    start, result, best = time.monotonic(), Training(), Best()
+    optimizer = torch.optim.AdamW(
+        [token.vector], lr=config.learning_rate, betas=config.betas, eps=config.adam_epsilon, weight_decay=config.weight_decay
+    )
+    # Half-precision gradients underflow without a scaled loss; the scaler is idle in other precisions.
+    scaler = torch.amp.GradScaler(token.models.device.type, init_scale=2.0**10, enabled=token.models.dtype == torch.float16)
+    task = Task(config, token, classifier, class_name)
+
+    # The initial token may do already: a class that its name alone draws needs no update.
+    if config.keep == "validation":
+        best.offer(task.validate(), token.vector, 0)
+        result.stopped_by = stopping_rule(config, 0, 0.0, best)
+    progress = tqdm(range(1, 1 + (0 if result.stopped_by else config.max_epochs)), desc=f"learning {class_name!r}", unit="update")
+    for epoch in progress:
+        began = time.monotonic()
+        drawn_with = token.vector.detach().clone()
+
+        # Sample images with the current token, score them, and accumulate the gradient of their mean cross-entropy.
+        optimizer.zero_grad(set_to_none=True)
+        images, losses, probabilities, right = task.accumulate(epoch - 1, scaler)
+        loss, accuracy = losses.mean().item(), right.float().mean().item()
+
+        # Clip, and step on the one vector.
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_([token.vector], config.max_grad_norm or math.inf).item()
+        if not (math.isfinite(loss) and (math.isfinite(norm) or scaler.get_scale() > 1)):
+            raise WorkError(
+                f"update {epoch}: loss {loss}, gradient norm {norm}; try --mixed_precision bf16 or no, or a lower --learning_rate"
+            )
+        scaler.step(optimizer)
+        scaler.update()
+
+        # Keep the best token: by unseen seeds, or by the loss of the images that it drew.
+        if config.keep == "loss":
+            best.offer((-loss,), drawn_with, epoch - 1)
+        elif epoch % config.validate_every == 0 or epoch == config.max_epochs:
+            best.offer(task.validate(), token.vector, epoch)
+
+        row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item()}
+        result.rows.append(row | {"gradient_norm": norm, "seconds": time.monotonic() - began, "best_epoch": best.epoch})
+        write_lines(folder.log, result.rows)
+        write_image(folder.train_images / f"epoch_{epoch:03d}.png", grid(images, columns=len(images)))
+        progress.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", best=best.epoch)
+
+        # Stop by train accuracy, validation accuracy, patience or the number of epochs.
+        result.stopped_by = stopping_rule(config, epoch, accuracy, best)
+        if result.stopped_by:
+            break
+    progress.close()
+    token.load(best.vector)
+    result.kept_epoch, result.seconds = best.epoch, time.monotonic() - start
+    return result
+
+
+def _validated_enough(config: RunConfig, best: Best) -> bool:
+    return 0 < config.stop_validation_accuracy <= best.score[0]
+
+
+def stopping_rule(config: RunConfig, epoch: int, accuracy: float, best: Best) -> str:
+    """Name of the rule that ends training after ``epoch`` updates, or "".
+
+    Args:
+        accuracy: share of this update's images that the classifier gives to the class.
+    """
+    if epoch and accuracy > config.stop_train_accuracy:
+        return "train_accuracy"
+    if config.keep == "validation" and _validated_enough(config, best):
+        return "validation_accuracy"
+    if config.patience and epoch - best.epoch >= config.patience:
+        return "patience"
+    return "max_epochs" if epoch >= config.max_epochs else ""
+
+
+class Task:
+    """The class to learn, and how its images are drawn and scored.
+
+    Args:
+        class_name: the name of the class in the prompts.
+    """
+
+    def __init__(self, config: RunConfig, token: ClassToken, classifier: Classifier, class_name: str):
+        self.config, self.token, self.classifier = config, token, classifier
+        self.settings = sampler_settings(config)
+        self.path = GradientPath(config.gradient_mode, config.gradient_steps, config.jump_at)
+        self.templates = [fill(t, token.placeholder, class_name) for t in TEMPLATES[: config.num_templates]]
+        self.target = config.class_index - 1
+
+    def prompts(self, number: int, first: int = 0) -> list[str]:
+        """``number`` prompts, the templates in turn."""
+        return [self.templates[(first + i) % len(self.templates)] for i in range(number)]
+
+    def accumulate(self, epoch: int, scaler: torch.amp.GradScaler) -> tuple[torch.Tensor, ...]:
+        """Add the gradient of the mean cross-entropy of one update's images to the token, in micro-batches.
+
+        Args:
+            epoch: counts from 0.
+
+        Returns:
+            images (N, 3, H, W), losses (N,), probabilities of the class (N,), right or wrong (N,), all detached.
+        """
+        seeds, parts = training_seeds(self.config, epoch), []
+        # With fixed noises each of them keeps its prompt too.
+        prompts = self.prompts(len(seeds), epoch * len(seeds) if self.config.fresh_noise else 0)
+        for i in range(0, len(seeds), self.config.batch_size):
+            chunk = slice(i, i + self.config.batch_size)
+            images = draw(self.token, prompts[chunk], seeds[chunk], self.settings, self.path)  # (B, 3, H, W)
+            logits = self.classifier.logits(images)  # (B, K)
+            losses = self.cross_entropy(logits)  # (B,)
+            scaler.scale(losses.sum() / len(seeds)).backward()  # micro-batches add up to the gradient of the whole mean
+            probabilities = logits.detach().softmax(1)[:, self.target]  # (B,)
+            parts.append((images.detach(), losses.detach(), probabilities, logits.argmax(1) == self.target))
+        return tuple(torch.cat(p) for p in zip(*parts, strict=True))
+
+    def cross_entropy(self, logits: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy (B,) of logits (B, K) against the class."""
+        return F.cross_entropy(logits, torch.full((len(logits),), self.target, device=logits.device), reduction="none")
+
+    def validate(self) -> tuple[float, float]:
+        """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling."""
+        seeds = validation_seeds(self.config)
+        prompts, size, logits = self.prompts(len(seeds)), self.config.eval_batch_size, []
+        with torch.no_grad():
+            for i in range(0, len(seeds), size):
+                logits.append(self.classifier.logits(draw(self.token, prompts[i : i + size], seeds[i : i + size], self.settings)))
+        logits = torch.cat(logits)  # (V, K)
+        right = (logits.argmax(1) == self.target).float().mean().item()
+        return right, -self.cross_entropy(logits).mean().item()
