@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from config import UsageError
-from models import DiffusionModels
+from models import DiffusionModels, first_line
 
 # The first three of the official list; "{}" takes the word in the token's place and then the class name. The baseline puts
 # the initializer "a" there, so no template has an article of its own (the official third one doubles it).
@@ -37,11 +37,6 @@ class SplicedEmbedding(torch.nn.Module):
     def __init__(self, table: torch.nn.Embedding, token_id: int, vector: torch.Tensor):
         super().__init__()
         self.table, self.token_id, self.vector = table, token_id, vector
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The table's weight; some models read its dtype."""
-        return self.table.weight
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Token ids (B, L) to embeddings (B, L, width)."""
@@ -137,7 +132,7 @@ def tokenize(tokenizer, prompts: list[str]) -> torch.Tensor:
         UsageError: a prompt is longer than that.
     """
     limit = tokenizer.model_max_length
-    input_ids = [tokenizer(p).input_ids for p in prompts]
+    input_ids = [tokenizer(p, verbose=False).input_ids for p in prompts]
     for prompt, ids in zip(prompts, input_ids, strict=True):
         if len(ids) > limit:
             raise UsageError(f"--prompt: {prompt!r} takes {len(ids)} tokens; allowed are at most {limit}, begin and end included")
@@ -156,11 +151,11 @@ def read_token(path: Path) -> tuple[str, torch.Tensor]:
         UsageError: the file is no safetensors file or does not hold exactly one vector.
     """
     try:
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path}: not a readable safetensors file ({str(error).splitlines()[0]})") from error
-    if len(names) != 1 or tensors[names[0]].ndim > 2:
-        raise UsageError(f"{path}: holds {names}; a class token's file holds one vector under its placeholder")
-    return names[0], tensors[names[0]].float()
+        raise UsageError(f"{path}: not a readable safetensors file ({first_line(error)})") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(tensors) != 1 or any(len(shape) not in (1, 2) for shape in shapes.values()):
+        raise UsageError(f"{path}: holds {shapes}; a class token's file holds one vector under its placeholder")
+    ((placeholder, vector),) = tensors.items()
+    return placeholder, vector.float()

@@ -9,20 +9,22 @@ import torch
 import torch.nn.functional as F
 
 from config import UsageError
-from models import MINIATURE
+from models import MINIATURE, first_line
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a classifier comes from: a name that timm loads, its default judge, and who may name it as a guide."""
+    """Where a classifier comes from: a name that timm loads, its default judge, and a crop where timm's is not the wanted one."""
 
     timm_name: str
     judge: str | None
+    crop_pct: float | None = None
 
 
 CLASSIFIERS = {
     # ViT-L/16, ImageNet-21k then 1k: the paper's; judged by a ConvNeXt, another family.
-    "inet": Source("vit_large_patch16_224.augreg_in21k_ft_in1k", "inet-judge"),
+    # The paper's recipe resizes to 256 and crops 224; timm's own would resize to 248.
+    "inet": Source("vit_large_patch16_224.augreg_in21k_ft_in1k", "inet-judge", crop_pct=224 / 256),
     "inet-judge": Source("convnext_base.fb_in22k_ft_in1k", None),
     "miniature": Source(f"local-dir:{MINIATURE / 'guide'}", "miniature-judge"),
     "miniature-judge": Source(f"local-dir:{MINIATURE / 'judge'}", None),
@@ -92,46 +94,56 @@ class Classifier:
             images: (B, 3, H, W) in [0, 1].
 
         Returns:
-            (B, 3, h, w), normalised, float32.
+            (B, 3, h, w), normalised, in float32 or better.
         """
-        images, (h, w) = images.float(), self.input_size
+        images, (h, w) = _at_least_float32(images), self.input_size
         scale = math.floor(max(h, w) / self.crop_pct) / min(images.shape[-2:])
         size = [max(s, round(n * scale)) for n, s in zip(images.shape[-2:], (h, w), strict=True)]
         if size != list(images.shape[-2:]):
             images = F.interpolate(images, size=size, mode=self.interpolation, antialias=True, align_corners=False)
         top, left = (size[0] - h) // 2, (size[1] - w) // 2
         images = images[..., top : top + h, left : left + w]  # (B, 3, h, w)
-        mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (images - mean) / std
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, K), float32, of images (B, 3, H, W) in [0, 1]; differentiable."""
         dtype = next(self.model.parameters()).dtype
-        return self.model(self.preprocess(images).to(dtype)).float()
+        return _at_least_float32(self.model(self.preprocess(images).to(dtype)))
 
 
-def load_classifier(name: str, device: torch.device, dtype: torch.dtype) -> Classifier:
-    """Load a classifier of the table, frozen, from safetensors.
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def load_classifier(name: str, device: torch.device, dtype: torch.dtype, flag: str = "classifier") -> Classifier:
+    """Load a classifier of the table, frozen.
+
+    Args:
+        flag: the option to blame in an error.
 
     Raises:
         UsageError: unknown, or it can neither be found nor fetched.
     """
-    check_classifier("classifier", name)
+    check_classifier(flag, name)
     import timm
+    from huggingface_hub.utils import httpx
+    from safetensors import SafetensorError
 
-    labels, timm_name = read_labels(name), CLASSIFIERS[name].timm_name
+    labels, source = read_labels(name), CLASSIFIERS[name]
+    timm_name = source.timm_name
     try:
         model = timm.create_model(timm_name, pretrained=True)
-    except (OSError, RuntimeError) as error:
-        where = "found" if timm_name.startswith("local-dir:") else "fetched (no network?)"
-        raise UsageError(f"--classifier: {name!r} ({timm_name}) could not be {where}: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, httpx.HTTPError) as error:
+        where = "loaded" if timm_name.startswith("local-dir:") else "fetched (no network?)"
+        raise UsageError(f"--{flag}: {name!r} ({timm_name}) could not be {where}: {first_line(error)}") from error
     data = timm.data.resolve_model_data_config(model)
     return Classifier(
         name,
         model.requires_grad_(False).eval().to(device, dtype),
         labels,
         tuple(data["input_size"][1:]),
-        data["crop_pct"],
+        source.crop_pct or data["crop_pct"],
         data["interpolation"],
         tuple(data["mean"]),
         tuple(data["std"]),

@@ -63,10 +63,10 @@ class RunConfig:
         "jump", "jump: predict the clean image at one early step; last: through the last denoising steps", ("jump", "last")
     )
     gradient_steps: int = option(1, "last: number of denoising steps that the gradient goes through, counted from the end")
-    jump_at: float = option(0.2, "jump: where on the trajectory the clean image is predicted; 0 is the first step, 1 the last")
+    jump_at: float = option(0.27, "jump: where on the trajectory the clean image is predicted; 0 is the first step, 1 the last")
 
     # The optimiser (AdamW over one vector).
-    learning_rate: float = option(2.5e-3, "step size of AdamW, per update")
+    learning_rate: float = option(1e-3, "step size of AdamW for each image of an update: with 5 images it steps with 5 times this")
     adam_beta1: float = option(0.9, "decay of AdamW's first moment")
     adam_beta2: float = option(0.999, "decay of AdamW's second moment")
     adam_epsilon: float = option(1e-8, "added to AdamW's denominator")
@@ -97,6 +97,11 @@ class RunConfig:
         """AdamW's two decays."""
         return self.adam_beta1, self.adam_beta2
 
+    @property
+    def update_learning_rate(self) -> float:
+        """AdamW's step size: it follows the number of images of an update, as in the paper."""
+        return self.learning_rate * self.images_per_update
+
 
 # One row a preset. "paper" is the official code's configuration: AdamW lr 0.00025 per image of an update, five noises that
 # come back every epoch, the gradient of the last step, the token with the lowest epoch loss.
@@ -105,7 +110,7 @@ PRESETS = {
     "paper": {
         "gradient_mode": "last",
         "gradient_steps": 1,
-        "learning_rate": 0.00025 * 5,
+        "learning_rate": 0.00025,
         "fresh_noise": False,
         "keep": "loss",
         "patience": 15,
@@ -201,15 +206,21 @@ def validate(config: RunConfig) -> None:
         "lower-case letters, digits and _",
     )
     _need(
-        re.fullmatch(r"\w[\w.-]*", config.exp_id) is not None, "exp_id", config.exp_id, "a folder name of letters, digits, '.', '_' and '-'"
+        re.fullmatch(r"\w[\w.-]{0,99}", config.exp_id) is not None,
+        "exp_id",
+        config.exp_id,
+        "a short folder name of letters, digits, . _ and -",
     )
     _need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device) is not None, "device", config.device, "auto, cpu, cuda or cuda:N")
     _check_writable(config.output_path)
 
 
 def _check_writable(output_path: str) -> None:
-    path = Path(output_path).absolute()
-    existing = next(p for p in (path, *path.parents) if p.exists())
+    try:
+        path = Path(output_path).absolute()
+        existing = next(p for p in (path, *path.parents) if p.exists())
+    except OSError as error:
+        raise UsageError(f"--output_path: {output_path!r} was given, which cannot be reached ({error.strerror})") from error
     if not existing.is_dir():
         raise UsageError(f"--output_path: {output_path!r} was given, but {existing} is a file; allowed is a folder that can be written")
     if not os.access(existing, os.W_OK | os.X_OK):

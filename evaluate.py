@@ -11,7 +11,7 @@ from tqdm import tqdm
 from class_token import TEMPLATES, ClassToken, fill
 from classifiers import Classifier
 from config import RunConfig, evaluation_seeds
-from outputs import RunFolder, grid, to_pil, write_image, write_json
+from outputs import RunFolder, clear, grid, to_pil, write_image, write_json
 from sampler import draw
 from trainer import sampler_settings
 
@@ -34,11 +34,20 @@ def verdicts(classifier: Classifier, images: torch.Tensor, batch_size: int) -> t
     return torch.cat([classifier.logits(part.to(device)).argmax(1).cpu() for part in images.split(batch_size)])
 
 
-def score(classifier: Classifier | None, label: str, images: torch.Tensor, batch_size: int) -> torch.Tensor | None:
-    """Right or wrong (N,) of each image as ``label``; None without a classifier, or where it does not know the label."""
-    if classifier is None or label not in classifier.labels:
-        return None
-    return verdicts(classifier, images, batch_size) == classifier.labels.index(label)
+def target_of(judge: Classifier | None, guide: Classifier, target: int) -> int | None:
+    """The judge's index, from 0, of the guide's class ``target``; None without a judge that knows the label for sure.
+
+    A label may stand twice in a list (ImageNet has two cranes), so equal lists are matched by index and others by name.
+    """
+    if judge is None or judge.labels == guide.labels:
+        return None if judge is None else target
+    name = guide.labels[target]
+    return judge.labels.index(name) if judge.labels.count(name) == 1 else None
+
+
+def score(classifier: Classifier | None, target: int | None, images: torch.Tensor, batch_size: int) -> torch.Tensor | None:
+    """Right or wrong (N,) of each image as class ``target``, from 0; None where that is None."""
+    return None if target is None else verdicts(classifier, images, batch_size) == target
 
 
 def share(right: torch.Tensor | None) -> float | None:
@@ -57,17 +66,18 @@ def evaluate(
     Returns:
         what the file holds; accuracies are shares in [0, 1], null where no judge knows the class.
     """
-    seeds, label = evaluation_seeds(config), classifier.labels[config.class_index - 1]
+    seeds, target = evaluation_seeds(config), config.class_index - 1
     prompts = {
         "token": fill(TEMPLATES[0], token.placeholder, class_name),
         "baseline": fill(TEMPLATES[0], config.initializer_token, class_name),
     }
     images = {arm: draw_all(config, token, prompt, seeds) for arm, prompt in prompts.items()}  # (N, 3, H, W) each
-    right, judged = ({arm: score(c, label, images[arm], config.eval_batch_size) for arm in images} for c in (classifier, judge))
+    targets = ((classifier, target), (judge, target_of(judge, classifier, target)))
+    right, judged = ({arm: score(c, t, images[arm], config.eval_batch_size) for arm in images} for c, t in targets)
     height, width = token.models.image_size(config.height, config.width)
     result = {
         "class_index": config.class_index,
-        "class_name": label,
+        "class_name": classifier.labels[target],
         "classifier": classifier.name,
         "model": config.model,
         "test_size": config.test_size,
@@ -83,6 +93,7 @@ def evaluate(
         | {"height": height, "width": width, "scheduler": type(token.models.scheduler).__name__, "precision": str(token.models.dtype)},
     }
     for arm in images:
+        clear(folder.eval_images, f"{arm}_*.png")
         for seed, image, ok in zip(seeds, images[arm], right[arm].tolist(), strict=True):
             write_image(folder.eval_images / f"{arm}_{seed:04d}_{'right' if ok else 'wrong'}.png", to_pil(image))
     # Above without, below with the token, the same seed in a column.
@@ -96,6 +107,7 @@ def generate(config: RunConfig, token: ClassToken, prompt: str, folder: RunFolde
     """Draw ``config.num_images`` images of a prompt and write them, and a grid of them, to ``folder.prompt_images``."""
     seeds = list(range(config.seed, config.seed + config.num_images))
     images = draw_all(config, token, prompt, seeds)  # (N, 3, H, W)
+    clear(folder.prompt_images, "*.png")
     for seed, image in zip(seeds, images, strict=True):
         write_image(folder.prompt_images / f"{seed:04d}.png", to_pil(image))
     write_image(folder.prompt_images / "grid.png", grid(images, columns=min(SHOWN, len(images))))

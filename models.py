@@ -15,6 +15,9 @@ MODELS = {
     "sd1.4": "CompVis/stable-diffusion-v1-4",
     "miniature": str(MINIATURE / "model"),
 }
+# Schedulers whose steps are deterministic and count on the training schedule's own timesteps, and what the UNet may predict.
+SCHEDULERS = ("PNDMScheduler", "DDIMScheduler")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 # The classifier that a model brings along.
 BROUGHT_CLASSIFIERS = {"miniature": "miniature"}
 
@@ -38,25 +41,21 @@ class DiffusionModels:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent along each side (8 in SD 1.4)."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return _vae_scale_factor(self.vae.config)
 
     def image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width in pixels, the model's own where None is given.
-
-        Raises:
-            UsageError: a side is not a multiple of what VAE and UNet halve it by.
-        """
+        """Height and width in pixels, the model's own where None is given."""
         own = self.unet.config.sample_size * self.vae_scale_factor
-        multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        for flag, side in (("height", height), ("width", width)):
-            if side is not None and side % multiple:
-                raise UsageError(f"--{flag}: {side} was given; allowed is a multiple of {multiple} for this model")
         return height or own, width or own
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         """Shape (channels, h, w) of one image's latents."""
         h, w = self.image_size(height, width)
         return self.unet.config.in_channels, h // self.vae_scale_factor, w // self.vae_scale_factor
+
+
+def _vae_scale_factor(vae_config) -> int:
+    return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -103,14 +102,22 @@ def check_model(name: str) -> None:
         raise UsageError(f"--model: {name!r} was given; allowed is {known}, a hub id such as owner/name, or an existing folder")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _part(name: str, load):
     """``load(source)`` of one part of a model, its failures told in one line."""
+    from huggingface_hub.utils import httpx
+    from safetensors import SafetensorError
+
     source = MODELS.get(name, name)
     try:
         return load(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, httpx.HTTPError) as error:
         if Path(source).is_dir():
-            raise UsageError(f"--model: the folder {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
+            raise UsageError(f"--model: the folder {name!r} could not be loaded: {first_line(error)}") from error
         raise UsageError(
             f"--model: {source!r} could not be fetched (no network, or no such model); a local folder or --model miniature works without"
         ) from error
@@ -125,7 +132,61 @@ def load_tokenizer(name: str) -> Any:
     from transformers import CLIPTokenizer
 
     check_model(name)
-    return _part(name, lambda source: CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"))
+
+    def load(source: str):
+        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
+        # transformers 5 makes an empty tokenizer where it finds no vocabulary, and says nothing.
+        if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
+            raise OSError("its tokenizer has no vocabulary")
+        return tokenizer
+
+    return _part(name, load)
+
+
+def load_scheduler(name: str) -> Any:
+    """The model's own scheduler, of the class that its index names.
+
+    Raises:
+        UsageError: it cannot be found or fetched.
+    """
+    import diffusers
+
+    def load(source: str):
+        index = diffusers.DiffusionPipeline.load_config(source)
+        return getattr(diffusers, index["scheduler"][1]).from_pretrained(source, subfolder="scheduler")
+
+    return _part(name, load)
+
+
+def check_sampling(name: str, height: int | None, width: int | None, num_inference_steps: int, gradient_steps: int) -> None:
+    """Check scheduler, sizes and step counts against the model's configuration files, before any weight is loaded.
+
+    Raises:
+        UsageError: an unknown kind of scheduler; a side is not a multiple of what VAE and UNet halve it by; more steps than
+            the schedule or its list has.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    unet, vae = (
+        _part(name, lambda s, c=c, p=p: c.load_config(s, subfolder=p)) for c, p in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
+    )
+    multiple = _vae_scale_factor(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
+    for flag, side in (("height", height), ("width", width)):
+        if side is not None and side % multiple:
+            raise UsageError(f"--{flag}: {side} was given; allowed is a multiple of {multiple} for this model")
+    scheduler = load_scheduler(name)
+    kind, prediction = type(scheduler).__name__, scheduler.config.prediction_type
+    if kind not in SCHEDULERS or prediction not in PREDICTION_TYPES:
+        known = f"{' or '.join(SCHEDULERS)} that predicts {' or '.join(PREDICTION_TYPES)}"
+        raise UsageError(f"--model: the scheduler of {name!r} is a {kind} that predicts {prediction!r}; allowed is a {known}")
+    most = scheduler.config.num_train_timesteps
+    if not 2 <= num_inference_steps < most:
+        raise UsageError(f"--num_inference_steps: {num_inference_steps} was given; allowed is 2 to {most - 1} for this model")
+    scheduler.set_timesteps(num_inference_steps)
+    if gradient_steps > len(scheduler.timesteps):
+        raise UsageError(
+            f"--gradient_steps: {gradient_steps} was given; allowed is 1 to {len(scheduler.timesteps)}, the scheduler's own list"
+        )
 
 
 def load_models(name: str, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool = False) -> DiffusionModels:
@@ -141,18 +202,16 @@ def load_models(name: str, device: torch.device, dtype: torch.dtype, gradient_ch
     import diffusers
     from transformers import CLIPTextModel
 
-    tokenizer = load_tokenizer(name)
+    tokenizer, scheduler = load_tokenizer(name), load_scheduler(name)
 
     def load(source: str) -> tuple:
-        index = diffusers.DiffusionPipeline.load_config(source)
-        scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(source, subfolder="scheduler")
         safe = {"use_safetensors": True}
         text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch.float32, **safe)
         unet = diffusers.UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=dtype, **safe)
         vae = diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=dtype, **safe)
-        return text_encoder, unet, vae, scheduler
+        return text_encoder, unet, vae
 
-    text_encoder, unet, vae, scheduler = _part(name, load)
+    text_encoder, unet, vae = _part(name, load)
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval().to(device)
     if gradient_checkpointing:

@@ -42,6 +42,12 @@ def _replace(path: Path, write) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def clear(folder: Path, pattern: str) -> None:
+    """Remove an earlier run's pictures, which would stand among the new ones under other names."""
+    for path in folder.glob(pattern):
+        path.unlink()
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write an object as indented JSON."""
     _replace(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))

@@ -74,6 +74,7 @@ class Plan:
     folder: Any  # RunFolder
     device: Any  # torch.device
     dtype: Any  # torch.dtype
+    saved: Any  # the vector found on disk, None with --train
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -83,9 +84,9 @@ def make_plan(config: RunConfig) -> Plan:
         UsageError: whatever is wrong and can be told before weights are loaded.
     """
     validate(config)
-    from class_token import TEMPLATES, check_words, fill, tokenize
+    from class_token import TEMPLATES, check_words, fill, read_token, tokenize
     from classifiers import check_class_index, prompt_class_name, read_labels
-    from models import check_model, load_tokenizer, resolve_device, resolve_dtype
+    from models import check_model, check_sampling, load_tokenizer, resolve_device, resolve_dtype
     from outputs import RunFolder, class_folder
 
     check_model(config.model)
@@ -99,14 +100,19 @@ def make_plan(config: RunConfig) -> Plan:
     if config.prompt:
         prompts.append(config.prompt.replace("{token}", config.placeholder_token).replace("{class}", class_name))
     folder = RunFolder(config.output_path, class_folder(config.class_index, label), config.exp_id)
-    if not config.train and not folder.token.exists():
+    saved = None
+    if not config.train and folder.token.exists():
+        saved = read_token(folder.token)[1]
+    elif not config.train:
         raise UsageError(f"--train: there is no token at {folder.token}; learn it with --class_index {config.class_index} --train True")
     if not config.dry_run:
+        check_sampling(config.model, config.height, config.width, config.num_inference_steps, config.gradient_steps)
         tokenizer = load_tokenizer(config.model)
         check_words(tokenizer, config.placeholder_token, config.initializer_token)
         tokenizer.add_tokens([config.placeholder_token])
         tokenize(tokenizer, prompts)
-    return Plan(config, guide, judge, label, class_name, tuple(prompts), folder, device, resolve_dtype(config.mixed_precision, device))
+    dtype = resolve_dtype(config.mixed_precision, device)
+    return Plan(config, guide, judge, label, class_name, tuple(prompts), folder, device, dtype, saved)
 
 
 def describe(plan: Plan) -> str:
@@ -128,27 +134,25 @@ def run(plan: Plan) -> None:
     Raises:
         UsageError, WorkError: in one line what was wrong.
     """
-    from class_token import ClassToken, read_token
+    from class_token import ClassToken
     from classifiers import load_classifier
     from models import load_models
 
     config, folder = plan.config, plan.folder
     print(f"class {config.class_index}: {plan.label}; on {plan.device} in {str(plan.dtype).removeprefix('torch.')}")
-    token = ClassToken(
-        load_models(config.model, plan.device, plan.dtype, config.gradient_checkpointing),
-        config.placeholder_token,
-        config.initializer_token,
-    )
-    token.models.image_size(config.height, config.width)
-    classifier = load_classifier(plan.guide, plan.device, plan.dtype) if config.train or config.evaluate else None
+    # The classifiers first: they are small, and what is wrong with them is better told before gigabytes are loaded.
+    scores, judges = config.train or config.evaluate, config.evaluate and plan.judge
+    classifier = load_classifier(plan.guide, plan.device, plan.dtype) if scores else None
+    judge = load_classifier(plan.judge, plan.device, plan.dtype, "judge") if judges else None
+    models = load_models(config.model, plan.device, plan.dtype, config.gradient_checkpointing)
+    token = ClassToken(models, config.placeholder_token, config.initializer_token)
     if config.train:
         learn(plan, token, classifier)
     else:
-        token.load(read_token(folder.token)[1])
+        token.load(plan.saved)
     if config.evaluate:
         from evaluate import evaluate
 
-        judge = load_classifier(plan.judge, plan.device, plan.dtype) if plan.judge else None
         print_result(plan, evaluate(config, token, classifier, judge, plan.class_name, folder))
     if config.prompt:
         from evaluate import generate
@@ -167,12 +171,13 @@ def learn(plan: Plan, token, classifier) -> None:
     training = train(config, token, classifier, plan.class_name, folder)
     outcome = {
         "updates": len(training.rows),
-        "kept_after_updates": training.kept_epoch,
+        "kept_after_updates": training.kept_updates,
         "stopped_by": training.stopped_by,
         "seconds": round(training.seconds, 2),
     }
     write_json(folder.config, {"config": asdict(config), "class_name": plan.label, "classifier": plan.guide, "training": outcome})
     write_tensors(folder.token, token_tensors(token), {"class_name": plan.label, "model": config.model, "classifier": plan.guide})
+    folder.result.unlink(missing_ok=True)  # an earlier token's evaluation would pass for this one's
     print("training: {updates} updates, kept the token after {kept_after_updates}, stopped by {stopped_by}, {seconds} s".format(**outcome))
     print(f"token: {folder.token}\ntraining images: {folder.train_images}")
 

@@ -1,7 +1,7 @@
 """Embeddings and noise in, images out; with gradient where a mode asks for it. Knows nothing of the run's options.
 
 Gradient skipping (Discriminative Class Tokens, section 3): the trajectory runs without gradient, but with the current
-token; only the steps that a mode names are differentiated, each with its latents held fixed as they came in.
+token; only the steps that a mode names are differentiated.
 """
 
 import copy
@@ -42,7 +42,7 @@ class GradientPath:
 
     mode: str = "last"
     steps: int = 1
-    jump_at: float = 0.2
+    jump_at: float = 0.27
 
 
 def draw_noise(seeds: list[int], shape: tuple[int, int, int]) -> torch.Tensor:

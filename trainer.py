@@ -14,7 +14,7 @@ from tqdm import tqdm
 from class_token import TEMPLATES, ClassToken, fill
 from classifiers import Classifier
 from config import RunConfig, WorkError, training_seeds, validation_seeds
-from outputs import RunFolder, grid, write_image, write_lines
+from outputs import RunFolder, clear, grid, write_image, write_lines
 from sampler import GradientPath, SamplerSettings, draw
 
 
@@ -23,7 +23,8 @@ class Training:
     """What a training came to: one log row an update, the kept vector's age, why it ended and how long it took."""
 
     rows: list[dict] = field(default_factory=list)
-    kept_epoch: int = 0  # updates that the kept vector has seen
+    kept_updates: int = 0  # updates that the kept vector has seen
+    last_vector: torch.Tensor | None = None  # (1, width), after the last update
     stopped_by: str = ""
     seconds: float = 0.0
 
@@ -34,12 +35,13 @@ class Best:
 
     score: tuple = ()
     vector: torch.Tensor | None = None
-    epoch: int = 0
+    epoch: int = 0  # when it was found; patience counts from here
+    updates: int = 0  # that it has seen
 
-    def offer(self, score: tuple, vector: torch.Tensor, epoch: int) -> None:
+    def offer(self, score: tuple, vector: torch.Tensor, epoch: int, updates: int) -> None:
         """Keep ``vector`` if its score is the best yet."""
         if self.vector is None or score > self.score:
-            self.score, self.vector, self.epoch = score, vector.detach().clone(), epoch
+            self.score, self.vector, self.epoch, self.updates = score, vector.detach().clone(), epoch, updates
 
 
 def sampler_settings(config: RunConfig) -> SamplerSettings:
@@ -62,15 +64,16 @@ def train(config: RunConfig, token: ClassToken, classifier: Classifier, class_na
     """
     start, result, best = time.monotonic(), Training(), Best()
     optimizer = torch.optim.AdamW(
-        [token.vector], lr=config.learning_rate, betas=config.betas, eps=config.adam_epsilon, weight_decay=config.weight_decay
+        [token.vector], lr=config.update_learning_rate, betas=config.betas, eps=config.adam_epsilon, weight_decay=config.weight_decay
     )
     # Half-precision gradients underflow without a scaled loss; the scaler is idle in other precisions.
     scaler = torch.amp.GradScaler(token.models.device.type, init_scale=2.0**10, enabled=token.models.dtype == torch.float16)
     task = Task(config, token, classifier, class_name)
+    clear(folder.train_images, "epoch_*.png")
 
     # The initial token may do already: a class that its name alone draws needs no update.
     if config.keep == "validation":
-        best.offer(task.validate(), token.vector, 0)
+        best.offer(task.validate(), token.vector, 0, 0)
         result.stopped_by = stopping_rule(config, 0, 0.0, best)
     progress = tqdm(range(1, 1 + (0 if result.stopped_by else config.max_epochs)), desc=f"learning {class_name!r}", unit="update")
     for epoch in progress:
@@ -94,12 +97,13 @@ def train(config: RunConfig, token: ClassToken, classifier: Classifier, class_na
 
         # Keep the best token: by unseen seeds, or by the loss of the images that it drew.
         if config.keep == "loss":
-            best.offer((-loss,), drawn_with, epoch - 1)
-        elif epoch % config.validate_every == 0 or epoch == config.max_epochs:
-            best.offer(task.validate(), token.vector, epoch)
+            best.offer((-loss,), drawn_with, epoch, epoch - 1)
+        elif is_validated(config, epoch, accuracy):
+            best.offer(task.validate(), token.vector, epoch, epoch)
 
         row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item()}
-        result.rows.append(row | {"gradient_norm": norm, "seconds": time.monotonic() - began, "best_epoch": best.epoch})
+        row |= {"gradient_norm": norm if math.isfinite(norm) else None, "seconds": time.monotonic() - began, "best_epoch": best.epoch}
+        result.rows.append(row)
         write_lines(folder.log, result.rows)
         write_image(folder.train_images / f"epoch_{epoch:03d}.png", grid(images, columns=len(images)))
         progress.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", best=best.epoch)
@@ -109,13 +113,16 @@ def train(config: RunConfig, token: ClassToken, classifier: Classifier, class_na
         if result.stopped_by:
             break
     progress.close()
+    write_lines(folder.log, result.rows)
+    result.last_vector = token.vector.detach().clone()
     token.load(best.vector)
-    result.kept_epoch, result.seconds = best.epoch, time.monotonic() - start
+    result.kept_updates, result.seconds = best.updates, time.monotonic() - start
     return result
 
 
-def _validated_enough(config: RunConfig, best: Best) -> bool:
-    return 0 < config.stop_validation_accuracy <= best.score[0]
+def is_validated(config: RunConfig, epoch: int, accuracy: float) -> bool:
+    """Whether the token is scored on the validation seeds after ``epoch``: every so often, and before training ends."""
+    return epoch % config.validate_every == 0 or epoch == config.max_epochs or accuracy > config.stop_train_accuracy
 
 
 def stopping_rule(config: RunConfig, epoch: int, accuracy: float, best: Best) -> str:
@@ -126,9 +133,10 @@ def stopping_rule(config: RunConfig, epoch: int, accuracy: float, best: Best) ->
     """
     if epoch and accuracy > config.stop_train_accuracy:
         return "train_accuracy"
-    if config.keep == "validation" and _validated_enough(config, best):
+    if config.keep == "validation" and 0 < config.stop_validation_accuracy <= best.score[0]:
         return "validation_accuracy"
-    if config.patience and epoch - best.epoch >= config.patience:
+    scored = config.keep == "loss" or is_validated(config, epoch, accuracy)
+    if config.patience and scored and epoch - best.epoch >= config.patience:
         return "patience"
     return "max_epochs" if epoch >= config.max_epochs else ""
 
@@ -179,11 +187,13 @@ class Task:
 
     def validate(self) -> tuple[float, float]:
         """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling."""
-        seeds = validation_seeds(self.config)
-        prompts, size, logits = self.prompts(len(seeds)), self.config.eval_batch_size, []
+        seeds, size = validation_seeds(self.config), self.config.eval_batch_size
+        prompts = self.prompts(len(seeds))
+
+        def logits_of(chunk: slice) -> torch.Tensor:
+            return self.classifier.logits(draw(self.token, prompts[chunk], seeds[chunk], self.settings))
+
         with torch.no_grad():
-            for i in range(0, len(seeds), size):
-                logits.append(self.classifier.logits(draw(self.token, prompts[i : i + size], seeds[i : i + size], self.settings)))
-        logits = torch.cat(logits)  # (V, K)
+            logits = torch.cat([logits_of(slice(i, i + size)) for i in range(0, len(seeds), size)])  # (V, K)
         right = (logits.argmax(1) == self.target).float().mean().item()
         return right, -self.cross_entropy(logits).mean().item()

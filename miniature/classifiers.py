@@ -15,15 +15,15 @@ from diffusers import AutoencoderKL
 from timm.models import save_for_hf
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from miniature.scenes import CLASSES
+from miniature.scenes import CLASSES, SIZE
 from miniature.training import Trainee, renders, to_tensor
 
 # Architecture and its arguments as timm takes them, learning rate, seed.
 CLASSIFIERS = {
     "guide": ("resnet10t", {"channels": (32, 64, 128, 192)}, 2e-3, 2),
-    "judge": ("xcit_nano_12_p8_224", {"depth": 4}, 1e-3, 3),
+    "judge": ("xcit_nano_12_p8_224", {"depth": 4, "img_size": SIZE}, 1e-3, 3),
 }
-STEPS, BATCH, LABELLED_RENDERS = 1600, 64, 44 * 500
+STEPS, BATCH, LABELLED_RENDERS = 1200, 64, 44 * 500
 LATENT_NOISE = 0.3  # greatest standard deviation of the noise on scaled latents; theirs is 1
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -78,13 +78,14 @@ def train(name: str, work: Path, device: torch.device, steps: int | None) -> Non
     images, _, labels = renders(work, "train", LABELLED_RENDERS, labelled=True)
     held_out, _, held_labels = renders(work, "validation", 44 * 20, labelled=True)
     vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
-    cache = work / "renders-reconstructed.npy"
+    cache = work / "vae" / "reconstructed.npy"  # beside the VAE: a new one makes new reconstructions
     if not cache.exists():
-        np.save(cache, reconstructions(vae, images, LATENT_NOISE, device))
+        np.save(cache.with_suffix(".tmp.npy"), reconstructions(vae, images, LATENT_NOISE, device))
+        cache.with_suffix(".tmp.npy").rename(cache)
     sources = (images, np.load(cache, mmap_mode="r"))
     held_decoded = reconstructions(vae, held_out, 0.0, device)
     model = timm.create_model(architecture, num_classes=len(CLASSES), **model_args).to(device)
-    trainee = Trainee({name: model}, work, name, steps or STEPS, lr)
+    trainee = Trainee({name: model}, work, name, [(steps or STEPS, lr)])
     trainee.resume()
     while trainee.step < trainee.steps:
         rng = torch.Generator().manual_seed(1000 * seed + trainee.step)
@@ -100,13 +101,7 @@ def train(name: str, work: Path, device: torch.device, steps: int | None) -> Non
             clean, decoded = (accuracy(trainee.average[name], x, held_labels, device) for x in (held_out, held_decoded))
             trainee.log(f"step {trainee.step}/{trainee.steps} loss {loss.item():.3f} renders {clean:.4f} reconstructions {decoded:.4f}")
             trainee.save()
-    model_config = {
-        "label_names": [c.label for c in CLASSES],
-        "input_size": (3, 64, 64),
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "mean": MEAN,
-        "std": STD,
-    }
-    save_for_hf(trainee.average[name].half(), work / name, model_config, model_args=model_args, safe_serialization=True)
+    data_config = {"input_size": (3, SIZE, SIZE), "interpolation": "bicubic", "crop_pct": 1.0, "mean": MEAN, "std": STD}
+    labels_config = {"label_names": [c.label for c in CLASSES]}
+    finished = trainee.average[name].half()
+    save_for_hf(finished, work / name, labels_config, model_args=model_args, safe_serialization=True, data_config=data_config)

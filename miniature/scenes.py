@@ -193,7 +193,7 @@ CLASS_WEIGHTS = _class_weights()
 
 def with_article(noun: str) -> str:
     """``noun`` behind "a" or "an"."""
-    return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _noun(thing: Thing, rng: np.random.Generator) -> str:

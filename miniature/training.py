@@ -82,22 +82,29 @@ class Trainee:
 
     Args:
         modules: name -> module; they share one optimiser and one average each.
-        steps: length of the whole training, in updates.
+        rounds: updates at the end of each round of training, and its learning rate, which warms up, holds and falls.
         ema: decay of the average; it warms up, so early averages are not the random start.
     """
 
-    def __init__(self, modules: dict, work: Path, stage: str, steps: int, lr: float, ema: float = 0.999):
-        self.modules, self.steps, self.lr, self.ema = modules, steps, lr, ema
+    def __init__(self, modules: dict, work: Path, stage: str, rounds: list[tuple[int, float]], ema: float = 0.999):
+        self.modules, self.ends, self.rates, self.ema = modules, [end for end, _ in rounds], [rate for _, rate in rounds], ema
+        self.steps = self.ends[-1]
         self.average = {name: deepcopy(m).requires_grad_(False) for name, m in modules.items()}
         self.optimizer = torch.optim.AdamW(
-            [p for m in modules.values() for p in m.parameters()], lr=lr, betas=(0.9, 0.99), weight_decay=1e-2
+            [p for m in modules.values() for p in m.parameters()], lr=self.rates[0], betas=(0.9, 0.99), weight_decay=1e-2
         )
         self.step, self.path, self.log = 0, work / f"{stage}.checkpoint", Log(work, stage)
 
+    @property
+    def round(self) -> int:
+        """Index of the round that the next update belongs to."""
+        return next((i for i, end in enumerate(self.ends) if self.step < end), len(self.ends) - 1)
+
     def update(self, loss: torch.Tensor) -> None:
         """One step of the optimiser on ``loss``, then of the average."""
+        begin, end = (0, *self.ends)[self.round], self.ends[self.round]
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * lr_factor(self.step, self.steps)
+            group["lr"] = self.rates[self.round] * lr_factor(self.step - begin, end - begin)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         params = [p for m in self.modules.values() for p in m.parameters()]

@@ -36,7 +36,7 @@ def train(work: Path, device: torch.device, renders_number: int, steps: int | No
     torch.manual_seed(0)
     images, _, _ = renders(work, "train", renders_number)
     held_out, _, _ = renders(work, "validation", 500)
-    trainee = Trainee({"vae": AutoencoderKL(**CONFIG).to(device)}, work, "vae", steps or STEPS, LR)
+    trainee = Trainee({"vae": AutoencoderKL(**CONFIG).to(device)}, work, "vae", [(steps or STEPS, LR)])
     trainee.resume()
     vae, average = trainee.modules["vae"], trainee.average["vae"]
     while trainee.step < trainee.steps:

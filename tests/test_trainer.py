@@ -1,0 +1,185 @@
+"""The loop, on tiny fakes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_classifier, tiny_models, weight_hashes
+
+from class_token import ClassToken
+from config import RunConfig, WorkError, evaluation_seeds, training_seeds, validation_seeds, with_preset
+from outputs import RunFolder
+from sampler import draw
+from trainer import Best, Task, sampler_settings, stopping_rule, train
+
+CONFIG = replace(
+    RunConfig(), class_index=1, train=True, num_inference_steps=4, max_epochs=3, images_per_update=4, validation_size=3, validate_every=2
+)
+IDLE = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def learned(tmp_path, **changes):
+    """A fresh tiny model after training; returns token and training."""
+    config = replace(CONFIG, **changes)
+    token = ClassToken(tiny_models(), "newclas", "a")
+    return token, train(config, token, tiny_classifier(), "tiger cat", RunFolder(str(tmp_path), "c", "e"))
+
+
+@pytest.mark.parametrize("mode", ["jump", "last"])
+def test_every_weight_and_every_other_prompt_is_bit_identical_after_training(models, token, classifier, folder, mode):
+    frozen = (models.text_encoder, models.unet, models.vae, classifier.model)
+    before, start = weight_hashes(*frozen), token.vector.detach().clone()
+    picture = draw(token, ["a photo of cat"], [5], sampler_settings(CONFIG))
+    training = train(replace(CONFIG, gradient_mode=mode, keep="loss"), token, classifier, "tiger cat", folder)
+    assert weight_hashes(*frozen) == before
+    assert torch.equal(picture, draw(token, ["a photo of cat"], [5], sampler_settings(CONFIG)))
+    assert not torch.equal(start, training.last_vector)
+    assert all(p.grad is None for m in frozen for p in m.parameters())
+
+
+def test_the_optimiser_holds_one_vector(monkeypatch, tmp_path):
+    held = []
+    adamw = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda params, **kw: held.append(params) or adamw(params, **kw))
+    token, _ = learned(tmp_path, max_epochs=1)
+    assert len(held) == 1
+    assert len(held[0]) == 1
+    assert held[0][0] is token.vector
+    assert token.vector.shape == (1, 16)
+
+
+def test_micro_batches_add_up_to_the_whole_batch(token, classifier):
+    gradients = []
+    for batch_size in (4, 3, 1):
+        token.vector.grad = None
+        task = Task(replace(CONFIG, batch_size=batch_size), token, classifier, "tiger cat")
+        images, losses, _, _ = task.accumulate(0, IDLE)
+        assert images.shape == (4, 3, 16, 16)
+        assert losses.shape == (4,)
+        gradients.append(token.vector.grad.clone())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(gradients[2], gradients[0], rtol=1e-3, atol=1e-7)
+
+
+def test_same_seed_gives_the_same_token_and_another_seed_another(tmp_path):
+    first, second, other = (learned(tmp_path, seed=s, keep="loss")[1].last_vector for s in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_the_gradient_is_clipped_after_backward(monkeypatch, tmp_path):
+    """The official code clips before it: there is nothing to clip then."""
+    norms = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self: norms.append(self.param_groups[0]["params"][0].grad.norm().item()) or step(self)
+    )
+    _, training = learned(tmp_path, max_grad_norm=1e-4, max_epochs=1)
+    assert training.rows[0]["gradient_norm"] > 1e-4
+    assert norms[0] == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_the_kept_token_is_the_best_of_validation(tmp_path, monkeypatch):
+    scores, seen = iter([(0.1, -3.0), (0.6, -1.0), (0.3, -2.0)]), []
+    monkeypatch.setattr(Task, "validate", lambda self: seen.append(self.token.vector.detach().clone()) or next(scores))
+    token, training = learned(tmp_path, max_epochs=4, validate_every=2)
+    assert training.kept_updates == 2
+    assert torch.equal(token.vector, seen[1])
+
+
+def test_with_keep_loss_the_kept_token_drew_the_lowest_loss(tmp_path):
+    token, training = learned(tmp_path, keep="loss", fresh_noise=False, max_epochs=4)
+    lowest = min(training.rows, key=lambda row: row["loss"])
+    assert training.kept_updates == lowest["epoch"] - 1
+    _, losses, _, _ = Task(replace(CONFIG, fresh_noise=False), token, tiny_classifier(), "tiger cat").accumulate(0, IDLE)
+    assert losses.mean().item() == pytest.approx(lowest["loss"], rel=1e-4)
+
+
+def test_the_log_has_one_object_an_update(tmp_path):
+    _, training = learned(tmp_path, max_epochs=3)
+    folder = RunFolder(str(tmp_path), "c", "e")
+    rows = [json.loads(line) for line in folder.log.read_text().splitlines()]
+    assert rows == training.rows
+    assert [r["epoch"] for r in rows] == [1, 2, 3]
+    assert set(rows[0]) >= {"epoch", "loss", "accuracy", "probability", "gradient_norm", "seconds"}
+    assert len(list(folder.train_images.glob("*.png"))) == 3
+
+
+def test_stopping_rules_are_told_apart():
+    config, best = (
+        replace(CONFIG, patience=5, stop_train_accuracy=0.7, stop_validation_accuracy=0.9, max_epochs=50, validate_every=5),
+        Best(),
+    )
+    best.offer((0.5, -1.0), torch.zeros(1), 10, 10)
+    assert stopping_rule(config, 12, 0.6, best) == ""
+    assert stopping_rule(config, 12, 0.8, best) == "train_accuracy"
+    assert stopping_rule(config, 15, 0.6, best) == "patience"
+    assert stopping_rule(replace(config, patience=0), 50, 0.6, best) == "max_epochs"
+    best.offer((0.9, -1.0), torch.zeros(1), 12, 12)
+    assert stopping_rule(config, 12, 0.6, best) == "validation_accuracy"
+    assert stopping_rule(replace(config, stop_validation_accuracy=0.0), 12, 0.6, best) == ""
+
+
+def test_patience_counts_from_the_start_when_nothing_improves(tmp_path, monkeypatch):
+    """The official code ignores the configured patience until the first improvement."""
+    monkeypatch.setattr(Task, "validate", lambda self: (0.0, -5.0))
+    _, training = learned(tmp_path, patience=2, max_epochs=10)
+    assert (len(training.rows), training.stopped_by, training.kept_updates) == (2, "patience", 0)
+
+
+def test_a_token_that_does_already_needs_no_update(tmp_path, monkeypatch):
+    monkeypatch.setattr(Task, "validate", lambda self: (1.0, -0.01))
+    _, training = learned(tmp_path)
+    assert (training.rows, training.stopped_by) == ([], "validation_accuracy")
+
+
+def test_a_loss_that_is_not_finite_is_reported(token, folder):
+    classifier = tiny_classifier()
+    classifier.model[1].weight.data.fill_(float("nan"))
+    with pytest.raises(WorkError, match="update 1: loss nan"):
+        train(replace(CONFIG, keep="loss"), token, classifier, "tiger cat", folder)
+
+
+def test_seeds_of_training_validation_and_evaluation_never_meet():
+    for preset in ("default", "paper"):
+        for seed in (0, 35):
+            config = with_preset(preset, {"seed": seed, "test_size": 1000, "validation_size": 1000})
+            trained = {s for epoch in range(1000) for s in training_seeds(config, epoch)}
+            assert len(trained) == (5000 if config.fresh_noise else 5)
+            assert not trained & set(validation_seeds(config))
+            assert not trained & set(evaluation_seeds(config))
+            assert not set(validation_seeds(config)) & set(evaluation_seeds(config))
+
+
+def test_patience_of_the_paper_counts_updates_without_a_lower_loss(tmp_path, monkeypatch):
+    losses = iter([3.0, 2.0, 2.5, 2.5, 2.5, 2.5])
+    accumulate = Task.accumulate
+
+    def worse_and_worse(self, epoch, scaler):
+        images, _, probabilities, right = accumulate(self, epoch, scaler)
+        return images, torch.full((4,), next(losses)), probabilities, right
+
+    monkeypatch.setattr(Task, "accumulate", worse_and_worse)
+    _, training = learned(tmp_path, keep="loss", patience=3, max_epochs=10, stop_train_accuracy=1.0)
+    assert (len(training.rows), training.stopped_by, training.kept_updates) == (5, "patience", 1)
+
+
+@pytest.mark.parametrize("changes", [{"patience": 3, "validate_every": 5}, {"stop_train_accuracy": 0.0, "validate_every": 5}])
+def test_no_rule_ends_training_before_what_was_learned_is_scored(tmp_path, monkeypatch, changes):
+    """A rule that fired between two validations used to throw the learned vector away."""
+    scores = iter([(0.0, -5.0), (0.5, -1.0), (0.4, -2.0)])
+    monkeypatch.setattr(Task, "validate", lambda self: next(scores))
+    monkeypatch.setattr(Task, "accumulate", always_right(Task.accumulate))
+    _, training = learned(tmp_path, max_epochs=8, **changes)
+    assert training.kept_updates > 0
+
+
+def always_right(accumulate):
+    """The real images, losses and probabilities, with every image called right."""
+
+    def wrapped(self, epoch, scaler):
+        images, losses, probabilities, right = accumulate(self, epoch, scaler)
+        return images, losses, probabilities, torch.ones_like(right)
+
+    return wrapped
