@@ -14,6 +14,7 @@ import resource
 import sys
 import tempfile
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -92,7 +93,7 @@ def measure(config: RunConfig, width: float, updates: int) -> dict:
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "timm")},
         "width": width,
         "parameters": parameters,
         "config": asdict(config),

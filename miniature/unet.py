@@ -44,7 +44,8 @@ BATCH = 48
 # Rounds of training, in each of which the learning rate is held and then lowered: updates at its end, the rate, weights of the
 # loss, share of captions replaced by "". After the first round images were sharp, but often of the other sense: what the
 # noisiest steps decide, so the second gives those more weight. After it guidance 7 (but not 5) broke the colours of two classes:
-# the unconditional half, which had seen a tenth of the pictures, knew them too badly, so the third shows it more.
+# the unconditional half, which had seen a tenth of the pictures, was suspected (not shown) to know them badly, so the third
+# shows it more.
 ROUNDS = ((6000, 1e-3, "min_snr", 0.1), (11000, 1e-3, "debiased", 0.1), (12600, 5e-4, "debiased", 0.25))
 SNR_CAP, WEIGHT_FLOOR, WEIGHT_CAP = 5.0, 0.05, 8.0
 EMBEDDING_RMS = 0.0145  # of the words' embeddings; SD 1.4's is about 0.014

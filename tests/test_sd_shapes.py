@@ -12,7 +12,7 @@ CONFIG = replace(RunConfig(), class_index=283, train=True, keep="loss", batch_si
 
 
 def test_full_width_has_the_parameter_counts_of_sd_1_4():
-    """859,520,964 in the UNet, 83,653,863 in the VAE and 123,060,480 in the text encoder, as its model card's files hold."""
+    """859,520,964 in the UNet, 83,653,863 in the VAE and 123,060,480 in the text encoder."""
     models = build_models(1.0, torch.device("meta"), torch.float32)
     counts = [sum(p.numel() for p in m.parameters()) for m in (models.unet, models.vae, models.text_encoder)]
     assert counts == [859_520_964, 83_653_863, 123_060_480]
