@@ -4,12 +4,13 @@ The vector is spliced into the text encoder's input embeddings by a small module
 resized nor copied nor trained, so every other word keeps its embedding bit for bit.
 """
 
+import re
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from config import UsageError
@@ -125,6 +126,20 @@ def check_words(tokenizer, placeholder: str, initializer: str) -> None:
         raise UsageError(f"--initializer_token: {initializer!r} takes {len(pieces)} tokens; allowed is a word of one token, such as a")
 
 
+def check_apart(placeholder: str, prompts: list[str]) -> None:
+    """Check that no word of the prompts holds the placeholder as a part: a tokenizer finds an added word anywhere.
+
+    Raises:
+        UsageError: one does.
+    """
+    words = {w for p in prompts for w in re.findall(r"\w+", p.lower())} - {placeholder}
+    clash = sorted(w for w in words if placeholder in w)
+    if clash:
+        raise UsageError(
+            f"--placeholder_token: {placeholder!r} is a part of {clash[0]!r} in the prompts; allowed is a word that is in none"
+        )
+
+
 def tokenize(tokenizer, prompts: list[str]) -> torch.Tensor:
     """Prompts to token ids (B, L), padded to the text encoder's length.
 
@@ -142,6 +157,15 @@ def tokenize(tokenizer, prompts: list[str]) -> torch.Tensor:
 def token_tensors(token: ClassToken) -> dict[str, torch.Tensor]:
     """What the token's file holds: ``{placeholder: (1, width) float32}``, the format of diffusers' textual inversion."""
     return {token.placeholder: token.vector.detach().cpu().clone()}
+
+
+def read_origin(path: Path) -> dict[str, str]:
+    """What a token file says of its origin ("model", "classifier", ...); empty where it says nothing or is no token file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 def read_token(path: Path) -> tuple[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from config import UsageError
+from config import UsageError, WorkError
 from models import MINIATURE, first_line
 
 
@@ -110,6 +110,17 @@ class Classifier:
         """Logits (B, K), float32, of images (B, 3, H, W) in [0, 1]; differentiable."""
         dtype = next(self.model.parameters()).dtype
         return _at_least_float32(self.model(self.preprocess(images).to(dtype)))
+
+
+def finite(logits: torch.Tensor) -> torch.Tensor:
+    """The same logits, once it is sure that they can be compared.
+
+    Raises:
+        WorkError: some are not finite (the most probable of NaNs would be the first class).
+    """
+    if not logits.isfinite().all():
+        raise WorkError("an image's logits are not finite; try --mixed_precision bf16 or no")
+    return logits
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:

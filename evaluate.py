@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from class_token import TEMPLATES, ClassToken, fill
-from classifiers import Classifier
+from classifiers import Classifier, finite
 from config import RunConfig, evaluation_seeds
 from outputs import RunFolder, clear, grid, to_pil, write_image, write_json
 from sampler import draw
@@ -29,9 +29,13 @@ def draw_all(config: RunConfig, token: ClassToken, prompt: str, seeds: list[int]
 
 @torch.no_grad()
 def verdicts(classifier: Classifier, images: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """The most probable class (N,), counted from 0, of images (N, 3, H, W) in [0, 1]."""
+    """The most probable class (N,), counted from 0, of images (N, 3, H, W) in [0, 1].
+
+    Raises:
+        WorkError: a logit is not finite.
+    """
     device = next(classifier.model.parameters()).device
-    return torch.cat([classifier.logits(part.to(device)).argmax(1).cpu() for part in images.split(batch_size)])
+    return torch.cat([finite(classifier.logits(part.to(device))).argmax(1).cpu() for part in images.split(batch_size)])
 
 
 def target_of(judge: Classifier | None, guide: Classifier, target: int) -> int | None:

@@ -102,6 +102,11 @@ def check_model(name: str) -> None:
         raise UsageError(f"--model: {name!r} was given; allowed is {known}, a hub id such as owner/name, or an existing folder")
 
 
+def is_local(name: str) -> bool:
+    """Whether a model's files are at hand without the hub."""
+    return Path(MODELS.get(name, name)).is_dir()
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its kind where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -119,7 +124,8 @@ def _part(name: str, load):
         if Path(source).is_dir():
             raise UsageError(f"--model: the folder {name!r} could not be loaded: {first_line(error)}") from error
         raise UsageError(
-            f"--model: {source!r} could not be fetched (no network, or no such model); a local folder or --model miniature works without"
+            f"--model: {source!r} could not be fetched (no network, or no such model in safetensors?): {first_line(error)}; "
+            "a local folder or --model miniature works without network"
         ) from error
 
 
@@ -162,14 +168,20 @@ def check_sampling(name: str, height: int | None, width: int | None, num_inferen
     """Check scheduler, sizes and step counts against the model's configuration files, before any weight is loaded.
 
     Raises:
-        UsageError: an unknown kind of scheduler; a side is not a multiple of what VAE and UNet halve it by; more steps than
-            the schedule or its list has.
+        UsageError: no text-to-image model; an unknown kind of scheduler; a side is not a multiple of what VAE and UNet halve
+            it by; more steps than the schedule or its list has.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     unet, vae = (
         _part(name, lambda s, c=c, p=p: c.load_config(s, subfolder=p)) for c, p in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
     )
+    channels = {unet["in_channels"], unet["out_channels"], vae["latent_channels"]}
+    if len(channels) > 1:
+        raise UsageError(
+            f"--model: the UNet of {name!r} takes {unet['in_channels']} channels and gives {unet['out_channels']}, its VAE has "
+            f"{vae['latent_channels']}; allowed is a text-to-image model, where they agree"
+        )
     multiple = _vae_scale_factor(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
     for flag, side in (("height", height), ("width", width)):
         if side is not None and side % multiple:

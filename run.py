@@ -84,9 +84,9 @@ def make_plan(config: RunConfig) -> Plan:
         UsageError: whatever is wrong and can be told before weights are loaded.
     """
     validate(config)
-    from class_token import TEMPLATES, check_words, fill, read_token, tokenize
+    from class_token import TEMPLATES, check_apart, check_words, fill, read_token, tokenize
     from classifiers import check_class_index, prompt_class_name, read_labels
-    from models import check_model, check_sampling, load_tokenizer, resolve_device, resolve_dtype
+    from models import check_model, check_sampling, is_local, load_tokenizer, resolve_device, resolve_dtype
     from outputs import RunFolder, class_folder
 
     check_model(config.model)
@@ -99,13 +99,15 @@ def make_plan(config: RunConfig) -> Plan:
     prompts = [fill(t, config.placeholder_token, class_name) for t in TEMPLATES[: config.num_templates]]
     if config.prompt:
         prompts.append(config.prompt.replace("{token}", config.placeholder_token).replace("{class}", class_name))
+    check_apart(config.placeholder_token, prompts)
     folder = RunFolder(config.output_path, class_folder(config.class_index, label), config.exp_id)
+    check_origin(config, guide, folder.token)
     saved = None
     if not config.train and folder.token.exists():
         saved = read_token(folder.token)[1]
     elif not config.train:
         raise UsageError(f"--train: there is no token at {folder.token}; learn it with --class_index {config.class_index} --train True")
-    if not config.dry_run:
+    if is_local(config.model) or not config.dry_run:  # a dry run fetches nothing
         check_sampling(config.model, config.height, config.width, config.num_inference_steps, config.gradient_steps)
         tokenizer = load_tokenizer(config.model)
         check_words(tokenizer, config.placeholder_token, config.initializer_token)
@@ -113,6 +115,29 @@ def make_plan(config: RunConfig) -> Plan:
         tokenize(tokenizer, prompts)
     dtype = resolve_dtype(config.mixed_precision, device)
     return Plan(config, guide, judge, label, class_name, tuple(prompts), folder, device, dtype, saved)
+
+
+def check_origin(config: RunConfig, guide: str, path) -> None:
+    """Check that a token which is there belongs to this model and classifier: else it would be lost, or judged by the wrong ones.
+
+    Raises:
+        UsageError: it was learned with another model or classifier.
+    """
+    from class_token import read_origin
+
+    origin = read_origin(path) if path.exists() else {}
+    for flag, now in (("model", config.model), ("classifier", guide)):
+        if origin.get(flag, now) != now:
+            raise UsageError(f"--{flag}: {now!r} was given, but {path} was learned with {origin[flag]!r}; give that, or another --exp_id")
+
+
+def changed_settings(plan: Plan) -> list[str]:
+    """What a token on disk was learned with and is now drawn with otherwise: "guidance_scale 5.0 -> 7.0"."""
+    if plan.config.train or not plan.folder.config.exists():
+        return []
+    then, now = json.loads(plan.folder.config.read_text())["config"], asdict(plan.config)
+    names = ("prompt_name", "initializer_token", "num_inference_steps", "guidance_scale", "height", "width")
+    return [f"{n} {then[n]} -> {now[n]}" for n in names if n in then and then[n] != now[n]]
 
 
 def describe(plan: Plan) -> str:
@@ -134,12 +159,24 @@ def run(plan: Plan) -> None:
     Raises:
         UsageError, WorkError: in one line what was wrong.
     """
+    import torch
+
+    try:
+        carry_out(plan)
+    except torch.OutOfMemoryError as error:
+        raise WorkError(f"out of memory on {plan.device}; try --batch_size 1 and --eval_batch_size 1 (they change nothing else)") from error
+
+
+def carry_out(plan: Plan) -> None:
+    """The plan's steps, in their order."""
     from class_token import ClassToken
     from classifiers import load_classifier
     from models import load_models
 
     config, folder = plan.config, plan.folder
     print(f"class {config.class_index}: {plan.label}; on {plan.device} in {str(plan.dtype).removeprefix('torch.')}")
+    for change in changed_settings(plan):
+        print(f"note: other settings than the token was learned with: {change}")
     # The classifiers first: they are small, and what is wrong with them is better told before gigabytes are loaded.
     scores, judges = config.train or config.evaluate, config.evaluate and plan.judge
     classifier = load_classifier(plan.guide, plan.device, plan.dtype) if scores else None
@@ -177,6 +214,7 @@ def learn(plan: Plan, token, classifier) -> None:
     }
     write_json(folder.config, {"config": asdict(config), "class_name": plan.label, "classifier": plan.guide, "training": outcome})
     write_tensors(folder.token, token_tensors(token), {"class_name": plan.label, "model": config.model, "classifier": plan.guide})
+    folder.partial_token.unlink(missing_ok=True)
     folder.result.unlink(missing_ok=True)  # an earlier token's evaluation would pass for this one's
     print("training: {updates} updates, kept the token after {kept_after_updates}, stopped by {stopped_by}, {seconds} s".format(**outcome))
     print(f"token: {folder.token}\ntraining images: {folder.train_images}")
@@ -191,6 +229,8 @@ def print_result(plan: Plan, result: dict) -> None:
         rows["judge"] = ("judge_accuracy_baseline", "judge_accuracy_token")
     for name, (without, with_token) in rows.items():
         print(f"{name:<10}{result[without]:>9.2f}{result[with_token]:>12.2f}")
+    if plan.judge and not result["judge"]:
+        print(f"judge     not judged: {plan.judge} does not know the label {plan.label!r}, or knows it twice")
 
 
 def main(argv: list[str] | None = None) -> int:

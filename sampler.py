@@ -42,7 +42,7 @@ class GradientPath:
 
     mode: str = "last"
     steps: int = 1
-    jump_at: float = 0.27
+    jump_at: float = 0.13
 
 
 def draw_noise(seeds: list[int], shape: tuple[int, int, int]) -> torch.Tensor:
@@ -80,7 +80,8 @@ def predict_clean(scheduler, noise_pred: torch.Tensor, timestep, latents: torch.
     Raises:
         ValueError: the scheduler predicts neither noise ("epsilon") nor velocity ("v_prediction").
     """
-    alpha_bar = scheduler.alphas_cumprod.to(latents)[timestep.to(latents.device)]
+    # In float32 at least: near t = 0 half precision rounds 1 - alpha_bar away.
+    alpha_bar = scheduler.alphas_cumprod.to(latents.device, torch.promote_types(latents.dtype, torch.float32))[timestep.to(latents.device)]
     if scheduler.config.prediction_type == "epsilon":
         return (latents - (1 - alpha_bar).sqrt() * noise_pred) / alpha_bar.sqrt()
     if scheduler.config.prediction_type == "v_prediction":

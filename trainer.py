@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from class_token import TEMPLATES, ClassToken, fill
-from classifiers import Classifier
+from classifiers import Classifier, finite
 from config import RunConfig, WorkError, training_seeds, validation_seeds
-from outputs import RunFolder, clear, grid, write_image, write_lines
+from outputs import RunFolder, clear, grid, write_image, write_lines, write_tensors
 from sampler import GradientPath, SamplerSettings, draw
 
 
@@ -38,10 +38,12 @@ class Best:
     epoch: int = 0  # when it was found; patience counts from here
     updates: int = 0  # that it has seen
 
-    def offer(self, score: tuple, vector: torch.Tensor, epoch: int, updates: int) -> None:
-        """Keep ``vector`` if its score is the best yet."""
-        if self.vector is None or score > self.score:
+    def offer(self, score: tuple, vector: torch.Tensor, epoch: int, updates: int) -> bool:
+        """Keep ``vector`` if its score is the best yet; says whether it was."""
+        better = self.vector is None or score > self.score
+        if better:
             self.score, self.vector, self.epoch, self.updates = score, vector.detach().clone(), epoch, updates
+        return better
 
 
 def sampler_settings(config: RunConfig) -> SamplerSettings:
@@ -71,9 +73,13 @@ def train(config: RunConfig, token: ClassToken, classifier: Classifier, class_na
     task = Task(config, token, classifier, class_name)
     clear(folder.train_images, "epoch_*.png")
 
+    def offer(score: tuple, vector: torch.Tensor, epoch: int, updates: int) -> None:
+        if best.offer(score, vector, epoch, updates):  # on disk at once: a run that breaks off loses no more than its last updates
+            write_tensors(folder.partial_token, {token.placeholder: best.vector.cpu()}, {"updates": str(updates)})
+
     # The initial token may do already: a class that its name alone draws needs no update.
     if config.keep == "validation":
-        best.offer(task.validate(), token.vector, 0, 0)
+        offer(task.validate(), token.vector, 0, 0)
         result.stopped_by = stopping_rule(config, 0, 0.0, best)
     progress = tqdm(range(1, 1 + (0 if result.stopped_by else config.max_epochs)), desc=f"learning {class_name!r}", unit="update")
     for epoch in progress:
@@ -97,9 +103,9 @@ def train(config: RunConfig, token: ClassToken, classifier: Classifier, class_na
 
         # Keep the best token: by unseen seeds, or by the loss of the images that it drew.
         if config.keep == "loss":
-            best.offer((-loss,), drawn_with, epoch, epoch - 1)
+            offer((-loss,), drawn_with, epoch, epoch - 1)
         elif is_validated(config, epoch, accuracy):
-            best.offer(task.validate(), token.vector, epoch, epoch)
+            offer(task.validate(), token.vector, epoch, epoch)
 
         row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item()}
         row |= {"gradient_norm": norm if math.isfinite(norm) else None, "seconds": time.monotonic() - began, "best_epoch": best.epoch}
@@ -186,12 +192,16 @@ class Task:
         return F.cross_entropy(logits, torch.full((len(logits),), self.target, device=logits.device), reduction="none")
 
     def validate(self) -> tuple[float, float]:
-        """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling."""
+        """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling.
+
+        Raises:
+            WorkError: a logit is not finite.
+        """
         seeds, size = validation_seeds(self.config), self.config.eval_batch_size
         prompts = self.prompts(len(seeds))
 
         def logits_of(chunk: slice) -> torch.Tensor:
-            return self.classifier.logits(draw(self.token, prompts[chunk], seeds[chunk], self.settings))
+            return finite(self.classifier.logits(draw(self.token, prompts[chunk], seeds[chunk], self.settings)))
 
         with torch.no_grad():
             logits = torch.cat([logits_of(slice(i, i + size)) for i in range(0, len(seeds), size)])  # (V, K)

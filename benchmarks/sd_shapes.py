@@ -72,7 +72,7 @@ def build_guide(width: float, device: torch.device, dtype: torch.dtype) -> Class
 
     model = timm.create_model("vit_large_patch16_224" if width == 1 else "vit_tiny_patch16_224", pretrained=False)
     model = model.requires_grad_(False).eval().to(device, dtype)
-    return Classifier("random", model, [str(i) for i in range(1000)], (224, 224), 0.9, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    return Classifier("random", model, [str(i) for i in range(1000)], (224, 224), 224 / 256, "bicubic", (0.5,) * 3, (0.5,) * 3)
 
 
 def measure(config: RunConfig, width: float, updates: int) -> dict:

@@ -4,7 +4,8 @@
     python experiments/classes.py --preset paper
     python experiments/classes.py --table True          # only print what is there, both presets
 
-Each class is one ``run.py --model miniature --class_index N --train True --evaluate True --test_size 100``.
+Each class is one ``run.py --model miniature --class_index N --train True --evaluate True --test_size 100``, with batches and without
+gradient checkpointing as suit a small model: neither changes more than rounding.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -54,7 +56,7 @@ def print_table(output_path: str, preset: str, classes: list) -> None:
     results = {}
     for c in classes:
         folder = folder_of(output_path, preset, c)
-        if folder.result.exists():
+        if is_done(output_path, preset, c):
             print(row(folder, c))
             results[c] = json.loads(folder.result.read_text())
         else:
@@ -70,20 +72,33 @@ def print_table(output_path: str, preset: str, classes: list) -> None:
         print(f"| | mean of {len(rows)}, {kind} sense | | " + " | ".join(means) + " | | | |")
 
 
+def options(output_path: str, scene_class) -> dict:
+    """The run's options besides the preset."""
+    todo = {"class_index": scene_class.index + 1, "train": True, "evaluate": True, "test_size": TEST_SIZE, "output_path": output_path}
+    return todo | {"model": "miniature", "eval_batch_size": 50, "gradient_checkpointing": False}
+
+
+def is_done(output_path: str, preset: str, scene_class) -> bool:
+    """Whether a finished run of today's options is there: rows of older defaults must not stand in one table with new ones."""
+    folder = folder_of(output_path, preset, scene_class)
+    if not folder.result.exists():
+        return False
+    return json.loads(folder.config.read_text())["config"] == asdict(with_preset(preset, options(output_path, scene_class)))
+
+
 def run_class(args: argparse.Namespace, scene_class) -> int:
     """Learn and evaluate one class in a process of its own; its output goes to ``<output_path>/logs``."""
     name = class_folder(scene_class.index + 1, scene_class.label)
     log = Path(args.output_path) / "logs" / f"{args.preset}-{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(ROOT / "run.py"), "--model", "miniature", "--class_index", str(scene_class.index + 1)]
-    command += ["--preset", args.preset, "--output_path", args.output_path, "--train", "True", "--evaluate", "True"]
-    command += ["--test_size", str(TEST_SIZE), "--eval_batch_size", "50"]
+    command = [sys.executable, str(ROOT / "run.py"), "--preset", args.preset]
+    command += [word for flag, value in options(args.output_path, scene_class).items() for word in (f"--{flag}", str(value))]
     threads = {} if args.workers == 1 else {"OMP_NUM_THREADS": "1"}
     with log.open("w") as out:
         return subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | threads).returncode
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="default")
     parser.add_argument("--output_path", default="results/classes")
@@ -95,14 +110,16 @@ def main() -> None:
     if args.table:
         for preset in PRESETS:
             print_table(args.output_path, preset, classes)
-        return
+        return 0
     wanted = sorted((c for c in classes if c.kind in args.kinds), key=lambda c: args.kinds.index(c.kind))
-    left = [c for c in wanted if not folder_of(args.output_path, args.preset, c).result.exists()]
+    left, failed = [c for c in wanted if not is_done(args.output_path, args.preset, c)], 0
     with ThreadPoolExecutor(args.workers) as pool:
         for c, code in zip(left, pool.map(lambda c: run_class(args, c), left), strict=True):
             print(f"class {c.index + 1} ({c.name}): exit code {code}", flush=True)
+            failed += code != 0
     print_table(args.output_path, args.preset, classes)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

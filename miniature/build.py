@@ -1,4 +1,4 @@
-"""Build the miniature from nothing: tokenizer, VAE, UNet with text encoder, guide, judge, and the folder that ships.
+"""Build the miniature from nothing: tokenizer, VAE, UNet with text encoder and its calibration, guide, judge, and the folder that ships.
 
     python -m miniature.build                       # every stage that is not done yet, on CUDA if there is one
     python -m miniature.build --stage unet          # one stage; an interrupted one goes on from its checkpoint
@@ -13,12 +13,21 @@ from pathlib import Path
 
 import torch
 
-from miniature import classifiers, export, tokenizer, unet, vae
+from miniature import calibrate, classifiers, export, tokenizer, unet, vae
 from miniature.training import log_hardware
 
 WEIGHTS = Path(__file__).parent / "weights"
 # Stage -> what it leaves in the work folder once it is done. In the order of their needs.
-STAGES = {"tokenizer": "tokenizer", "vae": "vae", "unet": "unet", "guide": "guide", "judge": "judge", "export": None}
+STAGES = {
+    "tokenizer": "tokenizer",
+    "vae": "vae",
+    "unet": "unet",
+    "calibrate": "calibrated_unet",
+    "guide": "guide",
+    "judge": "judge",
+    "export": None,
+}
+NEEDS = {"unet": ("tokenizer", "vae"), "calibrate": ("unet",), "guide": ("vae",), "judge": ("vae",)}
 RENDERS = 60_000  # captioned training scenes
 
 
@@ -29,13 +38,25 @@ def build_stage(stage: str, work: Path, out: Path, device: torch.device, steps: 
     elif stage in classifiers.CLASSIFIERS:
         classifiers.train(stage, work, device, steps)
     else:
-        {"tokenizer": tokenizer, "vae": vae, "unet": unet}[stage].train(work, device, RENDERS, steps)
+        {"tokenizer": tokenizer, "vae": vae, "unet": unet, "calibrate": calibrate}[stage].train(work, device, RENDERS, steps)
+
+
+def drop(stage: str, work: Path) -> None:
+    """Remove what a stage left, and what was made from it."""
+    (work / f"{stage}.checkpoint").unlink(missing_ok=True)
+    if STAGES[stage]:
+        shutil.rmtree(work / STAGES[stage], ignore_errors=True)
+    for other, needs in NEEDS.items():
+        if stage in needs:
+            drop(other, work)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, action="append", help="a stage to run; may be repeated; default: all")
-    parser.add_argument("--redo", action="store_true", help="drop what the named stages left and start them anew")
+    parser.add_argument(
+        "--redo", action="store_true", help="drop what the named stages left, and what was made from it, and start them anew"
+    )
     parser.add_argument("--steps", type=int, help="updates of the stage, where its default does not fit; for one --stage")
     parser.add_argument("--work", type=Path, default=Path("build/miniature"), help="folder of renders, checkpoints and logs")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the finished weights")
@@ -50,9 +71,7 @@ def main() -> None:
     for stage in args.stage or STAGES:
         left = STAGES[stage] and args.work / STAGES[stage]
         if args.redo:
-            (args.work / f"{stage}.checkpoint").unlink(missing_ok=True)
-            if left and left.exists():
-                shutil.rmtree(left)
+            drop(stage, args.work)
         if left and left.exists():
             print(f"{stage}: done before ({left}); --redo starts it anew")
             continue

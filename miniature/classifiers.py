@@ -75,8 +75,8 @@ def train(name: str, work: Path, device: torch.device, steps: int | None) -> Non
     """Train the guide or the judge; writes ``<work>/<name>/`` in timm's hub layout."""
     architecture, model_args, lr, seed = CLASSIFIERS[name]
     torch.manual_seed(seed)
-    images, _, labels = renders(work, "train", LABELLED_RENDERS, labelled=True)
-    held_out, _, held_labels = renders(work, "validation", 44 * 20, labelled=True)
+    images, *_, labels = renders(work, "train", LABELLED_RENDERS, labelled=True)
+    held_out, *_, held_labels = renders(work, "validation", 44 * 20, labelled=True)
     vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
     cache = work / "vae" / "reconstructed.npy"  # beside the VAE: a new one makes new reconstructions
     if not cache.exists():

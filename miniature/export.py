@@ -13,11 +13,15 @@ from miniature.unet import SCHEDULER
 
 def export(work: Path, out: Path) -> None:
     """Gather the stages' results: ``<out>/model`` (a pipeline), ``<out>/guide`` and ``<out>/judge`` (timm folders)."""
+    parts = ("vae", "text_encoder", "tokenizer", "calibrated_unet", "guide", "judge")
+    missing = [name for name in parts if not (work / name).exists()]
+    if missing:
+        raise SystemExit(f"export: {work} has no {', '.join(missing)}; run those stages first")
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(work / "vae").half(),
         text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder").half(),
         tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
-        unet=UNet2DConditionModel.from_pretrained(work / "unet").half(),
+        unet=UNet2DConditionModel.from_pretrained(work / "calibrated_unet").half(),
         scheduler=PNDMScheduler(**SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
@@ -33,8 +37,7 @@ def export(work: Path, out: Path) -> None:
     config = json.loads(config_path.read_text())
     config_path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
     for name in ("guide", "judge"):
-        if (work / name).exists():
-            shutil.copytree(work / name, temporary / name)
+        shutil.copytree(work / name, temporary / name)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
     total = sum(f.stat().st_size for f in out.rglob("*.safetensors"))

@@ -37,8 +37,8 @@ BATCH, SHOWN = 50, 12  # images drawn at once; images of a prompt on the sheet
 def held_out_figures(token: ClassToken, classifiers: dict, work: Path) -> dict:
     """PSNR of the VAE in dB, and each classifier's accuracy on test renders and on their reconstructions."""
     vae = token.models.vae
-    scenes, _, _ = renders(work, "test", 500)
-    images, _, labels = renders(work, "test", 50 * len(CLASSES), labelled=True)
+    scenes = renders(work, "test", 500).images
+    images, *_, labels = renders(work, "test", 50 * len(CLASSES), labelled=True)
     decoded = reconstructions(vae, images, 0.0, CPU)
     figures = {"vae_psnr": psnr(vae, scenes)}
     for name, classifier in classifiers.items():

@@ -8,6 +8,7 @@ Everything follows from ``(seed, split, index)``, so scenes need not be stored, 
 separate random streams.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ SPLITS = {"train": 0, "validation": 1, "test": 2}
 WORLD_SEED = 2023
 
 # Share of a group's scenes that show the common sense, and of its captions that use the word both senses share.
-COMMON_SHARE = 0.6
+COMMON_SHARE = 0.75
 IMPRECISE_SHARE = 0.4
 
 
@@ -124,6 +125,7 @@ class Scene:
 
     image: Image.Image  # RGB, 64x64
     caption: str
+    precise_caption: str  # the same, with the precise phrase for each thing
     things: tuple[Thing, ...]
     background: str
 
@@ -196,9 +198,9 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _noun(thing: Thing, rng: np.random.Generator) -> str:
+def _noun(thing: Thing, rng: np.random.Generator, imprecise_share: float) -> str:
     c = CLASSES[thing.class_index]
-    noun = c.word if rng.random() < IMPRECISE_SHARE else c.name
+    noun = c.word if rng.random() < imprecise_share else c.name
     # A tint goes unnamed now and then, as captions are; an own colour is never named.
     return f"{thing.colour} {noun}" if thing.colour and rng.random() < 0.85 else noun
 
@@ -210,19 +212,24 @@ def _relation(first: Thing, second: Thing) -> str:
     return "above" if dy < 0 else "below"
 
 
-def _phrase(things: list[Thing], rng: np.random.Generator) -> str:
+def _phrase(things: list[Thing], rng: np.random.Generator, imprecise_share: float) -> str:
     """The caption's noun phrase: a single noun, a count, a relation or an enumeration."""
     names = {CLASSES[t.class_index].name for t in things}
     if len(things) > 1 and len(names) == 1:
         name = names.pop()
         return f"{('two', 'three')[len(things) - 2]} {PLURALS.get(name, name + 's')}"
-    nouns = [with_article(_noun(t, rng)) for t in things]
+    nouns = [with_article(_noun(t, rng, imprecise_share)) for t in things]
     if len(things) == 1:
         return nouns[0]
     if len(things) == 2:
         joint = (_relation(*things), "and", "next to")[rng.integers(3)]
         return f"{nouns[0]} {joint} {nouns[1]}"
     return f"{nouns[0]}, {nouns[1]} and {nouns[2]}"
+
+
+def _caption(things: list[Thing], background: str, rng: np.random.Generator, imprecise_share: float) -> str:
+    caption = CAPTION_FORMS[rng.integers(len(CAPTION_FORMS))].format(_phrase(things, rng, imprecise_share))
+    return f"{caption} on a {background} background" if rng.random() < 0.3 else caption
 
 
 # How many things a scene shows, and for each count the places (centres) and the range of their longer side, in pixels.
@@ -269,7 +276,7 @@ def render(split: str, index: int, seed: int = WORLD_SEED, count: int | None = N
         tinted = CLASSES[c].name in TINTABLE and rng.random() < 0.4
         tint = tuple(HUES)[rng.integers(len(HUES))] if tinted else None
         things.append(_draw(canvas, c, tint, centre, rng.uniform(*SIDES[count]), rng))
-    caption = CAPTION_FORMS[rng.integers(len(CAPTION_FORMS))].format(_phrase(things, rng))
-    if rng.random() < 0.3:
-        caption += f" on a {background} background"
-    return Scene(canvas, caption, tuple(things), background)
+    # Twice from the same state: the captions differ in their nouns alone.
+    precise_caption = _caption(things, background, deepcopy(rng), 0.0)
+    caption = _caption(things, background, rng, IMPRECISE_SHARE)
+    return Scene(canvas, caption, precise_caption, tuple(things), background)

@@ -16,7 +16,7 @@ SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 
 def train(work: Path, device, renders_number: int, steps: int | None) -> None:
     """Learn the merges and write ``<work>/tokenizer/`` (``device`` and ``steps`` play no part: counting needs neither)."""
-    _, captions, _ = renders(work, "train", renders_number)
+    captions = renders(work, "train", renders_number).captions
     words = [*(c.label for c in CLASSES), *BACKGROUNDS, *(PLURALS.get(c.name, c.name + "s") for c in CLASSES)]
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()

@@ -7,6 +7,7 @@ import platform
 import time
 from copy import deepcopy
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,31 +18,38 @@ from miniature.scenes import CLASSES, SIZE, render
 LABELLED = {"count": 1}  # what a classifier sees: one thing, so that the label is exact
 
 
-def renders(work: Path, split: str, number: int, labelled: bool = False) -> tuple[np.ndarray, list[str], np.ndarray]:
+class Renders(NamedTuple):
+    """Scenes of a split: images (N, 64, 64, 3) uint8, their two captions, class index of each one's first thing (N,)."""
+
+    images: np.ndarray
+    captions: list[str]
+    precise_captions: list[str]
+    labels: np.ndarray
+
+
+def renders(work: Path, split: str, number: int, labelled: bool = False) -> Renders:
     """The first ``number`` scenes of a split, rendered once and kept in ``work``.
 
     Args:
         labelled: scenes of one thing only, every class equally often (for classifiers); else scenes as they come.
-
-    Returns:
-        images (number, 64, 64, 3) uint8, captions, class index of the first thing (number,).
     """
     folder = work / f"renders-{split}-{number}{'-labelled' if labelled else ''}"
     if not (folder / "captions.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (number, SIZE, SIZE, 3))
-        captions, labels = [], []
+        captions, precise_captions, labels = [], [], []
         for i in range(number):
             # Labelled scenes count on from a million, so that they are other scenes than the captioned ones.
             scene = render(split, 1_000_000 + i, class_index=i % len(CLASSES), **LABELLED) if labelled else render(split, i)
             images[i] = np.asarray(scene.image)
             captions.append(scene.caption)
+            precise_captions.append(scene.precise_caption)
             labels.append(scene.things[0].class_index)
         images.flush()
         np.save(folder / "labels.npy", np.array(labels))
-        (folder / "captions.json").write_text(json.dumps(captions))
+        (folder / "captions.json").write_text(json.dumps([captions, precise_captions]))
     captions = json.loads((folder / "captions.json").read_text())
-    return np.load(folder / "images.npy", mmap_mode="r"), captions, np.load(folder / "labels.npy")
+    return Renders(np.load(folder / "images.npy", mmap_mode="r"), *captions, np.load(folder / "labels.npy"))
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -43,9 +43,7 @@ UNET = {
 BATCH = 48
 # Rounds of training, in each of which the learning rate is held and then lowered: updates at its end, the rate, weights of the
 # loss, share of captions replaced by "". After the first round images were sharp, but often of the other sense: what the
-# noisiest steps decide, so the second gives those more weight. After it guidance 7 (but not 5) broke the colours of two classes:
-# the unconditional half, which had seen a tenth of the pictures, was suspected (not shown) to know them badly, so the third
-# shows it more.
+# noisiest steps decide, so the second gives those more weight. The third shows more of the empty caption.
 ROUNDS = ((6000, 1e-3, "min_snr", 0.1), (11000, 1e-3, "debiased", 0.1), (12600, 5e-4, "debiased", 0.25))
 SNR_CAP, WEIGHT_FLOOR, WEIGHT_CAP = 5.0, 0.05, 8.0
 EMBEDDING_RMS = 0.0145  # of the words' embeddings; SD 1.4's is about 0.014
@@ -62,14 +60,32 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encode_renders(vae: AutoencoderKL, images, device: torch.device) -> torch.Tensor:
-    """All renders' scaled latents (N, 4, 16, 16), float16, on the CPU."""
+def encode_renders(work: Path, images, device: torch.device) -> torch.Tensor:
+    """All renders' scaled latents (N, 4, 16, 16), float16, on the CPU; kept beside the VAE, since a new one makes new latents."""
+    cache = work / "vae" / f"latents-{len(images)}.safetensors"
+    if cache.exists():
+        return load_file(cache)["latents"]
+    vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
     latents = []
     for start in range(0, len(images), 250):
         with torch.autocast(device.type, torch.bfloat16):
             mean = vae.encode(to_tensor(images[start : start + 250], device)).latent_dist.mode()
         latents.append((mean.float() * vae.config.scaling_factor).half().cpu().contiguous())
-    return torch.cat(latents).contiguous()
+    latents = torch.cat(latents).contiguous()
+    save_file({"latents": latents}, cache.with_suffix(".tmp"))
+    cache.with_suffix(".tmp").rename(cache)
+    return latents
+
+
+def spread_timesteps(number: int, rng: torch.Generator) -> torch.Tensor:
+    """One timestep from each of ``number`` equal slices of the schedule (number,): the loss varies less than with free ones."""
+    return ((torch.arange(number) + torch.rand(number, generator=rng)) * 1000 / number).long()
+
+
+def add_noise(x0: torch.Tensor, noise: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """Noised latents (B, 4, 16, 16); ``alphas_cumprod`` (B,) of their timesteps (Ho et al. 2020, eq. 4)."""
+    a = alphas_cumprod.view(-1, 1, 1, 1)
+    return a.sqrt() * x0 + (1 - a).sqrt() * noise
 
 
 def loss_weights(alphas_cumprod: torch.Tensor, kind: str) -> torch.Tensor:
@@ -107,14 +123,9 @@ def train(work: Path, device: torch.device, renders_number: int, steps: int | No
     """Train on encoded renders; writes ``<work>/unet/`` and ``<work>/text_encoder/``."""
     torch.manual_seed(1)
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    images, captions, _ = renders(work, "train", renders_number)
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
-    cache = work / "vae" / f"latents-{len(images)}.safetensors"  # beside the VAE: a new one makes new latents
-    if not cache.exists():
-        save_file({"latents": encode_renders(vae, images, device)}, cache.with_suffix(".tmp"))
-        cache.with_suffix(".tmp").rename(cache)
-    latents = load_file(cache)["latents"]  # (N, 4, 16, 16)
-    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])  # (N, L), (1, L)
+    scenes = renders(work, "train", renders_number)
+    latents = encode_renders(work, scenes.images, device)  # (N, 4, 16, 16)
+    ids, empty = token_ids(tokenizer, scenes.captions), token_ids(tokenizer, [""])  # (N, L), (1, L)
     unet, text_encoder = UNet2DConditionModel(**UNET).to(device), _text_encoder(tokenizer).to(device)
     unet.set_attn_processor(AttnProcessor())  # on a CPU its backward is faster than that of SDPA
     alphas_cumprod = PNDMScheduler(**SCHEDULER).alphas_cumprod.to(device)  # (1000,)
@@ -131,12 +142,10 @@ def train(work: Path, device: torch.device, renders_number: int, steps: int | No
         input_ids = torch.where(kept, ids[pick], empty).to(device)  # (B, L)
         x0 = latents[pick].to(device).float()  # (B, 4, 16, 16)
         noise = torch.randn(x0.shape, generator=rng).to(device)
-        # One timestep from each of B equal slices of the schedule: the loss varies less than with independent ones.
-        timesteps = ((torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) * 1000 / BATCH).long().to(device)  # (B,)
-        a = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        timesteps = spread_timesteps(BATCH, rng).to(device)  # (B,)
         with torch.autocast(device.type, torch.bfloat16):
             encoder_hidden_states = text_encoder(input_ids).last_hidden_state  # (B, L, 128)
-            noise_pred = unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, timesteps, encoder_hidden_states).sample
+            noise_pred = unet(add_noise(x0, noise, alphas_cumprod[timesteps]), timesteps, encoder_hidden_states).sample
         weights = loss_weights(alphas_cumprod, weighting)  # (1000,)
         errors = F.mse_loss(noise_pred.float(), noise, reduction="none").mean(dim=(1, 2, 3))  # (B,)
         loss = (weights[timesteps] * errors).mean()

@@ -34,8 +34,8 @@ def psnr(vae: AutoencoderKL, images) -> float:
 def train(work: Path, device: torch.device, renders_number: int, steps: int | None) -> None:
     """Train on scene renders; writes ``<work>/vae/`` with the latents' scale in its config."""
     torch.manual_seed(0)
-    images, _, _ = renders(work, "train", renders_number)
-    held_out, _, _ = renders(work, "validation", 500)
+    images = renders(work, "train", renders_number).images
+    held_out = renders(work, "validation", 500).images
     trainee = Trainee({"vae": AutoencoderKL(**CONFIG).to(device)}, work, "vae", [(steps or STEPS, LR)])
     trainee.resume()
     vae, average = trainee.modules["vae"], trainee.average["vae"]

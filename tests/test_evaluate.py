@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from conftest import tiny_classifier
 
 from classifiers import read_labels
-from evaluate import score, share, target_of
+from config import WorkError
+from evaluate import score, share, target_of, verdicts
 
 
 def test_a_label_that_stands_twice_is_scored_by_its_index():
@@ -31,3 +33,9 @@ def test_accuracy_is_the_share_of_images_given_to_the_class():
     expected = (classifier.logits(images).argmax(1) == 2).float().mean().item()
     assert share(score(classifier, 2, images, 4)) == expected
     assert share(score(None, None, images, 4)) is None
+
+
+def test_images_whose_logits_are_not_finite_are_no_verdict():
+    """The most probable of NaNs would be the first class."""
+    with pytest.raises(WorkError, match="not finite"):
+        verdicts(tiny_classifier(), torch.full((2, 3, 16, 16), float("nan")), 2)

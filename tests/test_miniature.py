@@ -10,6 +10,9 @@ from conftest import weight_hashes
 from class_token import ClassToken
 from classifiers import load_classifier
 from config import evaluation_seeds, with_preset
+from miniature.build import STAGES, drop
+from miniature.calibrate import EQUIVALENT_SCALE, GUIDANCE_SCALE, calibrated
+from miniature.export import export
 from miniature.scenes import BACKGROUNDS, CLASSES, GROUPS, HUES, PLAIN, SPRITES, TINTABLE, render, sprite
 from miniature.training import Trainee, lr_factor, to_tensor
 from miniature.unet import TEXT, loss_weights, rescale_embeddings
@@ -77,6 +80,28 @@ def test_captions_are_imprecise_and_labels_are_not():
     assert 0.25 < imprecise / 200 < 0.55
     assert all(s.things[0].class_index == 1 for s in bats)
     assert CLASSES[1].label == "bat, cricket bat"
+
+
+def test_the_precise_caption_differs_in_its_nouns_alone():
+    differing = 0
+    for i in range(300):
+        scene = render("train", i)
+        words = {t.class_index: (CLASSES[t.class_index].word, CLASSES[t.class_index].name) for t in scene.things}
+        imprecise = scene.precise_caption
+        for word, name in words.values():
+            imprecise = imprecise.replace(name, word)
+        precise = scene.caption
+        for word, name in words.values():
+            precise = precise.replace(name, word)
+        assert precise.replace("an ", "a ") == imprecise.replace("an ", "a ")
+        differing += scene.caption != scene.precise_caption
+    assert 60 < differing < 150
+
+
+def test_guidance_7_of_the_calibrated_prediction_is_the_smaller_guidance_of_the_first():
+    cond, uncond = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    guided = uncond + GUIDANCE_SCALE * (calibrated(cond, uncond) - uncond)
+    torch.testing.assert_close(guided, uncond + EQUIVALENT_SCALE * (cond - uncond))
 
 
 def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path):
@@ -181,3 +206,20 @@ def test_plain_nouns_are_drawn_as_themselves_and_a_word_mostly_as_its_common_sen
     with torch.no_grad():
         assert (guide.logits(frogs).argmax(1) == guide.labels.index("frog")).sum() >= 10
         assert (guide.logits(bats).argmax(1) == guide.labels.index("bat, fruit bat")).sum() >= 6
+
+
+def test_redoing_a_stage_drops_what_was_made_from_it(tmp_path):
+    for folder in STAGES.values():
+        if folder:
+            (tmp_path / folder).mkdir()
+    drop("unet", tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"tokenizer", "vae", "guide", "judge"}
+    drop("vae", tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"tokenizer"}
+
+
+def test_an_incomplete_export_leaves_the_shipped_weights_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SystemExit, match="has no vae, text_encoder"):
+        export(tmp_path / "work", tmp_path / "out")
+    assert (tmp_path / "out").exists()

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from run import main
 
 MINI = ["--model", "miniature"]
-QUICK = [*MINI, "--num_inference_steps", "4", "--max_epochs", "2", "--validation_size", "2", "--validate_every", "1", "--test_size", "3"]
+SHORT = ["--num_inference_steps", "4", "--max_epochs", "2", "--validation_size", "2", "--validate_every", "1", "--test_size", "3"]
+QUICK = [*MINI, "--device", "cpu", *SHORT]
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,53 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "r").exists()
 
 
+def test_a_dry_run_refuses_what_the_run_would(capsys):
+    assert main([*MINI, "--class_index", "2", "--train", "True", "--dry_run", "True", "--height", "60"]) == 2
+    assert "--height: 60 was given" in capsys.readouterr().err
+
+
+def test_a_token_of_another_model_is_neither_overwritten_nor_evaluated(trained, tmp_path, capsys):
+    import shutil
+
+    from models import MINIATURE
+
+    shutil.copytree(MINIATURE / "model", tmp_path / "model")
+    other = ["--model", str(tmp_path / "model"), "--classifier", "miniature", "--class_index", "2", "--output_path", str(trained)]
+    before = (records(trained) / "learned_embeds.safetensors").read_bytes()
+    for todo in ("--train", "--evaluate"):
+        assert main([*other, *SHORT, todo, "True"]) == 2
+        assert "was learned with 'miniature'; give that, or another --exp_id" in capsys.readouterr().err
+    assert (records(trained) / "learned_embeds.safetensors").read_bytes() == before
+
+
+def test_settings_other_than_the_tokens_own_are_told(trained, capsys):
+    argv = [*QUICK, "--class_index", "2", "--prompt", "{token} {class}", "--num_images", "1", "--output_path", str(trained)]
+    assert main([*argv, "--guidance_scale", "5"]) == 0
+    assert "other settings than the token was learned with: guidance_scale 7.0 -> 5.0" in capsys.readouterr().out
+
+
+def test_an_inpainting_model_is_refused_before_it_is_loaded(tmp_path, capsys):
+    import shutil
+
+    from models import MINIATURE
+
+    shutil.copytree(MINIATURE / "model", tmp_path / "model")
+    config = tmp_path / "model" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
+    model = ["--model", str(tmp_path / "model"), "--classifier", "miniature"]
+    assert main([*model, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path / "r")]) == 2
+    assert "takes 9 channels and gives 4" in capsys.readouterr().err
+
+
+def test_running_out_of_memory_is_one_line_that_names_the_flags(monkeypatch, tmp_path, capsys):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("trainer.train", full)
+    assert main([*QUICK, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path)]) == 1
+    assert "try --batch_size 1 and --eval_batch_size 1" in capsys.readouterr().err
+
+
 TRAIN2 = ["--class_index", "2", "--train", "True"]
 BAD = [
     (["--class_index", "2"], "nothing to do: add --train True"),
@@ -90,6 +138,8 @@ BAD = [
     ([*MINI, *TRAIN2, "--classifier", "resnet"], "--classifier: 'resnet' was given; allowed is inet"),
     ([*MINI, *TRAIN2, "--judge", "resnet"], "--judge: 'resnet' was given; allowed is inet"),
     ([*MINI, *TRAIN2, "--placeholder_token", "bat"], "--placeholder_token: 'bat' is already a word of the vocabulary"),
+    ([*MINI, *TRAIN2, "--placeholder_token", "ph"], "--placeholder_token: 'ph' is a part of 'photo' in the prompts"),
+    ([*MINI, *TRAIN2, "--seed", "99999999999999"], "--seed: 99999999999999 was given; allowed is 0 to 1000000000"),
     ([*MINI, *TRAIN2, "--initializer_token", "zebra"], "--initializer_token: 'zebra' takes"),
     ([*MINI, *TRAIN2, "--prompt", "bat " * 30], "takes 32 tokens; allowed are at most 24"),
     ([*MINI, "--class_index", "2", "--evaluate", "True"], "there is no token at"),

@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_models
 
 from class_token import ClassToken
-from sampler import GradientPath, SamplerSettings, differentiated_from, draw, draw_noise, sample
+from sampler import GradientPath, SamplerSettings, differentiated_from, draw, draw_noise, predict_clean, sample
 
 SETTINGS = SamplerSettings(num_inference_steps=6, guidance_scale=3.0)
 PROMPTS, SEEDS = ["a photo of newclas cat", "a photo of newclas bat"], [3, 4]
@@ -133,3 +133,14 @@ def test_more_gradient_steps_than_there_are_is_an_error(token):
     noise = draw_noise(SEEDS, token.models.latent_shape(None, None))
     with pytest.raises(ValueError, match="8 steps with gradient, but the scheduler's list has 7"):
         sample(token.models, token.encode(PROMPTS), token.unconditional, noise, SETTINGS, GradientPath("last", 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_clean_prediction_keeps_the_last_noise_in_half_precision(dtype):
+    """Near t = 0 half precision rounds 1 - alpha_bar to nothing."""
+    scheduler = tiny_models("DDIMScheduler").scheduler
+    latents, noise_pred = torch.zeros(1, 4, 2, 2, dtype=dtype), torch.ones(1, 4, 2, 2, dtype=dtype)
+    exact = predict_clean(scheduler, noise_pred.double(), torch.tensor(1), latents.double())
+    half = predict_clean(scheduler, noise_pred, torch.tensor(1), latents)
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.double(), exact, rtol=1e-2, atol=0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_classifier, tiny_models, weight_hashes
 
-from class_token import ClassToken
+from class_token import ClassToken, read_token
 from config import RunConfig, WorkError, evaluation_seeds, training_seeds, validation_seeds, with_preset
 from outputs import RunFolder
 from sampler import draw
@@ -183,3 +183,20 @@ def always_right(accumulate):
         return images, losses, probabilities, torch.ones_like(right)
 
     return wrapped
+
+
+def test_a_training_that_breaks_off_leaves_the_best_token_so_far(tmp_path, monkeypatch):
+    scores, seen = iter([(0.1, -3.0), (0.6, -1.0)]), []
+
+    def validate(self):
+        seen.append(self.token.vector.detach().clone())
+        if len(seen) == 3:
+            raise WorkError("the machine is taken away")
+        return next(scores)
+
+    monkeypatch.setattr(Task, "validate", validate)
+    with pytest.raises(WorkError):
+        learned(tmp_path, max_epochs=4, validate_every=1)
+    placeholder, vector = read_token(RunFolder(str(tmp_path), "c", "e").partial_token)
+    assert placeholder == "newclas"
+    assert torch.equal(vector, seen[1])
