@@ -6,6 +6,7 @@ The loop is the method of Discriminative Class Tokens (ICCV 2023, arXiv 2303.171
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +38,15 @@ class Best:
     vector: torch.Tensor | None = None
     epoch: int = 0  # when it was found; patience counts from here
     updates: int = 0  # that it has seen
+    file: Path | None = None  # where each better vector is written at once: a run that breaks off loses no more than its last updates
+    placeholder: str = ""
 
-    def offer(self, score: tuple, vector: torch.Tensor, epoch: int, updates: int) -> bool:
-        """Keep ``vector`` if its score is the best yet; says whether it was."""
-        better = self.vector is None or score > self.score
-        if better:
+    def offer(self, score: tuple, vector: torch.Tensor, epoch: int, updates: int) -> None:
+        """Keep ``vector`` if its score is the best yet."""
+        if self.vector is None or score > self.score:
             self.score, self.vector, self.epoch, self.updates = score, vector.detach().clone(), epoch, updates
-        return better
+            if self.file:
+                write_tensors(self.file, {self.placeholder: self.vector.cpu()}, {"updates": str(updates)})
 
 
 def sampler_settings(config: RunConfig) -> SamplerSettings:
@@ -64,7 +67,7 @@ def train(config: RunConfig, token: ClassToken, classifier: Classifier, class_na
     Raises:
         WorkError: loss or gradient are not finite.
     """
-    start, result, best = time.monotonic(), Training(), Best()
+    start, result, best = time.monotonic(), Training(), Best(file=folder.partial_token, placeholder=token.placeholder)
     optimizer = torch.optim.AdamW(
         [token.vector], lr=config.update_learning_rate, betas=config.betas, eps=config.adam_epsilon, weight_decay=config.weight_decay
     )
@@ -73,13 +76,9 @@ def train(config: RunConfig, token: ClassToken, classifier: Classifier, class_na
     task = Task(config, token, classifier, class_name)
     clear(folder.train_images, "epoch_*.png")
 
-    def offer(score: tuple, vector: torch.Tensor, epoch: int, updates: int) -> None:
-        if best.offer(score, vector, epoch, updates):  # on disk at once: a run that breaks off loses no more than its last updates
-            write_tensors(folder.partial_token, {token.placeholder: best.vector.cpu()}, {"updates": str(updates)})
-
     # The initial token may do already: a class that its name alone draws needs no update.
     if config.keep == "validation":
-        offer(task.validate(), token.vector, 0, 0)
+        best.offer(task.validate(), token.vector, 0, 0)
         result.stopped_by = stopping_rule(config, 0, 0.0, best)
     progress = tqdm(range(1, 1 + (0 if result.stopped_by else config.max_epochs)), desc=f"learning {class_name!r}", unit="update")
     for epoch in progress:
@@ -103,9 +102,9 @@ def train(config: RunConfig, token: ClassToken, classifier: Classifier, class_na
 
         # Keep the best token: by unseen seeds, or by the loss of the images that it drew.
         if config.keep == "loss":
-            offer((-loss,), drawn_with, epoch, epoch - 1)
+            best.offer((-loss,), drawn_with, epoch, epoch - 1)
         elif is_validated(config, epoch, accuracy):
-            offer(task.validate(), token.vector, epoch, epoch)
+            best.offer(task.validate(), token.vector, epoch, epoch)
 
         row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item()}
         row |= {"gradient_norm": norm if math.isfinite(norm) else None, "seconds": time.monotonic() - began, "best_epoch": best.epoch}
