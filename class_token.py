@@ -1,6 +1,6 @@
-"""The class token: prompts that hold it, its one trainable vector, and the file that keeps it.
+"""The class token: prompts that hold it, its trainable vector (or a few), and the file that keeps it.
 
-The vector is spliced into the text encoder's input embeddings by a small module. The embedding table itself is neither
+The vectors are spliced into the text encoder's input embeddings by a small module. The embedding table itself is neither
 resized nor copied nor trained, so every other word keeps its embedding bit for bit.
 """
 
@@ -20,59 +20,70 @@ from models import DiffusionModels, first_line
 # the initializer "a" there, so no template has an article of its own (the official third one doubles it).
 TEMPLATES = ("A photo of {}", "a high resolution realistic image of {}", "A close-up photo of {}")
 
+WEB_UI_KEY = "emb_params"  # the one tensor of an embedding file of AUTOMATIC1111 and ComfyUI
+
 
 def fill(template: str, word: str, class_name: str) -> str:
     """A template with the class token (or the baseline's word) and the class name: "A photo of newclas tiger cat"."""
     return template.format(f"{word} {class_name}")
 
 
+def vector_names(placeholder: str, number: int) -> list[str]:
+    """The words of a token of several vectors, as diffusers names them: "newclas", "newclas_1", "newclas_2"."""
+    return [placeholder] + [f"{placeholder}_{i}" for i in range(1, number)]
+
+
 class SplicedEmbedding(torch.nn.Module):
-    """An embedding table with one more word, whose vector lives outside the table.
+    """An embedding table with a few more words, whose vectors live outside the table.
 
     Args:
         table: the text encoder's own embedding, frozen.
-        token_id: id of the new word, beyond the table.
-        vector: (1, width), float32; gradients reach it and nothing else.
+        first_id: id of the first new word, beyond the table; the others follow.
+        vectors: (N, width), float32; gradients reach them and nothing else.
     """
 
-    def __init__(self, table: torch.nn.Embedding, token_id: int, vector: torch.Tensor):
+    def __init__(self, table: torch.nn.Embedding, first_id: int, vectors: torch.Tensor):
         super().__init__()
-        self.table, self.token_id, self.vector = table, token_id, vector
+        self.table, self.first_id, self.vectors = table, first_id, vectors
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Token ids (B, L) to embeddings (B, L, width)."""
-        here = (input_ids == self.token_id).unsqueeze(-1)  # (B, L, 1)
-        words = self.table(input_ids.masked_fill(here.squeeze(-1), 0))  # (B, L, width)
-        return torch.where(here, self.vector.to(words.dtype), words)
+        new = (input_ids >= self.first_id) & (input_ids < self.first_id + len(self.vectors))  # (B, L)
+        words = self.table(input_ids.masked_fill(new, 0))  # (B, L, width)
+        for i, vector in enumerate(self.vectors):
+            words = torch.where((input_ids == self.first_id + i).unsqueeze(-1), vector.to(words.dtype), words)
+        return words
 
 
 class ClassToken:
-    """A placeholder word and its vector, the only parameter that is ever trained.
+    """A placeholder word and its vectors (N, width), the only parameter that is ever trained; N is 1 in the paper.
 
     Args:
         models: the frozen parts; their tokenizer learns the placeholder as a word beyond the embedding table.
-        placeholder: the new word.
-        initializer: a word of one token whose embedding the vector starts from.
+        placeholder: the new word; in prompts it stands for all of its vectors.
+        initializer: a word of one token whose embedding each vector starts from.
+        num_vectors: N.
 
     Raises:
         UsageError: the placeholder is a word already, or the initializer is not one token.
     """
 
-    def __init__(self, models: DiffusionModels, placeholder: str, initializer: str):
-        check_words(models.tokenizer, placeholder, initializer)
-        self.models, self.placeholder = models, placeholder
+    def __init__(self, models: DiffusionModels, placeholder: str, initializer: str, num_vectors: int = 1):
+        check_words(models.tokenizer, placeholder, initializer, num_vectors)
+        self.models, self.placeholder, self.names = models, placeholder, vector_names(placeholder, num_vectors)
         table = models.text_encoder.get_input_embeddings()
         start = models.tokenizer(initializer, add_special_tokens=False).input_ids[0]
-        models.tokenizer.add_tokens([placeholder])
-        self.token_id = models.tokenizer.convert_tokens_to_ids(placeholder)
-        self.vector = torch.nn.Parameter(table.weight[start : start + 1].detach().float().clone())  # (1, width)
+        models.tokenizer.add_tokens(self.names)
+        self.first_id = models.tokenizer.convert_tokens_to_ids(placeholder)
+        row = table.weight[start : start + 1].detach().float()  # (1, width)
+        self.vector = torch.nn.Parameter(row.repeat(num_vectors, 1))  # (N, width)
 
     @contextmanager
     def spliced(self):
         """Within the block the text encoder knows the placeholder; afterwards it is as it was."""
         encoder = self.models.text_encoder
         table = encoder.get_input_embeddings()
-        encoder.set_input_embeddings(SplicedEmbedding(table, self.token_id, self.vector))
+        encoder.set_input_embeddings(SplicedEmbedding(table, self.first_id, self.vector))
         try:
             yield
         finally:
@@ -85,7 +96,7 @@ class ClassToken:
             UsageError: a prompt is longer than the text encoder takes.
         """
         distinct = list(dict.fromkeys(prompts))
-        input_ids = tokenize(self.models.tokenizer, distinct).to(self.models.device)  # (D, L)
+        input_ids = tokenize(self.models.tokenizer, distinct, self.names).to(self.models.device)  # (D, L)
         with self.spliced():
             hidden = self.models.text_encoder(input_ids).last_hidden_state  # (D, L, width)
         rows = torch.tensor([distinct.index(p) for p in prompts], device=hidden.device)
@@ -99,28 +110,25 @@ class ClassToken:
 
     @torch.no_grad()
     def load(self, vector: torch.Tensor) -> None:
-        """Take over a vector (1, width) or (width,).
+        """Take over vectors (N, width), or one (width,).
 
         Raises:
-            UsageError: it is of another width.
+            UsageError: they are of another number or width.
         """
-        width = self.vector.shape[1]
-        if vector.numel() != width:
-            raise UsageError(f"the token's vector has shape {tuple(vector.shape)}; this text encoder takes (1, {width})")
-        self.vector.copy_(vector.reshape(1, width))
+        if vector.shape[-1] != self.vector.shape[1] or vector.numel() != self.vector.numel():
+            raise UsageError(f"the token's vector has shape {tuple(vector.shape)}; this text encoder takes {tuple(self.vector.shape)}")
+        self.vector.copy_(vector.reshape(self.vector.shape))
 
 
-def check_words(tokenizer, placeholder: str, initializer: str) -> None:
+def check_words(tokenizer, placeholder: str, initializer: str, num_vectors: int = 1) -> None:
     """Check that the placeholder is new to the vocabulary and that the initializer is one token of it.
 
     Raises:
         UsageError: naming the flag.
     """
-    pieces = tokenizer.tokenize(placeholder)
-    if len(pieces) == 1:
-        raise UsageError(
-            f"--placeholder_token: {placeholder!r} is already a word of the vocabulary; allowed is a new word, such as newclas"
-        )
+    for name in vector_names(placeholder, num_vectors):
+        if len(tokenizer.tokenize(name)) == 1:
+            raise UsageError(f"--placeholder_token: {name!r} is already a word of the vocabulary; allowed is a new word, such as newclas")
     pieces = tokenizer.tokenize(initializer)
     if len(pieces) != 1:
         raise UsageError(f"--initializer_token: {initializer!r} takes {len(pieces)} tokens; allowed is a word of one token, such as a")
@@ -140,13 +148,17 @@ def check_apart(placeholder: str, prompts: list[str]) -> None:
         )
 
 
-def tokenize(tokenizer, prompts: list[str]) -> torch.Tensor:
-    """Prompts to token ids (B, L), padded to the text encoder's length.
+def tokenize(tokenizer, prompts: list[str], names: list[str]) -> torch.Tensor:
+    """Prompts to token ids (B, L), padded to the text encoder's length; the placeholder becomes the words of all its vectors.
+
+    Args:
+        names: from :func:`vector_names`; words of the tokenizer.
 
     Raises:
         UsageError: a prompt is longer than that.
     """
     limit = tokenizer.model_max_length
+    prompts = [p.replace(names[0], " ".join(names)) for p in prompts]
     input_ids = [tokenizer(p, verbose=False).input_ids for p in prompts]
     for prompt, ids in zip(prompts, input_ids, strict=True):
         if len(ids) > limit:
@@ -155,7 +167,7 @@ def tokenize(tokenizer, prompts: list[str]) -> torch.Tensor:
 
 
 def token_tensors(token: ClassToken) -> dict[str, torch.Tensor]:
-    """What the token's file holds: ``{placeholder: (1, width) float32}``, the format of diffusers' textual inversion."""
+    """What the token's file holds: ``{placeholder: (N, width) float32}``, the format of diffusers' textual inversion."""
     return {token.placeholder: token.vector.detach().cpu().clone()}
 
 
@@ -169,17 +181,28 @@ def read_origin(path: Path) -> dict[str, str]:
 
 
 def read_token(path: Path) -> tuple[str, torch.Tensor]:
-    """Placeholder and vector of a token file.
+    """Placeholder and vectors (N, width), float32, of a token file: diffusers' textual inversion, or ``emb_params`` of the web UIs.
+
+    The placeholder of the latter is the file's name, as it is for the programs that read it.
 
     Raises:
-        UsageError: the file is no safetensors file or does not hold exactly one vector.
+        UsageError: the file is no safetensors file or does not hold exactly one token.
     """
     try:
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start == b"PK" or start[:1] == b"\x80":
+            raise UsageError(f"{path}: is a pickled file, which may run code when it is read; allowed is a safetensors file")
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path}: not a readable safetensors file ({first_line(error)})") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if {"clip_l", "clip_g"} & set(tensors):
+        raise UsageError(f"{path}: holds {shapes}, a token of a model with two text encoders; allowed is one of a Stable Diffusion 1 or 2")
     if len(tensors) != 1 or any(len(shape) not in (1, 2) for shape in shapes.values()):
-        raise UsageError(f"{path}: holds {shapes}; a class token's file holds one vector under its placeholder")
-    ((placeholder, vector),) = tensors.items()
-    return placeholder, vector.float()
+        raise UsageError(f"{path}: holds {shapes}; a class token's file holds one vector, or several of one width, under its placeholder")
+    ((name, vector),) = tensors.items()
+    vector = vector.float().reshape(-1, vector.shape[-1])  # (N, width)
+    if not vector.isfinite().all():
+        raise UsageError(f"{path}: its vector has values that are not finite")
+    return path.stem if name == WEB_UI_KEY else name, vector

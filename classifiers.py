@@ -1,70 +1,68 @@
-"""Named classifiers: differentiable preprocessing, logits and labels; in one table."""
+"""Classifiers from anywhere, one interface: differentiable preprocessing, logits, labels.
 
-import json
-import math
+Named ones stand in one table; beyond it any of timm, of Hugging Face, or one's own function.
+"""
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from config import UsageError, WorkError
-from models import MINIATURE, first_line
+from labels import match_label
+from models import LOCAL, MINIATURE, Hub, first_line, hub_advice, hub_errors
+from recipes import Recipe, at_least_float32, hf_recipe, timm_recipe
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a classifier comes from: a name that timm loads, its default judge, and a crop where timm's is not the wanted one."""
+    """Where a classifier comes from.
 
-    timm_name: str
-    judge: str | None
+    Args:
+        kind: a key of ``LOADERS``: "timm", "hf", "vit-mae" or "python".
+        place: what that loader takes: a name, hub id, folder, or module and function.
+        judge: the classifier that judges by default where this one guides.
+        crop_pct: share of the resized image that is kept, where timm's own is not the wanted one.
+    """
+
+    kind: str
+    place: str
+    judge: str | None = None
     crop_pct: float | None = None
 
 
+# The paper's three guides, each judged by another family where one with the same labels is known; and the miniature's own.
 CLASSIFIERS = {
-    # ViT-L/16, ImageNet-21k then 1k: the paper's; judged by a ConvNeXt, another family.
     # The paper's recipe resizes to 256 and crops 224; timm's own would resize to 248.
-    "inet": Source("vit_large_patch16_224.augreg_in21k_ft_in1k", "inet-judge", crop_pct=224 / 256),
-    "inet-judge": Source("convnext_base.fb_in22k_ft_in1k", None),
-    "miniature": Source(f"local-dir:{MINIATURE / 'guide'}", "miniature-judge"),
-    "miniature-judge": Source(f"local-dir:{MINIATURE / 'judge'}", None),
+    "inet": Source("timm", "vit_large_patch16_224.augreg_in21k_ft_in1k", "timm:convnext_base.fb_in22k_ft_in1k", crop_pct=224 / 256),
+    "cub": Source("vit-mae", "vesteinn/vit-mae-cub"),
+    "inat": Source("vit-mae", "vesteinn/vit-mae-inat21", "timm:hf-hub:timm/convnext_large_mlp.laion2b_ft_augreg_inat21"),
+    "miniature": Source("timm", str(MINIATURE / "guide"), "miniature-judge"),
+    "miniature-judge": Source("timm", str(MINIATURE / "judge")),
 }
 
 
-def check_classifier(flag: str, name: str) -> None:
-    """Raises UsageError where ``name`` is not in the table."""
-    if name not in CLASSIFIERS:
-        raise UsageError(f"--{flag}: {name!r} was given; allowed is {', '.join(CLASSIFIERS)}")
-
-
-def read_labels(name: str) -> list[str]:
-    """A classifier's labels in the order of its logits, without loading its weights.
+def parse_source(flag: str, name: str) -> Source:
+    """The source that a classifier's name stands for: one of the table, or ``<kind>:<place>``.
 
     Raises:
-        UsageError: its folder cannot be read.
+        UsageError: neither.
     """
-    timm_name = CLASSIFIERS[name].timm_name
-    if not timm_name.startswith("local-dir:"):
-        from timm.data import ImageNetInfo
-
-        info = ImageNetInfo()
-        return [info.index_to_description(i) for i in range(info.num_classes())]
-    path = Path(timm_name.removeprefix("local-dir:")) / "config.json"
-    try:
-        return json.loads(path.read_text())["label_names"]
-    except OSError as error:
-        raise UsageError(f"--classifier: {name!r} needs {path}, which cannot be read ({error.strerror})") from error
-
-
-def check_class_index(name: str, class_index: int, labels: list[str]) -> None:
-    """Raises UsageError where the index, counted from 1, is outside the labels."""
-    if not 1 <= class_index <= len(labels):
-        raise UsageError(f"--class_index: {class_index} was given; allowed is 1 to {len(labels)} for the classifier {name}")
-
-
-def prompt_class_name(label: str) -> str:
-    """The label's first synonym, lower case, underscores as spaces: "tiger_cat, Felis" -> "tiger cat"."""
-    return label.split(",")[0].strip().lower().replace("_", " ")
+    kind, _, place = name.partition(":")
+    if name in CLASSIFIERS:
+        return CLASSIFIERS[name]
+    if kind not in LOADERS or not place:
+        raise UsageError(
+            f"--{flag}: {name!r} was given; allowed is {', '.join(CLASSIFIERS)}, timm:<name>, timm:<name>@<file>, hf:<id or folder>, "
+            "vit-mae:<id or folder> or python:<module>:<function>"
+        )
+    return Source(kind, place)
 
 
 @dataclass
@@ -74,42 +72,35 @@ class Classifier:
     Args:
         model: logits (B, K) of preprocessed images.
         labels: K names, in the logits' order.
-        input_size: (height, width) in pixels that the model takes. crop_pct: share of the resized image that is kept.
-        mean, std: of its normalisation, three values each.
+        recipe: its preprocessing.
     """
 
     name: str
     model: torch.nn.Module
     labels: list[str]
-    input_size: tuple[int, int]
-    crop_pct: float
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
-        """The classifier's own recipe, differentiable: resize the shorter side, centre crop, normalise.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1].
-
-        Returns:
-            (B, 3, h, w), normalised, in float32 or better.
-        """
-        images, (h, w) = _at_least_float32(images), self.input_size
-        scale = math.floor(max(h, w) / self.crop_pct) / min(images.shape[-2:])
-        size = [max(s, round(n * scale)) for n, s in zip(images.shape[-2:], (h, w), strict=True)]
-        if size != list(images.shape[-2:]):
-            images = F.interpolate(images, size=size, mode=self.interpolation, antialias=True, align_corners=False)
-        top, left = (size[0] - h) // 2, (size[1] - w) // 2
-        images = images[..., top : top + h, left : left + w]  # (B, 3, h, w)
-        mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return (images - mean) / std
+    recipe: Recipe
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K), float32, of images (B, 3, H, W) in [0, 1]; differentiable."""
-        dtype = next(self.model.parameters()).dtype
-        return _at_least_float32(self.model(self.preprocess(images).to(dtype)))
+        """Logits (B, K), float32, of images (B, 3, H, W) in [0, 1] on any device; differentiable.
+
+        Raises:
+            WorkError: the model gives another number of logits than it has labels.
+        """
+        like = next(self.model.parameters(), images)
+        logits = at_least_float32(self.model(self.recipe(images.to(like.device)).to(like.dtype)))
+        if logits.shape != (len(images), len(self.labels)):
+            raise WorkError(
+                f"{self.name} gives logits of shape {tuple(logits.shape)} for {len(images)} images and {len(self.labels)} labels"
+            )
+        return logits
+
+
+@dataclass
+class Guide:
+    """A classifier, and its index, from 0, of the class that the token is to draw."""
+
+    classifier: Classifier
+    target: int
 
 
 def finite(logits: torch.Tensor) -> torch.Tensor:
@@ -123,39 +114,248 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def targets_of(guides: dict[str, list[str]], target: int) -> list[int]:
+    """Each guide's index, from 0, of class ``target`` of the first one; ``guides`` maps names to labels.
+
+    Raises:
+        UsageError: a guide does not know the class.
+    """
+    (first, labels), *others = guides.items()
+    targets = [target]
+    for name, theirs in others:
+        found = match_label(labels, target, theirs)
+        if found is None:
+            raise UsageError(
+                f"--classifier: {name!r} has no label, or several, for {labels[target]!r} of {first!r}; allowed are guides that share it"
+            )
+        targets.append(found)
+    return targets
 
 
-def load_classifier(name: str, device: torch.device, dtype: torch.dtype, flag: str = "classifier") -> Classifier:
-    """Load a classifier of the table, frozen.
+# --- loading ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Parts:
+    """What a loader found without loading weights: the labels, and how to go on."""
+
+    labels: list[str]
+    load: Callable[[], tuple[torch.nn.Module, Recipe]]
+
+
+def find_timm(source: Source, hub: Hub) -> Parts:
+    """A timm classifier: a registered name, ``hf-hub:<id>``, a folder as timm exports it, or ``<name>@<checkpoint file>``."""
+    import timm
+    from timm.models._hub import load_model_config_from_path
+
+    name, file, revision = source.place, "", None
+    if name.startswith("hf-hub:"):
+        repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+        folder = hub.fetch(repository, "config.json", revision).parent
+    else:
+        name, _, file = name.partition("@")
+        folder = Path(file).parent if file else Path(name)
+    if file and not (file.endswith(".safetensors") and Path(file).is_file()):
+        raise ValueError(f"{file} is no safetensors file; nothing else is read, since unpickling a file may run code")
+    if (folder / "config.json").is_file():
+        config, architecture, model_args = load_model_config_from_path(folder)
+        architecture = name if file else architecture
+    elif folder.is_dir() and not file:
+        raise FileNotFoundError(f"{folder} has no config.json")
+    else:
+        config, architecture, model_args = {}, name, {}
+    if not timm.is_model(architecture):
+        near = ", ".join(sorted(timm.list_models(f"*{architecture.split('.')[0]}*"))[:3]) or "timm.list_models() knows"
+        raise ValueError(f"timm has no model {architecture!r}; the nearest: {near}")
+    config = config or timm.get_pretrained_cfg(architecture).to_dict()
+    if file:
+        config["num_classes"] = head_size(Path(file), config["classifier"]) - config.get("label_offset", 0)
+    labels = timm_labels(config)
+
+    def load() -> tuple[torch.nn.Module, Recipe]:
+        weights = Path(file or folder / "model.safetensors")
+        if name.startswith("hf-hub:"):
+            weights = hub.fetch(repository, "model.safetensors", revision)
+        elif not file and not folder.is_dir():
+            weights = hub.fetch(config["hf_hub_id"], "model.safetensors")
+        # One source for all: a file. timm would otherwise fall back to pickled weights.
+        where, size = {"file": str(weights), "source": ""}, {"num_classes": len(labels)}
+        model = timm.create_model(architecture, pretrained=True, pretrained_cfg=config | where | size, **(model_args | size))
+        return model, timm_recipe(timm.data.resolve_model_data_config(model), source.crop_pct)
+
+    return Parts(labels, load)
+
+
+def head_size(file: Path, head: str | tuple[str, ...]) -> int:
+    """Number of classes of a checkpoint, from the shape of its last layer."""
+    from safetensors import safe_open
+
+    head = head if isinstance(head, str) else head[0]  # distilled models have two heads of one size
+    with safe_open(file, "pt") as weights:
+        names = [k for k in (f"{head}.bias", f"{head}.weight") if k in weights.keys()]  # noqa: SIM118 (not a dict)
+        if not names:
+            raise ValueError(f"{file} has no {head}.weight: it is no checkpoint of this model, or has no classifier")
+        return weights.get_slice(names[0]).get_shape()[0]
+
+
+def timm_labels(config: dict[str, Any]) -> list[str]:
+    """The labels of a timm configuration, or ImageNet's where it names none and their number is that of one of its lists."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    if config.get("label_names"):
+        names, descriptions = config["label_names"], config.get("label_descriptions") or {}
+        names = [names[k] for k in sorted(names, key=int)] if isinstance(names, dict) else list(names)
+        if len(names) != config["num_classes"]:
+            raise ValueError(f"its head has {config['num_classes']} classes, but its config.json names {len(names)} labels")
+        # WordNet's numbers say nothing in a prompt; other label names are better than their descriptions.
+        return [descriptions.get(n, n) if re.fullmatch(r"n\d{8}", n) else n for n in names]
+    subset = infer_imagenet_subset(config)
+    if not subset:
+        raise ValueError(f"it has {config['num_classes']} classes without names; put a config.json with label_names beside the weights")
+    return ImageNetInfo(subset).label_descriptions()
+
+
+class HFLogits(torch.nn.Module):
+    """A Hugging Face classifier as images (B, 3, h, w) to logits (B, K)."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K)."""
+        return self.model(pixel_values=pixel_values).logits
+
+
+def find_hf(source: Source, hub: Hub) -> Parts:
+    """Any ``AutoModelForImageClassification``, from the hub or a folder."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+    config = AutoConfig.from_pretrained(source.place, **hub.place)
+
+    def load() -> tuple[torch.nn.Module, Recipe]:
+        model, info = AutoModelForImageClassification.from_pretrained(
+            source.place, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **hub.place
+        )
+        check_keys(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+        return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(source.place, **hub.place))
+
+    return Parts(hf_labels(config), load)
+
+
+def hf_labels(config: Any) -> list[str]:
+    """The labels of a Hugging Face configuration, in the logits' order."""
+    return [config.id2label[i] for i in sorted(config.id2label)]
+
+
+def check_keys(missing, unexpected, mismatched=()) -> None:
+    """Raises ValueError where a weight is missing (it would be random), unused, or of another shape, and lists them."""
+    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
+        if keys:
+            listed = sorted(str(k[0] if isinstance(k, tuple) else k) for k in keys)
+            more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+            raise ValueError(f"{len(listed)} weights are {what}: {', '.join(listed[:8])}{more}")
+
+
+# Names of a ViT's weights in transformers 4 (left) and 5 (right).
+VIT_NAMES = (
+    (r"\bencoder\.layer\.", "layers."),
+    (r"\battention\.attention\.(query|key|value)\b", lambda m: f"attention.{m[1][0]}_proj"),
+    (r"\battention\.output\.dense\b", "attention.o_proj"),
+    (r"\bintermediate\.dense\b", "mlp.fc1"),
+    (r"\boutput\.dense\b", "mlp.fc2"),
+)
+
+
+def vit_name(key: str) -> str:
+    """A ViT's weight by transformers 5's name, whichever of the two it has."""
+    for pattern, new in VIT_NAMES:
+        key = re.sub(pattern, new, key)
+    return key
+
+
+def find_vit_mae(source: Source, hub: Hub) -> Parts:
+    """A Hugging Face ViT that pools as the paper's ``vit-mae`` checkpoints do.
+
+    The patch tokens of the last block, without the class token, are averaged; then comes the final LayerNorm, then the head.
+    """
+    from safetensors.torch import load_file
+    from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
+
+    config = ViTConfig.from_pretrained(source.place, **hub.place)
+
+    def load() -> tuple[torch.nn.Module, Recipe]:
+        folder = Path(source.place)
+        weights = folder / "model.safetensors" if folder.is_dir() else hub.fetch(source.place, "model.safetensors")
+        model = ViTForImageClassification(config)
+        ours, theirs = model.state_dict(), {vit_name(k): v for k, v in load_file(weights).items()}
+        check_keys({vit_name(k) for k in ours} - set(theirs), set(theirs) - {vit_name(k) for k in ours})
+        check_keys((), (), [k for k in ours if theirs[vit_name(k)].shape != ours[k].shape])
+        model.load_state_dict({k: theirs[vit_name(k)] for k in ours})
+        # Ahead of the LayerNorm (B, L, D) becomes (B, 1, D), so the "class token" that the head takes is the average.
+        model.vit.layernorm.register_forward_pre_hook(lambda _, args: (args[0][:, 1:].mean(1, keepdim=True),))
+        return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(source.place, **hub.place))
+
+    return Parts(hf_labels(config), load)
+
+
+def find_python(source: Source, hub: Hub) -> Parts:
+    """One's own: ``<module>:<function>``, found from the working directory; the function returns a :class:`Classifier`."""
+    module, _, function = source.place.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    make = getattr(importlib.import_module(module), function, None)
+    if make is None:
+        raise ValueError(f"the module {module!r} has no {function!r}; allowed is python:<module>:<function>")
+    made = make()
+    if not isinstance(made, Classifier):
+        raise ValueError(f"it returned a {type(made).__name__}; allowed is a classifiers.Classifier")
+    return Parts(made.labels, lambda: (made.model, made.recipe))
+
+
+LOADERS = {"timm": find_timm, "hf": find_hf, "vit-mae": find_vit_mae, "python": find_python}
+
+
+@cache
+def find(flag: str, name: str, hub: Hub) -> Parts:
+    """A classifier's labels, and how to load it; fetches a configuration file at most.
+
+    Raises:
+        UsageError: unknown, or it can neither be found nor fetched.
+    """
+    source = parse_source(flag, name)
+    return explained(flag, name, source, lambda: LOADERS[source.kind](source, hub))
+
+
+def explained(flag: str, name: str, source: Source, work: Callable[[], Any]) -> Any:
+    """``work()``, its failures told in one line that names the flag and the classifier."""
+    from safetensors import SafetensorError
+
+    try:
+        return work()
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError, *hub_errors()) as error:
+        place = "" if source.place in name else f" ({source.place})"
+        raise UsageError(f"--{flag}: {name!r}{place} could not be loaded: {first_line(error)}{hub_advice(error)}") from error
+
+
+def read_labels(name: str, flag: str = "classifier", hub: Hub = LOCAL) -> list[str]:
+    """A classifier's labels in the order of its logits, without loading its weights.
+
+    Raises:
+        UsageError: unknown, or it can neither be found nor fetched.
+    """
+    return find(flag, name, hub).labels
+
+
+def load_classifier(name: str, device: torch.device, dtype: torch.dtype, flag: str = "classifier", hub: Hub = LOCAL) -> Classifier:
+    """Load a classifier, frozen.
 
     Args:
         flag: the option to blame in an error.
 
     Raises:
-        UsageError: unknown, or it can neither be found nor fetched.
+        UsageError: unknown, or it can neither be found nor fetched; or its weights do not fit it.
     """
-    check_classifier(flag, name)
-    import timm
-    from huggingface_hub.utils import httpx
-    from safetensors import SafetensorError
-
-    labels, source = read_labels(name), CLASSIFIERS[name]
-    timm_name = source.timm_name
-    try:
-        model = timm.create_model(timm_name, pretrained=True)
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, httpx.HTTPError) as error:
-        where = "loaded" if timm_name.startswith("local-dir:") else "fetched (no network?)"
-        raise UsageError(f"--{flag}: {name!r} ({timm_name}) could not be {where}: {first_line(error)}") from error
-    data = timm.data.resolve_model_data_config(model)
-    return Classifier(
-        name,
-        model.requires_grad_(False).eval().to(device, dtype),
-        labels,
-        tuple(data["input_size"][1:]),
-        source.crop_pct or data["crop_pct"],
-        data["interpolation"],
-        tuple(data["mean"]),
-        tuple(data["std"]),
-    )
+    parts = find(flag, name, hub)
+    model, recipe = explained(flag, name, parse_source(flag, name), parts.load)
+    return Classifier(name, model.requires_grad_(False).eval().to(device, dtype), parts.labels, recipe)

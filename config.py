@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+VERSION = "0.2.0"  # written into every token file
+
 
 class UsageError(Exception):
     """What the user asked for cannot be: one line that names the flag, what was given and what is allowed. Exit code 2."""
@@ -19,9 +21,14 @@ class WorkError(Exception):
     """The work failed on the way, in one line. Exit code 1."""
 
 
-def option(default, help_text: str, choices: tuple | None = None):
-    """A field of :class:`RunConfig` with its help line and, where it has them, its allowed values."""
-    return field(default=default, metadata={"help": help_text, "choices": choices})
+def option(default, help_text: str, choices: tuple | None = None, parse=None):
+    """A field of :class:`RunConfig` with its help line and, where it has them, its allowed values and a parser of its own."""
+    return field(default=default, metadata={"help": help_text, "choices": choices, "parse": parse})
+
+
+def number_or_name(text: str) -> int | str:
+    """A class as the user gives it: "283" is a number, "tiger cat" a name."""
+    return int(text) if re.fullmatch(r"[+-]?\d+", text.strip()) else text
 
 
 @dataclass(frozen=True)
@@ -29,17 +36,32 @@ class RunConfig:
     """The options of one run; field names are the flags."""
 
     # What to do.
-    class_index: int = option(0, "class to learn or to use, counted from 1 as in the paper (283: ImageNet's tiger cat)")
+    class_index: int | str = option(
+        0, "class to learn or to use: its number, from 1 as in the paper (283: ImageNet's tiger cat), or its name", parse=number_or_name
+    )
     train: bool = option(False, "learn the class token and save it")
     evaluate: bool = option(False, "evaluate the token: the same unseen seeds with and without it")
     prompt: str | None = option(None, "generate images for this prompt; {token} and {class} are filled in")
     num_images: int = option(4, "images to generate for --prompt")
+    list_classes: bool = option(False, "print the classifier's classes (number, label, name in the prompts), and stop")
     dry_run: bool = option(False, "print the resolved configuration and the plan, and stop")
 
     # Models.
-    model: str = option("sd1.4", "sd1.4, miniature, a hub id, or a local folder in the diffusers layout")
-    classifier: str | None = option(None, "classifier that guides: inet, miniature; default: the one that the model brings, else inet")
-    judge: str | None = option(None, "classifier that only evaluates; 'none' turns it off; default: the classifier's own judge, if any")
+    model: str = option("sd1.4", "sd1.4, sd1.5, sd2.1-base, miniature, a hub id, or a local folder in the diffusers layout")
+    revision: str | None = option(None, "branch, tag or commit of the model on the hub")
+    scheduler: str | None = option(
+        None, "scheduler, with the model's configuration; default: the model's own", ("pndm", "ddim", "euler", "dpmsolver++")
+    )
+    classifier: str | None = option(
+        None,
+        "classifier that guides, or several with commas: inet, cub, inat, miniature, timm:<name>, timm:<name>@<file>, hf:<id or folder>, "
+        "python:<module>:<function>; default: the one that the model brings, else inet",
+    )
+    judge: str | None = option(
+        None, "classifier that only evaluates, named as those; 'none' turns it off; default: the (first) guide's own judge, if any"
+    )
+    cache_dir: str | None = option(None, "folder for what is fetched from the hub; default: the hub's usual cache")
+    local_files_only: bool = option(False, "ask no network: take what was fetched before")
     device: str = option("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     mixed_precision: str = option(
         "auto", "precision of UNet, VAE and classifier: auto is fp16 on CUDA, no (float32) on the CPU", ("auto", "no", "fp16", "bf16")
@@ -48,6 +70,7 @@ class RunConfig:
 
     # The class token and its prompts.
     placeholder_token: str = option("newclas", "the new word; must not be one of the vocabulary")
+    num_vectors: int = option(1, "vectors of the token; in prompts the one word stands for all of them")
     initializer_token: str = option("a", "word whose embedding the token starts from; one token; also the baseline's word")
     prompt_name: str | None = option(None, "class name in the prompts; default: the label's first synonym, lower case")
     num_templates: int = option(3, "prompts to train on: the first N of the templates (1 to 3)")
@@ -91,6 +114,11 @@ class RunConfig:
     test_size: int = option(10, "seeds of the evaluation, each drawn with and without the token")
     output_path: str = option("results", "folder for tokens, records and images")
     exp_id: str = option("default", "name of the experiment, a folder below the class; a preset gives its own")
+    token_path: str | None = option(
+        None, "token file to evaluate or to draw with, from anywhere; default: the one learned under output_path"
+    )
+    export: str | None = option(None, "write the token once more as the web UIs read it (AUTOMATIC1111, ComfyUI)", ("a1111",))
+    save_as_full_pipeline: bool = option(False, "also write the whole pipeline with the token in it: gigabytes, not kilobytes")
 
     @property
     def betas(self) -> tuple[float, float]:
@@ -118,6 +146,13 @@ PRESETS = {
         "max_epochs": 50,
         "exp_id": "paper",
     },
+}
+
+# Options that are no hyperparameters of a token: what to do, and where things are.
+NO_HYPERPARAMETERS = {
+    *("class_index", "train", "evaluate", "prompt", "num_images", "list_classes", "dry_run", "test_size", "eval_batch_size"),
+    *("model", "revision", "classifier", "judge", "cache_dir", "local_files_only", "device", "placeholder_token", "prompt_name"),
+    *("output_path", "exp_id", "token_path", "export", "save_as_full_pipeline"),
 }
 
 # Seeds of the three uses never meet. Evaluation counts from 0, validation from half a million, training from a million on:
@@ -156,6 +191,7 @@ POSITIVE = (
     "num_images",
     "num_inference_steps",
     "gradient_steps",
+    "num_vectors",
 )
 NOT_NEGATIVE = ("patience", "weight_decay", "max_grad_norm", "guidance_scale")
 SHARES = ("jump_at", "stop_train_accuracy", "stop_validation_accuracy")
@@ -169,10 +205,12 @@ def validate(config: RunConfig) -> None:
     """
     for f in fields(config):
         value, choices = getattr(config, f.name), f.metadata["choices"]
-        _need(choices is None or value in choices, f.name, value, " or ".join(choices or ()))
+        _need(choices is None or value is None or value in choices, f.name, value, " or ".join(choices or ()))
         _need(not isinstance(value, float) or math.isfinite(value), f.name, value, "a finite number")
-    if not (config.train or config.evaluate or config.prompt):
+    exports = config.export or config.save_as_full_pipeline
+    if not (config.train or config.evaluate or config.prompt or config.list_classes or exports):
         raise UsageError('nothing to do: add --train True, --evaluate True, both, or --prompt "a photo of {token} {class}"')
+    _need(not (config.train and config.token_path), "token_path", config.token_path, "a file only without --train True")
     for name in POSITIVE:
         _need(getattr(config, name) >= 1, name, getattr(config, name), "1 or more")
     for name in NOT_NEGATIVE:
@@ -186,6 +224,7 @@ def validate(config: RunConfig) -> None:
         _need(0 <= getattr(config, name) < 1, name, getattr(config, name), "0 or more, below 1")
     for name in ("adam_epsilon", "learning_rate"):
         _need(getattr(config, name) > 0, name, getattr(config, name), "above 0")
+    _need(config.num_vectors <= 32, "num_vectors", config.num_vectors, "1 to 32")
     _need(1 <= config.num_templates <= 3, "num_templates", config.num_templates, "1 to 3")
     _need(0 <= config.seed <= MAX_SEED, "seed", config.seed, f"0 to {MAX_SEED}")
     for name in ("test_size", "validation_size"):

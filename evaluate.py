@@ -4,12 +4,13 @@ Also draws images for any prompt with a finished token.
 """
 
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from class_token import TEMPLATES, ClassToken, fill
-from classifiers import Classifier, finite
+from classifiers import Classifier, Guide, finite
 from config import RunConfig, evaluation_seeds
 from outputs import RunFolder, clear, grid, to_pil, write_image, write_json
 from sampler import draw
@@ -34,65 +35,55 @@ def verdicts(classifier: Classifier, images: torch.Tensor, batch_size: int) -> t
     Raises:
         WorkError: a logit is not finite.
     """
-    device = next(classifier.model.parameters()).device
-    return torch.cat([finite(classifier.logits(part.to(device))).argmax(1).cpu() for part in images.split(batch_size)])
+    return torch.cat([finite(classifier.logits(part)).argmax(1).cpu() for part in images.split(batch_size)])
 
 
-def target_of(judge: Classifier | None, guide: Classifier, target: int) -> int | None:
-    """The judge's index, from 0, of the guide's class ``target``; None without a judge that knows the label for sure.
-
-    A label may stand twice in a list (ImageNet has two cranes), so equal lists are matched by index and others by name.
-    """
-    if judge is None or judge.labels == guide.labels:
-        return None if judge is None else target
-    name = guide.labels[target]
-    return judge.labels.index(name) if judge.labels.count(name) == 1 else None
+def score(classifier: Classifier, target: int, images: dict[str, torch.Tensor], batch_size: int) -> dict[str, torch.Tensor]:
+    """Right or wrong (N,) of each arm's images (N, 3, H, W) as class ``target``, from 0."""
+    return {arm: verdicts(classifier, images[arm], batch_size) == target for arm in images}
 
 
-def score(classifier: Classifier | None, target: int | None, images: torch.Tensor, batch_size: int) -> torch.Tensor | None:
-    """Right or wrong (N,) of each image as class ``target``, from 0; None where that is None."""
-    return None if target is None else verdicts(classifier, images, batch_size) == target
-
-
-def share(right: torch.Tensor | None) -> float | None:
-    """Share of true entries, None for None."""
-    return None if right is None else right.float().mean().item()
+def accuracies(right: dict[str, torch.Tensor] | None, prefix: str = "") -> dict[str, float | None]:
+    """Share of right images by arm, null where nothing judged."""
+    return {f"{prefix}accuracy_{arm}": right[arm].float().mean().item() if right else None for arm in ("token", "baseline")}
 
 
 def evaluate(
-    config: RunConfig, token: ClassToken, classifier: Classifier, judge: Classifier | None, class_name: str, folder: RunFolder
-) -> dict:
+    config: RunConfig, token: ClassToken, guides: list[Guide], judge: Guide | None, class_name: str, folder: RunFolder
+) -> dict[str, Any]:
     """Draw ``config.test_size`` pairs, score them, write the images and ``evaluation.json``.
 
     Args:
+        judge: the classifier that never guided; None where there is none, or none that knows the class.
         class_name: the name of the class in the prompts.
 
     Returns:
-        what the file holds; accuracies are shares in [0, 1], null where no judge knows the class.
+        what the file holds; accuracies are shares in [0, 1], null without a judge. An image is right where every guide
+        says so; ``guides`` has each guide's own accuracies.
     """
-    seeds, target = evaluation_seeds(config), config.class_index - 1
+    seeds, size = evaluation_seeds(config), config.eval_batch_size
     prompts = {
         "token": fill(TEMPLATES[0], token.placeholder, class_name),
         "baseline": fill(TEMPLATES[0], config.initializer_token, class_name),
     }
     images = {arm: draw_all(config, token, prompt, seeds) for arm, prompt in prompts.items()}  # (N, 3, H, W) each
-    targets = ((classifier, target), (judge, target_of(judge, classifier, target)))
-    right, judged = ({arm: score(c, t, images[arm], config.eval_batch_size) for arm in images} for c, t in targets)
+    by_guide = {g.classifier.name: score(g.classifier, g.target, images, size) for g in guides}
+    right = {arm: torch.stack([r[arm] for r in by_guide.values()]).all(0) for arm in images}  # (N,) each
+    judged = score(judge.classifier, judge.target, images, size) if judge else None
     height, width = token.models.image_size(config.height, config.width)
     result = {
         "class_index": config.class_index,
-        "class_name": classifier.labels[target],
-        "classifier": classifier.name,
+        "class_name": guides[0].classifier.labels[guides[0].target],
+        "classifier": ",".join(by_guide),
         "model": config.model,
         "test_size": config.test_size,
         "seeds": seeds,
         "prompt_token": prompts["token"],
         "prompt_baseline": prompts["baseline"],
-        "accuracy_token": share(right["token"]),
-        "accuracy_baseline": share(right["baseline"]),
-        "judge": judge.name if judged["token"] is not None else None,
-        "judge_accuracy_token": share(judged["token"]),
-        "judge_accuracy_baseline": share(judged["baseline"]),
+        **accuracies(right),
+        "guides": {name: accuracies(r) for name, r in by_guide.items()},
+        "judge": judge.classifier.name if judge else None,
+        **accuracies(judged, "judge_"),
         "settings": asdict(sampler_settings(config))
         | {"height": height, "width": width, "scheduler": type(token.models.scheduler).__name__, "precision": str(token.models.dtype)},
     }

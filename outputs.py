@@ -27,6 +27,7 @@ class RunFolder:
         self.records = root / "pipeline_token" / class_name / exp_id
         self.token, self.config = self.records / "learned_embeds.safetensors", self.records / "config.json"
         self.partial_token = self.records / "learned_embeds.partial.safetensors"  # the best so far, while training runs
+        self.pipeline = self.records / "pipeline"
         self.log, self.result = self.records / "log.jsonl", self.records / "evaluation.json"
         # Experiments of one class do not mix their pictures; the default one has no folder of its own.
         images = root / "img" / class_name / ("" if exp_id == "default" else exp_id)

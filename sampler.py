@@ -74,19 +74,33 @@ def guided_noise_pred(unet, latents, timestep, cond, uncond, guidance_scale: flo
     return noise_pred_uncond + guidance_scale * (noise_pred_cond - noise_pred_uncond)
 
 
-def predict_clean(scheduler, noise_pred: torch.Tensor, timestep, latents: torch.Tensor) -> torch.Tensor:
-    """The clean latents that a prediction at ``timestep`` implies (DDIM, Song et al. 2021, eq. 9), (B, C, h, w).
+def alpha_bar_at(scheduler, i: int, dtype: torch.dtype) -> torch.Tensor:
+    """The share of signal alpha_bar, a scalar, at step ``i`` of the scheduler's list.
+
+    Schedulers with a list of noise levels (Euler, DPM-Solver) may stand between the training schedule's timesteps; the
+    others count on them.
+    """
+    if hasattr(scheduler, "sigmas"):
+        return 1 / (1 + scheduler.sigmas[i].to(dtype) ** 2)  # sigma^2 = (1 - alpha_bar) / alpha_bar
+    return scheduler.alphas_cumprod.to(dtype)[scheduler.timesteps[i].cpu()]
+
+
+def predict_clean(model_input: torch.Tensor, noise_pred: torch.Tensor, alpha_bar: torch.Tensor, prediction_type: str) -> torch.Tensor:
+    """The clean latents that a prediction implies (DDIM, Song et al. 2021, eq. 9), (B, C, h, w).
+
+    Args:
+        model_input: latents as the UNet sees them, (B, C, h, w), of variance 1 under the schedule.
+        alpha_bar: scalar, float32 or better (near t = 0 half precision rounds 1 - alpha_bar away).
 
     Raises:
-        ValueError: the scheduler predicts neither noise ("epsilon") nor velocity ("v_prediction").
+        ValueError: the UNet predicts neither noise ("epsilon") nor velocity ("v_prediction").
     """
-    # In float32 at least: near t = 0 half precision rounds 1 - alpha_bar away.
-    alpha_bar = scheduler.alphas_cumprod.to(latents.device, torch.promote_types(latents.dtype, torch.float32))[timestep.to(latents.device)]
-    if scheduler.config.prediction_type == "epsilon":
-        return (latents - (1 - alpha_bar).sqrt() * noise_pred) / alpha_bar.sqrt()
-    if scheduler.config.prediction_type == "v_prediction":
-        return alpha_bar.sqrt() * latents - (1 - alpha_bar).sqrt() * noise_pred
-    raise ValueError(f"prediction type {scheduler.config.prediction_type!r}; epsilon and v_prediction are known")
+    alpha_bar = alpha_bar.to(model_input.device)
+    if prediction_type == "epsilon":
+        return (model_input - (1 - alpha_bar).sqrt() * noise_pred) / alpha_bar.sqrt()
+    if prediction_type == "v_prediction":
+        return alpha_bar.sqrt() * model_input - (1 - alpha_bar).sqrt() * noise_pred
+    raise ValueError(f"prediction type {prediction_type!r}; epsilon and v_prediction are known")
 
 
 def decode(vae, latents: torch.Tensor) -> torch.Tensor:
@@ -125,7 +139,8 @@ def sample(
             model_input = scheduler.scale_model_input(latents, t)
             noise_pred = guided_noise_pred(models.unet, model_input, t, cond, uncond, settings.guidance_scale)
             if gradient is not None and gradient.mode == "jump" and i == first:
-                latents = predict_clean(scheduler, noise_pred, t, latents)
+                alpha_bar = alpha_bar_at(scheduler, i, torch.promote_types(latents.dtype, torch.float32))
+                latents = predict_clean(model_input, noise_pred, alpha_bar, scheduler.config.prediction_type)
                 break
             latents = scheduler.step(noise_pred, t, latents, return_dict=False)[0]  # (B, C, h, w)
     with torch.set_grad_enabled(gradient is not None):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from class_token import TEMPLATES, ClassToken, fill
-from classifiers import Classifier, finite
+from classifiers import Guide, finite
 from config import RunConfig, WorkError, training_seeds, validation_seeds
 from outputs import RunFolder, clear, grid, write_image, write_lines, write_tensors
 from sampler import GradientPath, SamplerSettings, draw
@@ -54,8 +54,8 @@ def sampler_settings(config: RunConfig) -> SamplerSettings:
     return SamplerSettings(config.num_inference_steps, config.guidance_scale, config.height, config.width)
 
 
-def train(config: RunConfig, token: ClassToken, classifier: Classifier, class_name: str, folder: RunFolder) -> Training:
-    """Learn ``token`` for class ``config.class_index`` of ``classifier``.
+def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str, folder: RunFolder) -> Training:
+    """Learn ``token`` for the class that the guides are asked for; several guides count alike.
 
     Args:
         class_name: the name of the class in the prompts.
@@ -73,7 +73,7 @@ def train(config: RunConfig, token: ClassToken, classifier: Classifier, class_na
     )
     # Half-precision gradients underflow without a scaled loss; the scaler is idle in other precisions.
     scaler = torch.amp.GradScaler(token.models.device.type, init_scale=2.0**10, enabled=token.models.dtype == torch.float16)
-    task = Task(config, token, classifier, class_name)
+    task = Task(config, token, guides, class_name)
     clear(folder.train_images, "epoch_*.png")
 
     # The initial token may do already: a class that its name alone draws needs no update.
@@ -134,7 +134,7 @@ def stopping_rule(config: RunConfig, epoch: int, accuracy: float, best: Best) ->
     """Name of the rule that ends training after ``epoch`` updates, or "".
 
     Args:
-        accuracy: share of this update's images that the classifier gives to the class.
+        accuracy: share of this update's images that every guide gives to the class.
     """
     if epoch and accuracy > config.stop_train_accuracy:
         return "train_accuracy"
@@ -153,12 +153,11 @@ class Task:
         class_name: the name of the class in the prompts.
     """
 
-    def __init__(self, config: RunConfig, token: ClassToken, classifier: Classifier, class_name: str):
-        self.config, self.token, self.classifier = config, token, classifier
+    def __init__(self, config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str):
+        self.config, self.token, self.guides = config, token, guides
         self.settings = sampler_settings(config)
         self.path = GradientPath(config.gradient_mode, config.gradient_steps, config.jump_at)
         self.templates = [fill(t, token.placeholder, class_name) for t in TEMPLATES[: config.num_templates]]
-        self.target = config.class_index - 1
 
     def prompts(self, number: int, first: int = 0) -> list[str]:
         """``number`` prompts, the templates in turn."""
@@ -171,7 +170,8 @@ class Task:
             epoch: counts from 0.
 
         Returns:
-            images (N, 3, H, W), losses (N,), probabilities of the class (N,), right or wrong (N,), all detached.
+            images (N, 3, H, W), losses (N,), probabilities of the class (N,), right or wrong (N,), all detached. Of several
+            guides the probability is the geometric mean.
         """
         seeds, parts = training_seeds(self.config, epoch), []
         # With fixed noises each of them keeps its prompt too.
@@ -179,17 +179,26 @@ class Task:
         for i in range(0, len(seeds), self.config.batch_size):
             chunk = slice(i, i + self.config.batch_size)
             images = draw(self.token, prompts[chunk], seeds[chunk], self.settings, self.path)  # (B, 3, H, W)
-            logits = self.classifier.logits(images)  # (B, K)
-            losses = self.cross_entropy(logits)  # (B,)
+            losses, right = self.score(images)  # (B,) each
             scaler.scale(losses.sum() / len(seeds)).backward()  # micro-batches add up to the gradient of the whole mean
-            probabilities = logits.detach().softmax(1)[:, self.target]  # (B,)
-            parts.append((images.detach(), losses.detach(), probabilities, logits.argmax(1) == self.target))
+            parts.append((images.detach(), losses.detach(), (-losses.detach()).exp(), right))
         return tuple(torch.cat(p) for p in zip(*parts, strict=True))
 
-    def cross_entropy(self, logits: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy (B,) of logits (B, K) against the class."""
-        return F.cross_entropy(logits, torch.full((len(logits),), self.target, device=logits.device), reduction="none")
+    def score(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of the class (B,), mean over the guides, and whether every guide says it (B,), of images (B, 3, H, W).
 
+        Raises:
+            WorkError: a logit is not finite.
+        """
+        losses, right = [], []
+        for guide in self.guides:
+            logits = finite(guide.classifier.logits(images))  # (B, K)
+            target = torch.full((len(logits),), guide.target, device=logits.device)
+            losses.append(F.cross_entropy(logits, target, reduction="none"))  # (B,)
+            right.append(logits.argmax(1) == target)  # (B,)
+        return torch.stack(losses).mean(0), torch.stack(right).all(0)
+
+    @torch.no_grad()
     def validate(self) -> tuple[float, float]:
         """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling.
 
@@ -197,12 +206,9 @@ class Task:
             WorkError: a logit is not finite.
         """
         seeds, size = validation_seeds(self.config), self.config.eval_batch_size
-        prompts = self.prompts(len(seeds))
-
-        def logits_of(chunk: slice) -> torch.Tensor:
-            return finite(self.classifier.logits(draw(self.token, prompts[chunk], seeds[chunk], self.settings)))
-
-        with torch.no_grad():
-            logits = torch.cat([logits_of(slice(i, i + size)) for i in range(0, len(seeds), size)])  # (V, K)
-        right = (logits.argmax(1) == self.target).float().mean().item()
-        return right, -self.cross_entropy(logits).mean().item()
+        prompts, parts = self.prompts(len(seeds)), []
+        for i in range(0, len(seeds), size):
+            chunk = slice(i, i + size)
+            parts.append(self.score(draw(self.token, prompts[chunk], seeds[chunk], self.settings)))
+        losses, right = (torch.cat(p) for p in zip(*parts, strict=True))  # (V,) each
+        return right.float().mean().item(), -losses.mean().item()

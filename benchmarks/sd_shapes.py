@@ -22,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from class_token import ClassToken
-from classifiers import Classifier
+from classifiers import Classifier, Guide
 from config import RunConfig
 from models import MINIATURE, DiffusionModels, resolve_device, resolve_dtype
 from outputs import RunFolder, write_json
+from recipes import Recipe
 from trainer import train
 
 TEXT = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -66,13 +67,14 @@ def build_models(width: float, device: torch.device, dtype: torch.dtype, checkpo
     return DiffusionModels(tokenizer, text_encoder, unet, vae, PNDMScheduler(**SCHEDULER), device, dtype)
 
 
-def build_guide(width: float, device: torch.device, dtype: torch.dtype) -> Classifier:
+def build_guide(width: float, device: torch.device, dtype: torch.dtype) -> Guide:
     """ViT-L/16 with random weights and the preprocessing of the paper's guide; ViT-Ti/16 at reduced width."""
     import timm
 
     model = timm.create_model("vit_large_patch16_224" if width == 1 else "vit_tiny_patch16_224", pretrained=False)
     model = model.requires_grad_(False).eval().to(device, dtype)
-    return Classifier("random", model, [str(i) for i in range(1000)], (224, 224), 224 / 256, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    recipe = Recipe((256, 256), (224, 224), (0.5,) * 3, (0.5,) * 3)
+    return Guide(Classifier("random", model, [str(i) for i in range(1000)], recipe), 282)
 
 
 def measure(config: RunConfig, width: float, updates: int) -> dict:
@@ -87,7 +89,7 @@ def measure(config: RunConfig, width: float, updates: int) -> dict:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
-        training = train(replace(config, max_epochs=updates), token, guide, "tiger cat", RunFolder(folder, "c", "e"))
+        training = train(replace(config, max_epochs=updates), token, [guide], "tiger cat", RunFolder(folder, "c", "e"))
     cuda = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {

@@ -73,19 +73,21 @@ def tiny_models(scheduler: str = "PNDMScheduler", dtype=torch.float32):
         mid_block_add_attention=False,
         scaling_factor=0.9,
     )
-    settings = {k: v for k, v in SCHEDULER.items() if scheduler == "PNDMScheduler" or k != "skip_prk_steps"}
+    clip = {"clip_sample": False} if scheduler == "DDIMScheduler" else {}
+    scheduler = getattr(diffusers, scheduler).from_config(SCHEDULER, **clip)
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval().to(dtype)
-    return DiffusionModels(tokenizer, text_encoder, unet, vae, getattr(diffusers, scheduler)(**settings), torch.device("cpu"), dtype)
+    return DiffusionModels(tokenizer, text_encoder, unet, vae, scheduler, torch.device("cpu"), dtype)
 
 
 def tiny_classifier(dtype=torch.float32):
     """A linear classifier of three labels over 8x8 pixels."""
     from classifiers import Classifier
+    from recipes import Recipe
 
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 3)).to(dtype).requires_grad_(False)
-    return Classifier("tiny", model, ["tiger cat", "bat", "cat"], (8, 8), 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    return Classifier("tiny", model, ["tiger cat", "bat", "cat"], Recipe((8, 8), (8, 8), (0.5,) * 3, (0.5,) * 3))
 
 
 @pytest.fixture
@@ -103,6 +105,13 @@ def token(models):
 @pytest.fixture
 def classifier():
     return tiny_classifier()
+
+
+@pytest.fixture
+def guides(classifier):
+    from classifiers import Guide
+
+    return [Guide(classifier, 0)]
 
 
 @pytest.fixture

@@ -1,51 +1,145 @@
-"""Classifiers: preprocessing, logits, labels."""
+"""Loading classifiers: the right weights, all of them, or an error that says which are not."""
 
-import numpy as np
 import pytest
+import timm
 import torch
 from conftest import tiny_classifier
-from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_folders import LABELS, edit_json, save_hf_convnext, save_hf_vit, save_timm, save_vit_mae
 
-from classifiers import CLASSIFIERS, check_class_index, check_classifier, prompt_class_name, read_labels
-from config import UsageError
+from classifiers import CLASSIFIERS, LOADERS, load_classifier, parse_source, read_labels
+from config import UsageError, WorkError
 
-
-def test_the_users_class_283_is_imagenets_tiger_cat():
-    labels = read_labels("inet")
-    assert len(labels) == 1000
-    assert prompt_class_name(labels[283 - 1]) == "tiger cat"
-    assert prompt_class_name("n_Tiger_Cat, Felis") == "n tiger cat"
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("index", [0, -3, 1001])
-def test_an_index_outside_the_labels_is_refused(index):
-    with pytest.raises(UsageError, match=f"--class_index: {index} was given; allowed is 1 to 1000"):
-        check_class_index("inet", index, read_labels("inet"))
+def load(name: str):
+    return load_classifier(name, CPU, torch.float32)
 
 
 def test_an_unknown_classifier_is_refused_with_the_known_ones():
     with pytest.raises(UsageError) as error:
-        check_classifier("judge", "resnet")
+        parse_source("judge", "resnet")
     assert all(name in str(error.value) for name in CLASSIFIERS)
 
 
-def test_every_default_judge_is_in_the_table():
-    assert all(source.judge is None or source.judge in CLASSIFIERS for source in CLASSIFIERS.values())
+def test_every_default_judge_can_be_named_and_is_of_another_family():
+    for name, source in CLASSIFIERS.items():
+        assert source.kind in LOADERS
+        if source.judge:
+            judge = parse_source("judge", source.judge)
+            assert (judge.kind, judge.place[:8]) != (source.kind, source.place[:8]) or name == "miniature"
 
 
-def test_preprocessing_agrees_with_pil():
-    """Torch's antialiased bicubic resize and PIL's differ by rounding to 8 bits only."""
-    rng = np.random.default_rng(0)
-    smooth = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize((64, 48), Image.Resampling.BICUBIC)
+def test_the_papers_guide_resizes_to_256_and_the_default_judge_keeps_timms_recipe():
+    """Built without weights: what matters here is the recipe."""
+    from recipes import timm_recipe
+
+    data = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(CLASSIFIERS["inet"].place).to_dict())
+    recipe = timm_recipe(data, CLASSIFIERS["inet"].crop_pct)
+    assert (recipe.resize, recipe.crop, recipe.mean) == ((256, 256), (224, 224), (0.5,) * 3)
+
+
+@pytest.mark.parametrize("save", [save_timm, save_hf_vit, save_hf_convnext])
+def test_logits_are_those_of_the_library(save, tmp_path):
+    """The same model loaded the library's own way, on images that need no resizing."""
+    name = save(tmp_path)
+    classifier = load(name)
+    assert classifier.labels == LABELS
+    size = 160 if save is save_timm else 32
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    pixels = classifier.recipe(images)
+    if save is save_timm:
+        theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(pixels)
+    else:
+        from transformers import AutoModelForImageClassification
+
+        theirs = AutoModelForImageClassification.from_pretrained(tmp_path)(pixels).logits
+    torch.testing.assert_close(classifier.logits(images), theirs)
+
+
+def test_a_checkpoint_file_of_1000_classes_has_imagenets_labels(tmp_path):
+    assert load(save_timm(tmp_path, None)).labels == read_labels("inet")
+
+
+@pytest.mark.parametrize("names", ["old", "new"])
+def test_vit_mae_pools_patch_tokens_before_the_norm(names, tmp_path):
+    from transformers import AutoModelForImageClassification
+
+    folder = tmp_path / "weights"
+    classifier = load(save_vit_mae(folder, names))
+    save_hf_vit(tmp_path / "plain")  # the same random weights, with transformers' own pooling
+    plain = AutoModelForImageClassification.from_pretrained(tmp_path / "plain").eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pixels, last = classifier.recipe(images), []
+    handle = plain.vit.layernorm.register_forward_pre_hook(lambda module, args: last.append(args[0]))
+    theirs = plain(pixels).logits
+    handle.remove()
+    expected = plain.classifier(plain.vit.layernorm(last[0][:, 1:].mean(1)))  # without the class token
+    torch.testing.assert_close(classifier.logits(images), expected)
+    assert not torch.allclose(expected, theirs, atol=1e-3)
+
+
+def test_the_gradient_reaches_the_image_through_a_vit_mae(tmp_path):
+    images = torch.rand(1, 3, 48, 40).requires_grad_()
+    load(save_vit_mae(tmp_path, "old")).logits(images).sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("save", [save_timm, save_hf_vit, lambda folder: save_vit_mae(folder, "old")], ids=["timm", "hf", "vit-mae"])
+@pytest.mark.parametrize("fault", ["missing", "unexpected"])
+def test_a_missing_or_unexpected_weight_is_an_error_that_names_it(save, fault, tmp_path):
+    """Upstream libraries fill in what is missing at random and say so in a warning at most."""
+    name, file = save(tmp_path), tmp_path / "model.safetensors"
+    weights = load_file(file)
+    key = sorted(weights)[0]
+    if fault == "missing":
+        del weights[key]
+    else:
+        key, weights["extra.weight"] = "extra.weight", torch.zeros(2)
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UsageError) as error:
+        load(name)
+    assert key.split(".")[-1] in str(error.value)
+    assert fault in str(error.value).lower()
+    assert "\n" not in str(error.value)
+
+
+def test_a_head_that_does_not_match_its_labels_is_refused(tmp_path):
+    edited = {"timm": save_timm(tmp_path / "timm"), "hf": save_hf_vit(tmp_path / "hf")}
+    edit_json(tmp_path / "timm" / "config.json", label_names=LABELS[:3])
+    edit_json(tmp_path / "hf" / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
+    with pytest.raises(UsageError, match="head has 4 classes, but its config.json names 3 labels"):
+        read_labels(edited["timm"])
+    with pytest.raises(UsageError, match="classifier"):
+        load(edited["hf"])
+    edit_json(tmp_path / "timm" / "config.json", label_names=LABELS[:3], num_classes=3)
+    read_labels.__globals__["find"].cache_clear()
+    with pytest.raises(UsageError, match="size mismatch for fc.weight"):
+        load(edited["timm"])
+
+
+def test_a_head_without_names_is_refused(tmp_path):
+    save_timm(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UsageError, match="4 classes without names; put a config.json with label_names"):
+        read_labels(f"timm:test_resnet@{tmp_path / 'model.safetensors'}")
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "model.pth")
+    with pytest.raises(UsageError, match="model.pth is no safetensors file; nothing else is read"):
+        read_labels(f"timm:test_resnet@{tmp_path / 'model.pth'}")
+    save_hf_vit(tmp_path / "hf")
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    torch.save(weights, tmp_path / "hf" / "pytorch_model.bin")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="safetensors"):
+        load(f"hf:{tmp_path / 'hf'}")
+
+
+def test_a_classifier_whose_logits_do_not_fit_its_labels_is_told():
     classifier = tiny_classifier()
-    pixels = torch.from_numpy(np.array(smooth)).permute(2, 0, 1)[None] / 255  # (1, 3, 48, 64)
-    ours = classifier.preprocess(pixels)[0] / 2 + 0.5  # (3, 8, 8)
-    small = smooth.resize((11, 8), Image.Resampling.BICUBIC).crop((1, 0, 9, 8))
-    theirs = torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255
-    assert (ours - theirs).abs().max() < 2.5 / 255
-
-
-def test_the_gradient_with_respect_to_the_image_is_right():
-    classifier = tiny_classifier(torch.float64)
-    images = torch.rand(1, 3, 10, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert torch.autograd.gradcheck(classifier.logits, (images,))
+    classifier.labels = ["a", "b"]
+    with pytest.raises(WorkError, match=r"logits of shape \(1, 3\) for 1 images and 2 labels"):
+        classifier.logits(torch.rand(1, 3, 8, 8))

@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_models
 
 from class_token import ClassToken
-from sampler import GradientPath, SamplerSettings, differentiated_from, draw, draw_noise, predict_clean, sample
+from sampler import GradientPath, SamplerSettings, alpha_bar_at, differentiated_from, draw, draw_noise, predict_clean, sample
 
 SETTINGS = SamplerSettings(num_inference_steps=6, guidance_scale=3.0)
 PROMPTS, SEEDS = ["a photo of newclas cat", "a photo of newclas bat"], [3, 4]
@@ -135,12 +135,45 @@ def test_more_gradient_steps_than_there_are_is_an_error(token):
         sample(token.models, token.encode(PROMPTS), token.unconditional, noise, SETTINGS, GradientPath("last", 8))
 
 
+ALL = ["PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+
+
+@pytest.mark.parametrize("scheduler", ALL)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_true_prediction_gives_back_the_clean_latents(scheduler, prediction_type):
+    """``add_noise`` is diffusers' own idea of how much noise a step has; Euler's steps stand between the training timesteps."""
+    scheduler = tiny_models(scheduler).scheduler
+    scheduler.set_timesteps(6)
+    clean, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    for i in (0, 2, 4):
+        t = scheduler.timesteps[i]
+        model_input = copy.deepcopy(scheduler).scale_model_input(scheduler.add_noise(clean, noise, t[None]), t)
+        a = alpha_bar_at(scheduler, i, torch.float32)
+        truth = noise if prediction_type == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * clean
+        torch.testing.assert_close(predict_clean(model_input, truth, a, prediction_type), clean, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scheduler", ALL)
+def test_the_jump_gradient_is_right_with_every_scheduler(scheduler):
+    token = ClassToken(tiny_models(scheduler, torch.float64), "newclas", "a")
+    token.vector = torch.nn.Parameter(token.vector.double())
+    path, h = GradientPath("jump", jump_at=0.0), 1e-6
+    loss_of(draw(token, PROMPTS, SEEDS, SETTINGS, path)).backward()
+    direction = torch.randn(token.vector.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start, values = token.vector.detach().clone(), []
+    for sign in (1, -1):
+        with torch.no_grad():
+            token.vector.copy_(start + sign * h * direction)
+        values.append(loss_of(draw(token, PROMPTS, SEEDS, SETTINGS, path)).item())
+    assert (values[0] - values[1]) / (2 * h) == pytest.approx((token.vector.grad * direction).sum().item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_clean_prediction_keeps_the_last_noise_in_half_precision(dtype):
     """Near t = 0 half precision rounds 1 - alpha_bar to nothing."""
-    scheduler = tiny_models("DDIMScheduler").scheduler
+    alpha_bar = tiny_models("DDIMScheduler").scheduler.alphas_cumprod[1]
     latents, noise_pred = torch.zeros(1, 4, 2, 2, dtype=dtype), torch.ones(1, 4, 2, 2, dtype=dtype)
-    exact = predict_clean(scheduler, noise_pred.double(), torch.tensor(1), latents.double())
-    half = predict_clean(scheduler, noise_pred, torch.tensor(1), latents)
+    exact = predict_clean(latents.double(), noise_pred.double(), alpha_bar, "epsilon")
+    half = predict_clean(latents, noise_pred, alpha_bar, "epsilon")
     assert half.dtype == dtype
     torch.testing.assert_close(half.double(), exact, rtol=1e-2, atol=0)

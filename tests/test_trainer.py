@@ -8,6 +8,7 @@ import torch
 from conftest import tiny_classifier, tiny_models, weight_hashes
 
 from class_token import ClassToken, read_token
+from classifiers import Guide
 from config import RunConfig, WorkError, evaluation_seeds, training_seeds, validation_seeds, with_preset
 from outputs import RunFolder
 from sampler import draw
@@ -23,15 +24,15 @@ def learned(tmp_path, **changes):
     """A fresh tiny model after training; returns token and training."""
     config = replace(CONFIG, **changes)
     token = ClassToken(tiny_models(), "newclas", "a")
-    return token, train(config, token, tiny_classifier(), "tiger cat", RunFolder(str(tmp_path), "c", "e"))
+    return token, train(config, token, [Guide(tiny_classifier(), 0)], "tiger cat", RunFolder(str(tmp_path), "c", "e"))
 
 
 @pytest.mark.parametrize("mode", ["jump", "last"])
-def test_every_weight_and_every_other_prompt_is_bit_identical_after_training(models, token, classifier, folder, mode):
-    frozen = (models.text_encoder, models.unet, models.vae, classifier.model)
+def test_every_weight_and_every_other_prompt_is_bit_identical_after_training(models, token, guides, folder, mode):
+    frozen = (models.text_encoder, models.unet, models.vae, guides[0].classifier.model)
     before, start = weight_hashes(*frozen), token.vector.detach().clone()
     picture = draw(token, ["a photo of cat"], [5], sampler_settings(CONFIG))
-    training = train(replace(CONFIG, gradient_mode=mode, keep="loss"), token, classifier, "tiger cat", folder)
+    training = train(replace(CONFIG, gradient_mode=mode, keep="loss"), token, guides, "tiger cat", folder)
     assert weight_hashes(*frozen) == before
     assert torch.equal(picture, draw(token, ["a photo of cat"], [5], sampler_settings(CONFIG)))
     assert not torch.equal(start, training.last_vector)
@@ -49,11 +50,11 @@ def test_the_optimiser_holds_one_vector(monkeypatch, tmp_path):
     assert token.vector.shape == (1, 16)
 
 
-def test_micro_batches_add_up_to_the_whole_batch(token, classifier):
+def test_micro_batches_add_up_to_the_whole_batch(token, guides):
     gradients = []
     for batch_size in (4, 3, 1):
         token.vector.grad = None
-        task = Task(replace(CONFIG, batch_size=batch_size), token, classifier, "tiger cat")
+        task = Task(replace(CONFIG, batch_size=batch_size), token, guides, "tiger cat")
         images, losses, _, _ = task.accumulate(0, IDLE)
         assert images.shape == (4, 3, 16, 16)
         assert losses.shape == (4,)
@@ -92,7 +93,7 @@ def test_with_keep_loss_the_kept_token_drew_the_lowest_loss(tmp_path):
     token, training = learned(tmp_path, keep="loss", fresh_noise=False, max_epochs=4)
     lowest = min(training.rows, key=lambda row: row["loss"])
     assert training.kept_updates == lowest["epoch"] - 1
-    _, losses, _, _ = Task(replace(CONFIG, fresh_noise=False), token, tiny_classifier(), "tiger cat").accumulate(0, IDLE)
+    _, losses, _, _ = Task(replace(CONFIG, fresh_noise=False), token, [Guide(tiny_classifier(), 0)], "tiger cat").accumulate(0, IDLE)
     assert losses.mean().item() == pytest.approx(lowest["loss"], rel=1e-4)
 
 
@@ -134,11 +135,37 @@ def test_a_token_that_does_already_needs_no_update(tmp_path, monkeypatch):
     assert (training.rows, training.stopped_by) == ([], "validation_accuracy")
 
 
-def test_a_loss_that_is_not_finite_is_reported(token, folder):
-    classifier = tiny_classifier()
-    classifier.model[1].weight.data.fill_(float("nan"))
-    with pytest.raises(WorkError, match="update 1: loss nan"):
-        train(replace(CONFIG, keep="loss"), token, classifier, "tiger cat", folder)
+def test_logits_that_are_not_finite_are_reported(token, guides, folder):
+    guides[0].classifier.model[1].weight.data.fill_(float("nan"))
+    with pytest.raises(WorkError, match="logits are not finite; try --mixed_precision"):
+        train(replace(CONFIG, keep="loss"), token, guides, "tiger cat", folder)
+
+
+def test_a_gradient_that_is_not_finite_is_reported(token, guides, folder, monkeypatch):
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: torch.tensor(float("inf")))
+    with pytest.raises(WorkError, match="update 1: loss .* gradient norm inf"):
+        train(replace(CONFIG, keep="loss"), token, guides, "tiger cat", folder)
+
+
+def test_several_guides_have_the_gradient_of_their_mean_loss(token):
+    """The second knows the class under another index."""
+    first, second = Guide(tiny_classifier(), 0), Guide(replace(tiny_classifier(), labels=["bat", "cat", "tiger cat"]), 2)
+    gradients, losses = [], []
+    for guides in ([first], [second], [first, second]):
+        token.vector.grad = None
+        losses.append(Task(CONFIG, token, guides, "tiger cat").accumulate(0, IDLE)[1])
+        gradients.append(token.vector.grad.clone())
+    torch.testing.assert_close(losses[2], (losses[0] + losses[1]) / 2)
+    torch.testing.assert_close(gradients[2], (gradients[0] + gradients[1]) / 2, rtol=1e-3, atol=1e-7)
+
+
+def test_an_image_is_right_where_every_guide_says_so(token):
+    images = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    each = [Guide(tiny_classifier(), target) for target in (1, 2)]
+    singly = [Task(CONFIG, token, [g], "cat").score(images)[1] for g in each]
+    assert singly[0].any()
+    assert singly[1].any()
+    assert not Task(CONFIG, token, each, "cat").score(images)[1].any()  # no image is of two classes
 
 
 def test_seeds_of_training_validation_and_evaluation_never_meet():
