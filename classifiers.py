@@ -234,8 +234,9 @@ def find_hf(source: Source, hub: Hub) -> Parts:
     config = AutoConfig.from_pretrained(source.place, **hub.place)
 
     def load() -> tuple[torch.nn.Module, Recipe]:
+        strictly = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}  # check_keys does not
         model, info = AutoModelForImageClassification.from_pretrained(
-            source.place, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **hub.place
+            source.place, config=config, dtype=torch.float32, **strictly, **hub.place
         )
         check_keys(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
         return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(source.place, **hub.place))

@@ -55,7 +55,10 @@ def judge_of(config: RunConfig, guides: list[str]) -> str | None:
     judge = config.judge or parse_source("classifier", guides[0]).judge
     if judge in guides and config.judge:
         raise UsageError(f"--judge: {judge!r} was given, which guides; allowed is a classifier that does not, or none")
-    return None if judge == "none" or judge in guides else judge
+    if judge in (None, "none") or judge in guides:
+        return None
+    parse_source("judge", judge)
+    return judge
 
 
 def make_plan(config: RunConfig) -> Plan:

@@ -56,7 +56,10 @@ def run(plan: Plan) -> None:
         UsageError, WorkError: in one line what was wrong.
     """
     import torch
+    import transformers
 
+    transformers.logging.set_verbosity_error()  # what is wrong with weights is an error here, not a report
+    transformers.logging.disable_progress_bar()
     try:
         carry_out(plan)
     except torch.OutOfMemoryError as error:

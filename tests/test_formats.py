@@ -82,7 +82,7 @@ def test_a_class_that_the_judge_lacks_is_told_as_not_judged(saved, tmp_path, cap
     assert json.loads(result.read_text())["judge_accuracy_token"] is None
 
 
-OWN = '''
+OWN = """
 import torch
 from classifiers import Classifier
 from recipes import Recipe
@@ -94,7 +94,7 @@ def make():
 
 def bare():
     return torch.nn.Identity()
-'''
+"""
 
 
 def test_ones_own_function_is_a_classifier(saved, tmp_path, monkeypatch, capsys):
@@ -102,7 +102,10 @@ def test_ones_own_function_is_a_classifier(saved, tmp_path, monkeypatch, capsys)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert run(saved, tmp_path / "r", "sd1", "python:my_classifier:make")["classifier"] == "python:my_classifier:make"
     for function, message in (("bare", "it returned a Identity"), ("none", "has no 'none'")):
-        assert main(["--model", saved("sd1"), "--classifier", f"python:my_classifier:{function}", "--class_index", "1", "--train", "True"]) == 2
+        assert (
+            main(["--model", saved("sd1"), "--classifier", f"python:my_classifier:{function}", "--class_index", "1", "--train", "True"])
+            == 2
+        )
         assert message in capsys.readouterr().err
 
 

@@ -1,0 +1,196 @@
+"""What a user gets wrong: one line that names the flag, what was given and what is allowed; exit code 2; nothing written."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_folders import edit_json, save_hf_vit, save_timm
+
+from models import MINIATURE
+from run import main
+
+MINI = ["--model", "miniature", "--device", "cpu"]
+TRAIN = ["--class_index", "2", "--train", "True"]
+EVALUATE = ["--class_index", "2", "--evaluate", "True"]
+
+# Arguments, with {tmp} for a folder that ``broken`` fills, and a part of the line that they lead to.
+TABLE = [
+    # What to do.
+    (["--class_index", "2"], "nothing to do: add --train True"),
+    ([*MINI, "--class_index", "2", "--train", "maybe"], "argument --train: 'maybe' was given; allowed is True, true, 1, False, false or 0"),
+    ([*MINI, *TRAIN, "--preset", "fast"], "argument --preset: invalid choice: 'fast'"),
+    ([*MINI, *TRAIN, "--no_such_flag", "1"], "unrecognized arguments: --no_such_flag 1"),
+    # The class.
+    ([*MINI, "--train", "True"], "--class_index: 0 was given; allowed is 1 to 44 for the classifier miniature"),
+    ([*MINI, "--class_index", "45", "--train", "True"], "--class_index: 45 was given; allowed is 1 to 44"),
+    (["--class_index", "0", "--train", "True"], "--class_index: 0 was given; allowed is 1 to 1000 for the classifier inet"),
+    (["--class_index", "1001", "--train", "True"], "--class_index: 1001 was given; allowed is 1 to 1000"),
+    (["--class_index", "-3", "--train", "True"], "--class_index: -3 was given; allowed is 1 to 1000"),
+    (
+        ["--class_index", "abc", "--train", "True"],
+        "--class_index: 'abc' was given, which is no label of the classifier inet; the nearest are",
+    ),
+    ([*MINI, "--class_index", "bat", "--train", "True"], "fits 1 (bat, fruit bat), 2 (bat, cricket bat); give the number"),
+    # Models.
+    (["--model", "sd9", *TRAIN], "--model: 'sd9' was given; allowed is sd1.4, sd1.5, sd2.1-base, miniature, a hub id"),
+    (["--model", "./nowhere", *TRAIN], "--model: './nowhere' was given"),
+    (["--model", "{tmp}/no-unet", *TRAIN], "no-unet' has no unet; allowed is a folder in the diffusers layout"),
+    (["--model", "{tmp}/no-words", "--classifier", "miniature", *TRAIN], "has no vocabulary"),
+    (["--model", "{tmp}/inpainting", "--classifier", "miniature", *TRAIN], "takes 9 channels and gives 4"),
+    (
+        ["--model", "{tmp}/ancestral", "--classifier", "miniature", *TRAIN],
+        "is a EulerAncestralDiscreteScheduler; allowed is --scheduler pndm",
+    ),
+    (["--model", "{tmp}/sde", "--classifier", "miniature", *TRAIN], "of the type sde-dpmsolver++; allowed is --scheduler"),
+    (["--model", "{tmp}/truncated", "--classifier", "miniature", *TRAIN], "could not be loaded: "),
+    ([*MINI, *TRAIN, "--scheduler", "heun"], "argument --scheduler: invalid choice: 'heun'"),
+    ([*MINI, *TRAIN, "--height", "60"], "--height: 60 was given; allowed is a multiple of 16"),
+    ([*MINI, *TRAIN, "--gradient_steps", "40", "--gradient_mode", "last"], "--gradient_steps: 40 was given; allowed is 1 to 31"),
+    ([*MINI, *TRAIN, "--mixed_precision", "fp16"], "--mixed_precision: 'fp16' was given on the CPU"),
+    # Classifiers.
+    ([*MINI, *TRAIN, "--classifier", "resnet"], "--classifier: 'resnet' was given; allowed is inet, cub, inat, miniature"),
+    ([*MINI, *TRAIN, "--judge", "resnet"], "--judge: 'resnet' was given; allowed is inet"),
+    ([*MINI, *TRAIN, "--judge", "miniature"], "--judge: 'miniature' was given, which guides"),
+    ([*MINI, *TRAIN, "--classifier", "miniature,miniature"], "allowed is each guide once"),
+    ([*MINI, *TRAIN, "--classifier", "miniature,inet"], "'inet' has no label, or several, for 'bat, cricket bat' of 'miniature'"),
+    ([*MINI, *TRAIN, "--classifier", "timm:resnet999"], "--classifier: 'timm:resnet999' could not be loaded: timm has no model"),
+    ([*MINI, *TRAIN, "--classifier", "timm:test_resnet@{tmp}/token.pt"], "token.pt is no safetensors file; nothing else is read"),
+    ([*MINI, *TRAIN, "--classifier", "timm:{tmp}/short-labels"], "head has 4 classes, but its config.json names 1 labels"),
+    ([*MINI, *TRAIN, "--classifier", "timm:{tmp}/small-head"], "size mismatch for fc.weight"),
+    ([*MINI, *TRAIN, "--classifier", "hf:{tmp}/small-hf-head"], "classifier.weight"),
+    ([*MINI, *TRAIN, "--classifier", "hf:{tmp}/no-unet"], "could not be loaded: "),
+    ([*MINI, *TRAIN, "--classifier", "python:no_such_module:f"], "No module named 'no_such_module'"),
+    # Words and prompts.
+    ([*MINI, *TRAIN, "--placeholder_token", "bat"], "--placeholder_token: 'bat' is already a word of the vocabulary"),
+    ([*MINI, *TRAIN, "--placeholder_token", "ph"], "--placeholder_token: 'ph' is a part of 'photo' in the prompts"),
+    ([*MINI, *TRAIN, "--initializer_token", "zebra"], "--initializer_token: 'zebra' takes"),
+    ([*MINI, *TRAIN, "--prompt", "bat " * 30], "takes 32 tokens; allowed are at most 24"),
+    ([*MINI, *TRAIN, "--num_vectors", "20"], "tokens; allowed are at most 24"),
+    ([*MINI, *TRAIN, "--num_vectors", "0"], "--num_vectors: 0 was given; allowed is 1 or more"),
+    ([*MINI, *TRAIN, "--seed", "99999999999999"], "--seed: 99999999999999 was given; allowed is 0 to 1000000000"),
+    # Tokens on disk.
+    ([*MINI, *EVALUATE], "there is no token at"),
+    ([*MINI, *EVALUATE, "--token_path", "{tmp}/none.safetensors"], "--token_path: there is no token at"),
+    ([*MINI, *TRAIN, "--token_path", "{tmp}/narrow.safetensors"], "--token_path: "),
+    (
+        [*MINI, *EVALUATE, "--token_path", "{tmp}/narrow.safetensors"],
+        "the token's vector is 16 wide; the text encoder of 'miniature' takes 128",
+    ),
+    ([*MINI, *EVALUATE, "--token_path", "{tmp}/cut.safetensors"], "cut.safetensors: not a readable safetensors file"),
+    ([*MINI, *EVALUATE, "--token_path", "{tmp}/token.pt"], "token.pt: is a pickled file, which may run code when it is read"),
+    ([*MINI, *EVALUATE, "--token_path", "{tmp}/xl.safetensors"], "a token of a model with two text encoders"),
+    ([*MINI, *EVALUATE, "--token_path", "{tmp}/nan.safetensors"], "values that are not finite"),
+    # Outputs.
+    ([*MINI, *TRAIN, "--output_path", "README.md/x"], "--output_path: 'README.md/x' was given"),
+]
+
+
+def miniature(folder, **changes) -> None:
+    """A copy of the miniature with other values in a part's configuration: ``unet={"in_channels": 9}``."""
+    shutil.copytree(MINIATURE / "model", folder)
+    for part, values in changes.items():
+        edit_json(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), **values)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """Every damaged thing of the table."""
+    tmp = tmp_path_factory.mktemp("broken")
+    miniature(tmp / "no-unet")
+    shutil.rmtree(tmp / "no-unet" / "unet")
+    miniature(tmp / "no-words")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (tmp / "no-words" / "tokenizer" / name).unlink()
+    miniature(tmp / "inpainting", unet={"in_channels": 9})
+    schedulers = {"ancestral": {"_class_name": "EulerAncestralDiscreteScheduler"}}
+    schedulers |= {"sde": {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}}
+    for name, values in schedulers.items():
+        miniature(tmp / name, scheduler=values)
+        kind = values["_class_name"]
+        edit_json(tmp / name / "model_index.json", scheduler=["diffusers", kind])
+    miniature(tmp / "truncated")
+    unet = tmp / "truncated" / "unet" / "diffusion_pytorch_model.safetensors"
+    unet.write_bytes(unet.read_bytes()[:100_000])
+
+    save_timm(tmp / "short-labels")
+    edit_json(tmp / "short-labels" / "config.json", label_names=["bat"])
+    save_timm(tmp / "small-head")
+    edit_json(tmp / "small-head" / "config.json", label_names=["a", "b"], num_classes=2)
+    save_hf_vit(tmp / "small-hf-head")
+    edit_json(tmp / "small-hf-head" / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
+
+    save_file({"newclas": torch.zeros(1, 16)}, tmp / "narrow.safetensors")
+    save_file({"newclas": torch.full((1, 128), float("nan"))}, tmp / "nan.safetensors")
+    save_file({"clip_l": torch.zeros(1, 128), "clip_g": torch.zeros(1, 128)}, tmp / "xl.safetensors")
+    (tmp / "cut.safetensors").write_bytes((tmp / "nan.safetensors").read_bytes()[:200])
+    torch.save({"newclas": torch.zeros(1, 128)}, tmp / "token.pt")
+    return tmp
+
+
+@pytest.mark.parametrize(("argv", "message"), TABLE, ids=[f"{' '.join(a for a in row[0] if a not in MINI)[:60]}" for row in TABLE])
+def test_wrong_usage_is_one_line_exit_code_2_and_no_file(argv, message, broken, tmp_path, capsys):
+    argv = [word.replace("{tmp}", str(broken)) for word in argv]
+    if "--output_path" not in argv:
+        argv = [*argv, "--output_path", str(tmp_path / "r")]
+    try:
+        code = main(argv)
+    except SystemExit as stopped:
+        code = stopped.code
+    said = [line for line in capsys.readouterr().err.strip().splitlines() if not line.startswith(("Loading", "Writing"))]
+    assert code == 2
+    assert len(said) == 1
+    assert message in said[0]
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_where_there_is_none_is_refused(capsys):
+    assert main(["--model", "miniature", *TRAIN, "--device", "cuda"]) == 2
+    assert "--device: 'cuda' was given, but this machine has no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("local_files_only", ["True", "False"])
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--model", "nobody/no-such-model"], "'nobody/no-such-model' could not be fetched"),
+        (["--model", "miniature", "--classifier", "inat"], "'inat' (vesteinn/vit-mae-inat21) could not be loaded"),
+        (["--model", "miniature", "--classifier", "timm:hf-hub:nobody/nothing"], "'timm:hf-hub:nobody/nothing' could not be loaded"),
+        (["--model", "miniature", "--classifier", "hf:nobody/nothing"], "'hf:nobody/nothing' could not be loaded"),
+    ],
+    ids=["model", "inat", "timm", "hf"],
+)
+def test_without_network_the_id_and_a_way_out_are_named(flags, named, local_files_only, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    argv = [*TRAIN, *flags, "--cache_dir", str(tmp_path / "cache"), "--local_files_only", local_files_only]
+    assert main([*argv, "--output_path", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err
+    assert named in said
+    assert "there is no network and it was never fetched" in said
+    assert ("--model miniature works" in said) == ("nobody/no-such-model" in flags)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_gated_repository_tells_how_to_log_in(monkeypatch, tmp_path, capsys):
+    """The libraries wrap the hub's own error in one of theirs."""
+    from huggingface_hub.errors import GatedRepoError
+
+    def gated(*args, **kwargs):
+        try:
+            raise GatedRepoError.__new__(GatedRepoError)
+        except GatedRepoError as error:
+            raise OSError("You are trying to access a gated repo.") from error
+
+    monkeypatch.setattr("diffusers.UNet2DConditionModel.load_config", gated)
+    assert main(["--model", "some/gated-model", "--classifier", "miniature", *TRAIN, "--output_path", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err
+    assert "'some/gated-model' could not be fetched" in said
+    assert "hf auth login" in said
+
+
+def test_a_weight_of_the_token_file_is_never_unpickled(broken):
+    """The table's pickled file does hold a vector: it is refused for what it is, not for being unreadable."""
+    assert torch.load(broken / "token.pt")["newclas"].shape == (1, 128)
+    with pytest.raises(Exception, match="(?i)header"):
+        load_file(broken / "token.pt")

@@ -1,0 +1,113 @@
+"""A token in other tools: diffusers' stock pipeline, the web UIs' file, a whole pipeline; and tokens that come from elsewhere."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from class_token import ClassToken, read_token
+from models import MINIATURE, SCHEDULERS, load_models
+from run import main
+from sampler import SamplerSettings, draw
+
+CPU = torch.device("cpu")
+MINI = ["--model", "miniature", "--device", "cpu", "--class_index", "2", "--num_inference_steps", "4", "--max_epochs", "1"]
+QUICK = [*MINI, "--images_per_update", "1", "--validation_size", "1", "--test_size", "2"]
+PROMPT = "A photo of newclas bat"
+NOISE = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def learned(request, tmp_path_factory):
+    """A token of one vector, and one of three, with everything that can be written beside it."""
+    out = tmp_path_factory.mktemp("results")
+    extra = ["--num_vectors", str(request.param), "--export", "a1111", "--save_as_full_pipeline", "True"]
+    assert main([*QUICK, "--train", "True", "--evaluate", "True", "--output_path", str(out), *extra]) == 0
+    (records,) = (out / "pipeline_token").glob("*/default")
+    return records
+
+
+def ours(records, scheduler=None) -> torch.Tensor:
+    """Our own image of the token on disk."""
+    vector = read_token(records / "learned_embeds.safetensors")[1]
+    models = load_models("miniature", CPU, torch.float32, scheduler_choice=scheduler)
+    token = ClassToken(models, "newclas", "a", len(vector))
+    token.load(vector)
+    return draw(token, [PROMPT], [3], SamplerSettings(num_inference_steps=4, guidance_scale=7.0))
+
+
+def stock(folder):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def theirs(pipeline) -> torch.Tensor:
+    return pipeline(PROMPT, num_inference_steps=4, guidance_scale=7.0, latents=NOISE, output_type="pt").images
+
+
+@pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
+def test_the_stock_pipeline_loads_the_token_and_draws_our_image_bit_for_bit(learned, scheduler):
+    import diffusers
+
+    pipeline = stock(MINIATURE / "model")
+    if scheduler:
+        kind = getattr(diffusers, SCHEDULERS[scheduler])
+        clip = {"clip_sample": False} if scheduler == "ddim" else {}  # its default would clip latents
+        pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **clip)
+    pipeline.load_textual_inversion(str(learned / "learned_embeds.safetensors"))
+    assert torch.equal(ours(learned, scheduler), theirs(pipeline))
+
+
+def test_the_file_of_the_web_uis_holds_the_same_vectors_under_their_key(learned):
+    path = learned / "a1111" / "newclas.safetensors"  # the file's name is the word in their prompts
+    vectors = load_file(learned / "learned_embeds.safetensors")["newclas"]
+    tensors = load_file(path)
+    assert list(tensors) == ["emb_params"]
+    assert torch.equal(tensors["emb_params"], vectors)
+    placeholder, read = read_token(path)
+    assert placeholder == "newclas"
+    assert torch.equal(read, vectors)
+
+
+def test_the_whole_pipeline_draws_our_image_without_loading_a_token(learned):
+    assert torch.equal(ours(learned), theirs(stock(learned / "pipeline")))
+    assert not list(learned.glob(".*"))
+
+
+def test_the_file_says_where_it_comes_from(learned):
+    for path in (learned / "learned_embeds.safetensors", learned / "a1111" / "newclas.safetensors"):
+        with safe_open(path, "pt") as file:
+            said = file.metadata()
+        assert (said["class_index"], said["class_name"], said["prompt_name"]) == ("2", "bat, cricket bat", "bat")
+        assert (said["model"], said["classifier"], said["placeholder"]) == ("miniature", "miniature", "newclas")
+        assert json.loads(said["hyperparameters"])["num_inference_steps"] == 4
+        assert said["version"]
+        assert "output_path" not in said["hyperparameters"]  # whoever gets the file need not know the owner's folders
+
+
+def test_a_token_on_disk_is_exported_without_training(learned, tmp_path):
+    path = learned / "learned_embeds.safetensors"
+    assert main([*MINI, "--token_path", str(path), "--export", "a1111", "--output_path", str(tmp_path)]) == 0
+    (exported,) = tmp_path.rglob("a1111/newclas.safetensors")
+    assert torch.equal(load_file(exported)["emb_params"], load_file(path)["newclas"])
+
+
+@pytest.mark.parametrize("file", ["learned_embeds.safetensors", "a1111/newclas.safetensors"])
+def test_a_token_from_elsewhere_is_evaluated_as_if_learned_here(learned, tmp_path, file):
+    argv = [*QUICK, "--evaluate", "True", "--output_path", str(tmp_path), "--token_path", str(learned / file)]
+    assert main(argv) == 0
+    (result,) = tmp_path.rglob("evaluation.json")
+    assert json.loads(result.read_text()) == json.loads((learned / "evaluation.json").read_text())
+
+
+def test_a_token_from_elsewhere_does_not_replace_records_of_one_learned_here(learned, tmp_path, capsys):
+    save_file({"other": torch.zeros(1, 128)}, tmp_path / "t.safetensors")
+    argv = [*QUICK, "--evaluate", "True", "--output_path", str(learned.parents[2]), "--token_path", str(tmp_path / "t.safetensors")]
+    assert main(argv) == 2
+    assert "a token of this class and experiment is there; give another --exp_id" in capsys.readouterr().err
+    assert main([*argv, "--exp_id", "other"]) == 0
