@@ -16,7 +16,7 @@ import torch
 
 from config import UsageError, WorkError
 from labels import match_label
-from models import LOCAL, MINIATURE, Hub, first_line, hub_advice, hub_errors
+from models import LOCAL, MINIATURE, Hub, check_keys, first_line, hub_advice, hub_errors
 from recipes import Recipe, at_least_float32, hf_recipe, timm_recipe
 
 
@@ -247,15 +247,6 @@ def find_hf(source: Source, hub: Hub) -> Parts:
 def hf_labels(config: Any) -> list[str]:
     """The labels of a Hugging Face configuration, in the logits' order."""
     return [config.id2label[i] for i in sorted(config.id2label)]
-
-
-def check_keys(missing, unexpected, mismatched=()) -> None:
-    """Raises ValueError where a weight is missing (it would be random), unused, or of another shape, and lists them."""
-    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
-        if keys:
-            listed = sorted(str(k[0] if isinstance(k, tuple) else k) for k in keys)
-            more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-            raise ValueError(f"{len(listed)} weights are {what}: {', '.join(listed[:8])}{more}")
 
 
 # Names of a ViT's weights in transformers 4 (left) and 5 (right).

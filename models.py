@@ -1,5 +1,6 @@
 """The frozen parts of a text-to-image model: tokenizer, text encoder, UNet, VAE, scheduler; from a hub id or a folder."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,15 @@ def first_line(error: Exception) -> str:
     return text.splitlines()[0]
 
 
+def check_keys(missing: Iterable = (), unexpected: Iterable = (), mismatched: Iterable = ()) -> None:
+    """Raises ValueError where a weight is missing (it would be random), unused, or of another shape, and lists them."""
+    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
+        listed = sorted(str(k[0] if isinstance(k, tuple) else k) for k in keys)
+        if listed:
+            more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+            raise ValueError(f"{len(listed)} weights are {what}: {', '.join(listed[:8])}{more}")
+
+
 def hub_errors() -> tuple[type[Exception], ...]:
     """Exceptions of the hub's client that are no OSError: those of httpx; requests, which huggingface_hub 0 uses, has none."""
     import huggingface_hub.utils
@@ -202,8 +212,11 @@ def load_tokenizer(name: str, hub: Hub = LOCAL) -> Any:
     check_model(name)
 
     def load(source: str, **where):
-        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **where)
-        # transformers 5 makes an empty tokenizer where it finds no vocabulary, and says nothing.
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **where)
+        except (TypeError, ImportError) as error:  # of transformers 4 where it finds no vocabulary
+            raise OSError("its tokenizer has no vocabulary") from error
+        # transformers 5 makes an empty tokenizer then, and says nothing.
         if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
             raise OSError("its tokenizer has no vocabulary")
         return tokenizer
@@ -317,12 +330,20 @@ def load_models(
 
     tokenizer, scheduler = load_tokenizer(name, hub), load_scheduler(name, scheduler_choice, hub)
 
-    def load(source: str, **where) -> tuple:
-        where |= {"use_safetensors": True}
-        text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch.float32, **where)
-        unet = diffusers.UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=dtype, **where)
-        vae = diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=dtype, **where)
-        return text_encoder, unet, vae
+    parts = {
+        "text_encoder": (CLIPTextModel, {"dtype": torch.float32}),
+        "unet": (diffusers.UNet2DConditionModel, {"torch_dtype": dtype}),
+        "vae": (diffusers.AutoencoderKL, {"torch_dtype": dtype}),
+    }
+
+    def load(source: str, **where) -> list:
+        loaded = []
+        for subfolder, (kind, precision) in parts.items():
+            settings = where | precision | {"use_safetensors": True, "output_loading_info": True}
+            module, info = kind.from_pretrained(source, subfolder=subfolder, **settings)
+            check_keys(info["missing_keys"])  # both libraries fill them in at random; what they do not use is old buffers
+            loaded.append(module)
+        return loaded
 
     text_encoder, unet, vae = _part(name, hub, load)
     for module in (text_encoder, unet, vae):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
 def class_folder(class_index: int, label: str) -> str:
@@ -48,6 +48,12 @@ def clear(folder: Path, pattern: str) -> None:
     """Remove an earlier run's pictures, which would stand among the new ones under other names."""
     for path in folder.glob(pattern):
         path.unlink()
+
+
+def rename_text_weights(path: Path) -> None:
+    """Give a CLIP text encoder's weights the names of transformers 4, which 5 reads too; 5 writes names that 4 takes for missing."""
+    tensors = load_file(path)
+    write_tensors(path, {f"text_model.{k.removeprefix('text_model.')}": v for k, v in tensors.items()}, {"format": "pt"})
 
 
 def write_json(path: Path, content: dict) -> None:

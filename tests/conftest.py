@@ -1,6 +1,8 @@
 """Tiny fakes: a Stable Diffusion of a few thousand random weights, of the same classes as the real one."""
 
+import json
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,10 @@ def tiny_tokenizer():
                 vocab.setdefault(pieces[0], len(vocab))
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=16)
+    with tempfile.TemporaryDirectory() as folder:  # transformers 4 and 5 agree on files, not on arguments
+        (Path(folder) / "vocab.json").write_text(json.dumps(vocab))
+        (Path(folder) / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
 
 
 def tiny_models(scheduler: str = "PNDMScheduler", dtype=torch.float32):

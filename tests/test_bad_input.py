@@ -44,6 +44,7 @@ TABLE = [
     ),
     (["--model", "{tmp}/sde", "--classifier", "miniature", *TRAIN], "of the type sde-dpmsolver++; allowed is --scheduler"),
     (["--model", "{tmp}/truncated", "--classifier", "miniature", *TRAIN], "could not be loaded: "),
+    (["--model", "{tmp}/no-weight", "--classifier", "miniature", *TRAIN], "1 weights are missing: "),
     ([*MINI, *TRAIN, "--scheduler", "heun"], "argument --scheduler: invalid choice: 'heun'"),
     ([*MINI, *TRAIN, "--height", "60"], "--height: 60 was given; allowed is a multiple of 16"),
     ([*MINI, *TRAIN, "--gradient_steps", "40", "--gradient_mode", "last"], "--gradient_steps: 40 was given; allowed is 1 to 31"),
@@ -112,6 +113,10 @@ def broken(tmp_path_factory):
     miniature(tmp / "truncated")
     unet = tmp / "truncated" / "unet" / "diffusion_pytorch_model.safetensors"
     unet.write_bytes(unet.read_bytes()[:100_000])
+
+    miniature(tmp / "no-weight")
+    text_encoder = tmp / "no-weight" / "text_encoder" / "model.safetensors"
+    save_file({k: v for k, v in load_file(text_encoder).items() if "final_layer_norm.bias" not in k}, text_encoder, {"format": "pt"})
 
     save_timm(tmp / "short-labels")
     edit_json(tmp / "short-labels" / "config.json", label_names=["bat"])

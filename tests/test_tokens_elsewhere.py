@@ -79,6 +79,12 @@ def test_the_whole_pipeline_draws_our_image_without_loading_a_token(learned):
     assert not list(learned.glob(".*"))
 
 
+def test_the_whole_pipeline_has_weights_by_the_names_that_every_version_reads(learned):
+    """transformers 5 writes names that 4 takes for missing weights: it would draw with a random text encoder."""
+    for folder in (learned / "pipeline", MINIATURE / "model"):
+        assert all(name.startswith("text_model.") for name in load_file(folder / "text_encoder" / "model.safetensors"))
+
+
 def test_the_file_says_where_it_comes_from(learned):
     for path in (learned / "learned_embeds.safetensors", learned / "a1111" / "newclas.safetensors"):
         with safe_open(path, "pt") as file:
