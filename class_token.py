@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from config import UsageError
-from models import DiffusionModels, first_line
+from models import DiffusionModels, one_line
 
 # The first three of the official list; "{}" takes the word in the token's place and then the class name. The baseline puts
 # the initializer "a" there, so no template has an article of its own (the official third one doubles it).
@@ -189,17 +189,16 @@ def read_token(path: Path) -> tuple[str, torch.Tensor]:
         UsageError: the file is no safetensors file or does not hold exactly one token.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(2)
-        if start == b"PK" or start[:1] == b"\x80":
-            raise UsageError(f"{path}: is a pickled file, which may run code when it is read; allowed is a safetensors file")
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path}: not a readable safetensors file ({first_line(error)})") from error
+        start = path.open("rb").read(2) if path.is_file() else b""
+        if start == b"PK" or start[:1] == b"\x80":  # what torch.save writes, and wrote long ago
+            raise UsageError(f"{path}: is a pickled file, which may run code when it is read; allowed is a safetensors file") from error
+        raise UsageError(f"{path}: not a readable safetensors file ({one_line(error)})") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if {"clip_l", "clip_g"} & set(tensors):
         raise UsageError(f"{path}: holds {shapes}, a token of a model with two text encoders; allowed is one of a Stable Diffusion 1 or 2")
-    if len(tensors) != 1 or any(len(shape) not in (1, 2) for shape in shapes.values()):
+    if len(tensors) != 1 or any(len(shape) not in (1, 2) or 0 in shape for shape in shapes.values()):
         raise UsageError(f"{path}: holds {shapes}; a class token's file holds one vector, or several of one width, under its placeholder")
     ((name, vector),) = tensors.items()
     vector = vector.float().reshape(-1, vector.shape[-1])  # (N, width)

@@ -16,7 +16,7 @@ import torch
 
 from config import UsageError, WorkError
 from labels import match_label
-from models import LOCAL, MINIATURE, Hub, check_keys, first_line, hub_advice, hub_errors
+from models import LOCAL, MINIATURE, Hub, check_keys, hub_advice, hub_errors, one_line
 from recipes import Recipe, at_least_float32, hf_recipe, timm_recipe
 
 
@@ -41,8 +41,13 @@ class Source:
 CLASSIFIERS = {
     # The paper's recipe resizes to 256 and crops 224; timm's own would resize to 248.
     "inet": Source("timm", "vit_large_patch16_224.augreg_in21k_ft_in1k", "timm:convnext_base.fb_in22k_ft_in1k", crop_pct=224 / 256),
-    "cub": Source("vit-mae", "vesteinn/vit-mae-cub"),
-    "inat": Source("vit-mae", "vesteinn/vit-mae-inat21", "timm:hf-hub:timm/convnext_large_mlp.laion2b_ft_augreg_inat21"),
+    # At commits that have the weights as safetensors.
+    "cub": Source("vit-mae", "vesteinn/vit-mae-cub@716f7d5658539bc3e0ff2bfe77b13388613bd085"),
+    "inat": Source(
+        "vit-mae",
+        "vesteinn/vit-mae-inat21@2930c8717d670e3d453ed0e1f7982dac5df1d0bd",
+        judge="timm:hf-hub:timm/convnext_large_mlp.laion2b_ft_augreg_inat21",
+    ),
     "miniature": Source("timm", str(MINIATURE / "guide"), "miniature-judge"),
     "miniature-judge": Source("timm", str(MINIATURE / "judge")),
 }
@@ -170,6 +175,8 @@ def find_timm(source: Source, hub: Hub) -> Parts:
     config = config or timm.get_pretrained_cfg(architecture).to_dict()
     if file:
         config["num_classes"] = head_size(Path(file), config["classifier"]) - config.get("label_offset", 0)
+    if not (file or folder.is_dir() or config.get("hf_hub_id")):
+        raise ValueError(f"timm has no weights for {architecture!r}; allowed is a name of timm.list_pretrained(), or <name>@<file>")
     labels = timm_labels(config)
 
     def load() -> tuple[torch.nn.Module, Recipe]:
@@ -179,8 +186,14 @@ def find_timm(source: Source, hub: Hub) -> Parts:
         elif not file and not folder.is_dir():
             weights = hub.fetch(config["hf_hub_id"], "model.safetensors")
         # One source for all: a file. timm would otherwise fall back to pickled weights.
-        where, size = {"file": str(weights), "source": ""}, {"num_classes": len(labels)}
-        model = timm.create_model(architecture, pretrained=True, pretrained_cfg=config | where | size, **(model_args | size))
+        where, size = {"file": str(weights), "source": "", "custom_load": False}, {"num_classes": len(labels)}
+        settings = model_args | size | {"pretrained_cfg": config | where | size}
+        try:
+            model = timm.create_model(architecture, pretrained=True, pretrained_strict=True, **settings)
+        except TypeError as error:
+            if "pretrained_strict" not in str(error):
+                raise
+            raise ValueError(f"timm fills in missing weights of {architecture!r} at random and cannot be told not to") from error
         return model, timm_recipe(timm.data.resolve_model_data_config(model), source.crop_pct)
 
     return Parts(labels, load)
@@ -231,17 +244,26 @@ def find_hf(source: Source, hub: Hub) -> Parts:
     """Any ``AutoModelForImageClassification``, from the hub or a folder."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-    config = AutoConfig.from_pretrained(source.place, **hub.place)
+    place, where = at_revision(source.place, hub)
+    config = AutoConfig.from_pretrained(place, **where)
+    if config.model_type == "timm_wrapper":
+        raise ValueError(f"it is a timm checkpoint; give timm:hf-hub:{place}, or timm:{place} for a folder")
 
     def load() -> tuple[torch.nn.Module, Recipe]:
         strictly = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}  # check_keys does not
-        model, info = AutoModelForImageClassification.from_pretrained(
-            source.place, config=config, dtype=torch.float32, **strictly, **hub.place
-        )
+        model, info = AutoModelForImageClassification.from_pretrained(place, config=config, dtype=torch.float32, **strictly, **where)
         check_keys(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
-        return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(source.place, **hub.place))
+        return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(place, **where))
 
     return Parts(hf_labels(config), load)
+
+
+def at_revision(place: str, hub: Hub) -> tuple[str, dict[str, Any]]:
+    """``<id>@<revision>``, an id or a folder: what to load, and the arguments that go with it."""
+    if Path(place).is_dir():
+        return place, hub.place
+    repository, _, revision = place.partition("@")
+    return repository, hub.place | ({"revision": revision} if revision else {})
 
 
 def hf_labels(config: Any) -> list[str]:
@@ -274,11 +296,12 @@ def find_vit_mae(source: Source, hub: Hub) -> Parts:
     from safetensors.torch import load_file
     from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
-    config = ViTConfig.from_pretrained(source.place, **hub.place)
+    place, where = at_revision(source.place, hub)
+    config = ViTConfig.from_pretrained(place, **where)
 
     def load() -> tuple[torch.nn.Module, Recipe]:
-        folder = Path(source.place)
-        weights = folder / "model.safetensors" if folder.is_dir() else hub.fetch(source.place, "model.safetensors")
+        folder = Path(place)
+        weights = folder / "model.safetensors" if folder.is_dir() else hub.fetch(place, "model.safetensors", where.get("revision"))
         model = ViTForImageClassification(config)
         ours, theirs = model.state_dict(), {vit_name(k): v for k, v in load_file(weights).items()}
         check_keys({vit_name(k) for k in ours} - set(theirs), set(theirs) - {vit_name(k) for k in ours})
@@ -286,7 +309,7 @@ def find_vit_mae(source: Source, hub: Hub) -> Parts:
         model.load_state_dict({k: theirs[vit_name(k)] for k in ours})
         # Ahead of the LayerNorm (B, L, D) becomes (B, 1, D), so the "class token" that the head takes is the average.
         model.vit.layernorm.register_forward_pre_hook(lambda _, args: (args[0][:, 1:].mean(1, keepdim=True),))
-        return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(source.place, **hub.place))
+        return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(place, **where))
 
     return Parts(hf_labels(config), load)
 
@@ -308,6 +331,10 @@ def find_python(source: Source, hub: Hub) -> Parts:
 LOADERS = {"timm": find_timm, "hf": find_hf, "vit-mae": find_vit_mae, "python": find_python}
 
 
+# What the libraries raise on configurations and weights that are not as they expect.
+FOREIGN_ERRORS = (OSError, RuntimeError, ValueError, KeyError, ImportError, TypeError, AttributeError, AssertionError)
+
+
 @cache
 def find(flag: str, name: str, hub: Hub) -> Parts:
     """A classifier's labels, and how to load it; fetches a configuration file at most.
@@ -325,9 +352,10 @@ def explained(flag: str, name: str, source: Source, work: Callable[[], Any]) -> 
 
     try:
         return work()
-    except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError, *hub_errors()) as error:
+    except (*FOREIGN_ERRORS, SafetensorError, *hub_errors()) as error:
         place = "" if source.place in name else f" ({source.place})"
-        raise UsageError(f"--{flag}: {name!r}{place} could not be loaded: {first_line(error)}{hub_advice(error)}") from error
+        way_out = "; --judge none evaluates without one" if flag == "judge" else ""
+        raise UsageError(f"--{flag}: {name!r}{place} could not be loaded: {one_line(error)}{hub_advice(error)}{way_out}") from error
 
 
 def read_labels(name: str, flag: str = "classifier", hub: Hub = LOCAL) -> list[str]:

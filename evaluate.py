@@ -54,11 +54,11 @@ def evaluate(
     """Draw ``config.test_size`` pairs, score them, write the images and ``evaluation.json``.
 
     Args:
-        judge: the classifier that never guided; None where there is none, or none that knows the class.
+        judge: the classifier that never guided; None where there is none, or where ``config.judge`` does not know the class.
         class_name: the name of the class in the prompts.
 
     Returns:
-        what the file holds; accuracies are shares in [0, 1], null without a judge. An image is right where every guide
+        what the file holds; accuracies are shares in [0, 1], null where nothing judged. An image is right where every guide
         says so; ``guides`` has each guide's own accuracies.
     """
     seeds, size = evaluation_seeds(config), config.eval_batch_size
@@ -76,13 +76,14 @@ def evaluate(
         "class_name": guides[0].classifier.labels[guides[0].target],
         "classifier": ",".join(by_guide),
         "model": config.model,
+        "token_path": config.token_path,
         "test_size": config.test_size,
         "seeds": seeds,
         "prompt_token": prompts["token"],
         "prompt_baseline": prompts["baseline"],
         **accuracies(right),
         "guides": {name: accuracies(r) for name, r in by_guide.items()},
-        "judge": judge.classifier.name if judge else None,
+        "judge": None if config.judge == "none" else config.judge,
         **accuracies(judged, "judge_"),
         "settings": asdict(sampler_settings(config))
         | {"height": height, "width": width, "scheduler": type(token.models.scheduler).__name__, "precision": str(token.models.dtype)},

@@ -51,8 +51,10 @@ def find_class(classifier: str, labels: list[str], wanted: int | str) -> int:
         if found:
             several = ", ".join(f"{i} ({labels[i - 1]})" for i in found[:5])
             raise UsageError(f"--class_index: {wanted!r} was given, which fits {several}; give the number")
-    names = list(dict.fromkeys(n for reading in readings for label in labels for n in reading(label)))
-    near = ", ".join(repr(n) for n in difflib.get_close_matches(written, names, n=3, cutoff=0.0))
+    # Of each label the name that is nearest, so that no class is told twice.
+    likeness = [max(difflib.SequenceMatcher(None, written, n).ratio() for r in readings for n in r(label)) for label in labels]
+    nearest = sorted(range(len(labels)), key=lambda i: -likeness[i])[:3]
+    near = ", ".join(f"{i + 1} ({labels[i]})" for i in nearest)
     raise UsageError(f"--class_index: {wanted!r} was given, which is no label of the classifier {classifier}; the nearest are {near}")
 
 

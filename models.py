@@ -138,18 +138,20 @@ def check_model(name: str) -> None:
         raise UsageError(f"--model: {name!r} was given; allowed is {known}, a hub id such as owner/name, or an existing folder")
 
 
+def model_id(name: str) -> str:
+    """The hub id or folder that a name stands for; the miniature is its own."""
+    return name if name == "miniature" else MODELS.get(name, name)
+
+
 def is_local(name: str) -> bool:
     """Whether a model's files are at hand without the hub."""
     return Path(MODELS.get(name, name)).is_dir()
 
 
-def first_line(error: Exception) -> str:
-    """An error's message in one line: all of it where it lists weights, else its first line, or its kind where it says nothing."""
-    text = str(error).strip() or type(error).__name__
-    if "state_dict" in text:
-        text = " ".join(text.split())
-        return text[:600] + (" ..." if len(text) > 600 else "")
-    return text.splitlines()[0]
+def one_line(error: Exception) -> str:
+    """An error's message in one line of at most 500 characters, or its kind where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else text[:500] + " ..."
 
 
 def check_keys(missing: Iterable = (), unexpected: Iterable = (), mismatched: Iterable = ()) -> None:
@@ -170,12 +172,14 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
 def hub_advice(error: BaseException | None) -> str:
     """What a user can do about a file that the hub does not give, or "" where that is not what ails."""
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub import errors
 
     advice = {
-        GatedRepoError: "; the repository is gated: accept its licence on its page, then log in with `hf auth login`",
-        RepositoryNotFoundError: "; there is no such repository, or it is private (then `hf auth login` helps)",
-        (LocalEntryNotFoundError, OfflineModeIsEnabled): "; there is no network and it was never fetched to the cache",
+        errors.GatedRepoError: "; the repository is gated: accept its licence on its page, then log in with `hf auth login`",
+        errors.RepositoryNotFoundError: "; there is no such repository, or it is private (then `hf auth login` helps)",
+        errors.RevisionNotFoundError: "; the repository has no such revision",
+        (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled): "; there is no network and it was never fetched to the cache",
+        errors.EntryNotFoundError: "; the repository has no such file (of weights only safetensors are read)",
     }
     while error is not None:
         for kinds, text in advice.items():
@@ -192,11 +196,11 @@ def _part(name: str, hub: Hub, load):
     source = MODELS.get(name, name)
     try:
         return load(source, **hub.place, revision=hub.revision)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, *hub_errors()) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, *hub_errors()) as error:
         if Path(source).is_dir():
-            raise UsageError(f"--model: the folder {name!r} could not be loaded: {first_line(error)}") from error
+            raise UsageError(f"--model: the folder {name!r} could not be loaded: {one_line(error)}") from error
         raise UsageError(
-            f"--model: {source!r} could not be fetched (no network, or no such model in safetensors?): {first_line(error)}"
+            f"--model: {source!r} could not be fetched (no network, or no such model in safetensors?): {one_line(error)}"
             f"{hub_advice(error)}; a local folder or --model miniature works without network"
         ) from error
 
@@ -250,7 +254,10 @@ def load_scheduler(name: str, choice: str | None = None, hub: Hub = LOCAL) -> An
         index = diffusers.DiffusionPipeline.load_config(source, **where)
         scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(source, subfolder="scheduler", **where)
         if choice:
-            scheduler = getattr(diffusers, SCHEDULERS[choice]).from_config(scheduler.config)
+            config = dict(scheduler.config)
+            if str(config.get("algorithm_type", "")).startswith("sde-"):
+                config["algorithm_type"] = config["algorithm_type"].removeprefix("sde-")  # its deterministic twin
+            scheduler = getattr(diffusers, SCHEDULERS[choice]).from_config(config)
         # As the stock pipeline does: latents are not bounded by 1, and old configurations lack Stable Diffusion's offset.
         mended = {k: v for k, v in {"clip_sample": False, "steps_offset": 1}.items() if scheduler.config.get(k, v) != v}
         return type(scheduler).from_config(scheduler.config, **mended) if mended else scheduler
@@ -279,6 +286,11 @@ def check_sampling(
         _part(name, hub, lambda s, c=c, p=p, **where: c.load_config(s, subfolder=p, **where))
         for c, p in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
     )
+    width = text_width(name, hub)
+    if unet.get("addition_embed_type") or unet.get("cross_attention_dim") != width:
+        raise UsageError(
+            f"--model: the UNet of {name!r} does not take its one text encoder's output, {width} wide; allowed is a Stable Diffusion 1 or 2"
+        )
     channels = {unet["in_channels"], unet["out_channels"], vae["latent_channels"]}
     if len(channels) > 1:
         raise UsageError(

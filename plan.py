@@ -24,11 +24,6 @@ class Plan:
     dtype: Any  # torch.dtype
     saved: Any  # the vectors (N, width) found on disk, None with --train
 
-    @property
-    def classifier(self) -> str:
-        """The guides in one word, as --classifier takes them."""
-        return ",".join(self.guides)
-
 
 def hub_of(config: RunConfig):
     """How the options want files fetched."""
@@ -81,7 +76,8 @@ def make_plan(config: RunConfig) -> Plan:
     dtype = resolve_dtype(config.mixed_precision, device)
     labels = {name: read_labels(name, hub=hub) for name in names}
     first = labels[names[0]]
-    config = replace(config, class_index=find_class(names[0], first, config.class_index))
+    number = find_class(names[0], first, config.class_index)
+    config = replace(config, class_index=number, classifier=",".join(names), judge=judge or "none")
     targets = targets_of(labels, config.class_index - 1)
     known = match_label(first, config.class_index - 1, read_labels(judge, "judge", hub)) if judge and config.evaluate else None
     label = first[config.class_index - 1]
@@ -90,11 +86,11 @@ def make_plan(config: RunConfig) -> Plan:
     if config.prompt:
         prompts.append(config.prompt.replace("{token}", config.placeholder_token).replace("{class}", class_name))
     folder = RunFolder(config.output_path, class_folder(config.class_index, label), config.exp_id)
-    check_origin(config, ",".join(names), folder.token)
+    check_origin(config, folder.token)
     saved = None if config.train else find_token(config, folder)
-    number = config.num_vectors if saved is None else len(saved)
+    vectors = config.num_vectors if saved is None else len(saved)
     check_apart(config.placeholder_token, prompts)
-    check_against_model(config, hub, prompts, saved, number)
+    check_against_model(config, hub, prompts, saved, vectors)
     return Plan(
         config, dict(zip(names, targets, strict=True)), judge, known, label, class_name, tuple(prompts), folder, device, dtype, saved
     )
@@ -139,26 +135,35 @@ def find_token(config: RunConfig, folder):
     return read_token(path)[1]
 
 
-def check_origin(config: RunConfig, guide: str, path) -> None:
+def other_origin(config: RunConfig, path: Path) -> list[str]:
+    """What a token file says that it was learned with, where that is not what is given now: "--model: 'sd1.5'"."""
+    from class_token import read_origin
+    from models import model_id
+
+    origin = read_origin(path) if path.exists() else {}
+    now = {"model": model_id(config.model), "classifier": config.classifier}
+    then = {flag: model_id(origin[flag]) if flag == "model" else origin[flag] for flag in now if flag in origin}
+    return [f"--{flag}: {now[flag]!r} was given, but {path} was learned with {then[flag]!r}" for flag in then if then[flag] != now[flag]]
+
+
+def check_origin(config: RunConfig, path: Path) -> None:
     """Check that a token which is there belongs to this model and classifier: else it would be lost, or judged by the wrong ones.
 
     Raises:
         UsageError: it was learned with another model or classifier.
     """
-    from class_token import read_origin
-
-    origin = read_origin(path) if path.exists() else {}
-    for flag, now in (("model", config.model), ("classifier", guide)):
-        if origin.get(flag, now) != now:
-            raise UsageError(f"--{flag}: {now!r} was given, but {path} was learned with {origin[flag]!r}; give that, or another --exp_id")
+    for difference in other_origin(config, path):
+        raise UsageError(f"{difference}; give that, or another --exp_id")
 
 
 def changed_settings(plan: Plan) -> list[str]:
     """What a token on disk was learned with and is now drawn with otherwise: "guidance_scale 5.0 -> 7.0"."""
+    if plan.config.token_path:
+        return other_origin(plan.config, Path(plan.config.token_path))
     if plan.config.train or not plan.folder.config.exists():
         return []
     then, now = json.loads(plan.folder.config.read_text())["config"], asdict(plan.config)
-    names = ("prompt_name", "initializer_token", "num_inference_steps", "guidance_scale", "height", "width")
+    names = ("revision", "scheduler", "prompt_name", "initializer_token", "num_inference_steps", "guidance_scale", "height", "width")
     return [f"{n} {then[n]} -> {now[n]}" for n in names if n in then and then[n] != now[n]]
 
 
@@ -166,7 +171,7 @@ def describe(plan: Plan) -> str:
     """The resolved configuration and the plan as JSON."""
     steps = [verb for verb in ("train", "evaluate") if getattr(plan.config, verb)] + ["generate"] * bool(plan.config.prompt)
     steps += [f"export {plan.config.export}"] * bool(plan.config.export) + ["save pipeline"] * plan.config.save_as_full_pipeline
-    names = {"do": steps, "classifier": plan.classifier, "judge": plan.judge, "class": plan.label, "prompts": plan.prompts}
+    names = {"do": steps, "classifier": plan.config.classifier, "judge": plan.judge, "class": plan.label, "prompts": plan.prompts}
     places = {
         "device": str(plan.device),
         "precision": str(plan.dtype),
@@ -178,9 +183,11 @@ def describe(plan: Plan) -> str:
 
 def origin(plan: Plan) -> dict[str, str]:
     """What a token file says of itself."""
+    from models import model_id
+
     config = plan.config
     steps = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NO_HYPERPARAMETERS}
     said = {"class_index": config.class_index, "class_name": plan.label, "prompt_name": plan.class_name}
-    said |= {"placeholder": config.placeholder_token, "model": config.model, "revision": config.revision or ""}
-    said |= {"classifier": plan.classifier, "hyperparameters": json.dumps(steps), "version": VERSION}
+    said |= {"placeholder": config.placeholder_token, "model": model_id(config.model), "revision": config.revision or ""}
+    said |= {"classifier": plan.config.classifier, "hyperparameters": json.dumps(steps), "version": VERSION}
     return {k: str(v) for k, v in said.items()}

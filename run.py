@@ -75,7 +75,7 @@ def carry_out(plan: Plan) -> None:
     config, folder, hub, to = plan.config, plan.folder, hub_of(plan.config), (plan.device, plan.dtype)
     print(f"class {config.class_index}: {plan.label}; on {plan.device} in {str(plan.dtype).removeprefix('torch.')}")
     for change in changed_settings(plan):
-        print(f"note: other settings than the token was learned with: {change}")
+        print(f"note: not as the token was learned: {change}")
     # The classifiers first: they are small, and what is wrong with them is better told before gigabytes are loaded.
     scores, judges = config.train or config.evaluate, config.evaluate and plan.judge_target is not None
     guides = [Guide(load_classifier(name, *to, hub=hub), target) for name, target in plan.guides.items()] if scores else []
@@ -113,7 +113,7 @@ def learn(plan: Plan, token, guides: list) -> None:
         "stopped_by": training.stopped_by,
         "seconds": round(training.seconds, 2),
     }
-    write_json(folder.config, {"config": asdict(config), "class_name": plan.label, "classifier": plan.classifier, "training": outcome})
+    write_json(folder.config, {"config": asdict(config), "class_name": plan.label, "classifier": config.classifier, "training": outcome})
     write_tensors(folder.token, token_tensors(token), origin(plan))
     folder.partial_token.unlink(missing_ok=True)
     folder.result.unlink(missing_ok=True)  # an earlier token's evaluation would pass for this one's
@@ -153,11 +153,11 @@ def print_result(plan: Plan, result: dict) -> None:
     print(f"evaluation: {plan.folder.result}\nimages: {plan.folder.eval_images}")
     print(f"{'':<10}{'without':>9}{'with token':>12}   ({result['test_size']} seeds)")
     rows = {"guide": ("accuracy_baseline", "accuracy_token")}
-    if result["judge"]:
+    if result["judge_accuracy_token"] is not None:
         rows["judge"] = ("judge_accuracy_baseline", "judge_accuracy_token")
     for name, (without, with_token) in rows.items():
         print(f"{name:<10}{result[without]:>9.2f}{result[with_token]:>12.2f}")
-    if plan.judge and not result["judge"]:
+    if plan.judge and "judge" not in rows:
         print(f"judge     not judged: {plan.judge} has no label, or several, for {plan.label!r}")
 
 

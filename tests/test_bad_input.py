@@ -56,6 +56,8 @@ TABLE = [
     ([*MINI, *TRAIN, "--classifier", "miniature,miniature"], "allowed is each guide once"),
     ([*MINI, *TRAIN, "--classifier", "miniature,inet"], "'inet' has no label, or several, for 'bat, cricket bat' of 'miniature'"),
     ([*MINI, *TRAIN, "--classifier", "timm:resnet999"], "--classifier: 'timm:resnet999' could not be loaded: timm has no model"),
+    ([*MINI, *TRAIN, "--classifier", "timm:coatnet_0_224"], "timm has no weights for 'coatnet_0_224'"),
+    ([*MINI, *TRAIN, "--classifier", "hf:{tmp}/wrapped"], "it is a timm checkpoint; give timm:hf-hub:"),
     ([*MINI, *TRAIN, "--classifier", "timm:test_resnet@{tmp}/token.pt"], "token.pt is no safetensors file; nothing else is read"),
     ([*MINI, *TRAIN, "--classifier", "timm:{tmp}/short-labels"], "head has 4 classes, but its config.json names 1 labels"),
     ([*MINI, *TRAIN, "--classifier", "timm:{tmp}/small-head"], "size mismatch for fc.weight"),
@@ -80,6 +82,7 @@ TABLE = [
     ),
     ([*MINI, *EVALUATE, "--token_path", "{tmp}/cut.safetensors"], "cut.safetensors: not a readable safetensors file"),
     ([*MINI, *EVALUATE, "--token_path", "{tmp}/token.pt"], "token.pt: is a pickled file, which may run code when it is read"),
+    ([*MINI, *EVALUATE, "--token_path", "{tmp}/empty.safetensors"], "holds {'newclas': (0, 128)}"),
     ([*MINI, *EVALUATE, "--token_path", "{tmp}/xl.safetensors"], "a token of a model with two text encoders"),
     ([*MINI, *EVALUATE, "--token_path", "{tmp}/nan.safetensors"], "values that are not finite"),
     # Outputs.
@@ -104,6 +107,9 @@ def broken(tmp_path_factory):
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (tmp / "no-words" / "tokenizer" / name).unlink()
     miniature(tmp / "inpainting", unet={"in_channels": 9})
+    miniature(tmp / "xl", unet={"addition_embed_type": "text_time"})
+    miniature(tmp / "unknown")
+    edit_json(tmp / "unknown" / "model_index.json", scheduler=["diffusers", "NoSuchScheduler"])
     schedulers = {"ancestral": {"_class_name": "EulerAncestralDiscreteScheduler"}}
     schedulers |= {"sde": {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}}
     for name, values in schedulers.items():
@@ -125,6 +131,10 @@ def broken(tmp_path_factory):
     save_hf_vit(tmp / "small-hf-head")
     edit_json(tmp / "small-hf-head" / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
 
+    save_timm(tmp / "wrapped")
+    edit_json(tmp / "wrapped" / "config.json", model_type="timm_wrapper")
+
+    save_file({"newclas": torch.zeros(0, 128)}, tmp / "empty.safetensors")
     save_file({"newclas": torch.zeros(1, 16)}, tmp / "narrow.safetensors")
     save_file({"newclas": torch.full((1, 128), float("nan"))}, tmp / "nan.safetensors")
     save_file({"clip_l": torch.zeros(1, 128), "clip_g": torch.zeros(1, 128)}, tmp / "xl.safetensors")
@@ -160,7 +170,7 @@ def test_cuda_where_there_is_none_is_refused(capsys):
     ("flags", "named"),
     [
         (["--model", "nobody/no-such-model"], "'nobody/no-such-model' could not be fetched"),
-        (["--model", "miniature", "--classifier", "inat"], "'inat' (vesteinn/vit-mae-inat21) could not be loaded"),
+        (["--model", "miniature", "--classifier", "inat"], "'inat' (vesteinn/vit-mae-inat21@"),
         (["--model", "miniature", "--classifier", "timm:hf-hub:nobody/nothing"], "'timm:hf-hub:nobody/nothing' could not be loaded"),
         (["--model", "miniature", "--classifier", "hf:nobody/nothing"], "'hf:nobody/nothing' could not be loaded"),
     ],
@@ -194,8 +204,31 @@ def test_a_gated_repository_tells_how_to_log_in(monkeypatch, tmp_path, capsys):
     assert "hf auth login" in said
 
 
-def test_a_weight_of_the_token_file_is_never_unpickled(broken):
-    """The table's pickled file does hold a vector: it is refused for what it is, not for being unreadable."""
-    assert torch.load(broken / "token.pt")["newclas"].shape == (1, 128)
-    with pytest.raises(Exception, match="(?i)header"):
-        load_file(broken / "token.pt")
+@pytest.mark.parametrize(
+    ("status", "code", "advice"),
+    [
+        (404, "EntryNotFound", "the repository has no such file (of weights only safetensors are read)"),
+        (404, "RevisionNotFound", "the repository has no such revision"),
+        (404, "RepoNotFound", "there is no such repository, or it is private"),
+        (403, "GatedRepo", "accept its licence on its page, then log in with `hf auth login`"),
+    ],
+)
+def test_what_the_hub_answers_is_told_with_what_to_do(status, code, advice, monkeypatch, capsys):
+    """The hub's own errors have their reason below an empty line, which would be lost with all lines but the first."""
+    import huggingface_hub.utils
+    from huggingface_hub.utils import hf_raise_for_status
+
+    client = getattr(huggingface_hub.utils, "httpx", None)
+    if client is None:
+        pytest.skip("huggingface_hub 0 answers with another library")
+
+    def answer(repository, name, **kwargs):
+        request = client.Request("GET", f"https://huggingface.co/{repository}/resolve/main/{name}")
+        hf_raise_for_status(client.Response(status, headers={"X-Error-Code": code}, request=request))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", answer)
+    assert main(["--classifier", "timm:hf-hub:nobody/nothing", "--list_classes", "True"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "nobody/nothing/resolve/main/config.json" in said
+    assert advice in said

@@ -70,6 +70,17 @@ def test_token_survives_its_file(tmp_path, models, token):
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["learned_embeds.safetensors"]
 
 
+def test_a_file_whose_first_byte_is_that_of_a_pickle_is_read(tmp_path):
+    """A safetensors file begins with the length of its header, which may be any multiple of 8: 128 reads as a pickle's mark."""
+    for padding in range(256):
+        path = tmp_path / "t.safetensors"
+        save_file({"newclas": torch.ones(1, 4)}, path, {"note": "x" * padding})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert read_token(path)[1].shape == (1, 4)
+
+
 def test_bad_words_are_refused_by_flag(models):
     with pytest.raises(UsageError, match="--placeholder_token: 'cat' is already a word"):
         ClassToken(models, "cat", "a")

@@ -1,5 +1,8 @@
 """Loading classifiers: the right weights, all of them, or an error that says which are not."""
 
+import json
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -7,8 +10,9 @@ from conftest import tiny_classifier
 from safetensors.torch import load_file, save_file
 from tiny_folders import LABELS, edit_json, save_hf_convnext, save_hf_vit, save_timm, save_vit_mae
 
-from classifiers import CLASSIFIERS, LOADERS, load_classifier, parse_source, read_labels
+from classifiers import CLASSIFIERS, find, load_classifier, parse_source, read_labels
 from config import UsageError, WorkError
+from models import Hub
 
 CPU = torch.device("cpu")
 
@@ -23,12 +27,12 @@ def test_an_unknown_classifier_is_refused_with_the_known_ones():
     assert all(name in str(error.value) for name in CLASSIFIERS)
 
 
-def test_every_default_judge_can_be_named_and_is_of_another_family():
-    for name, source in CLASSIFIERS.items():
-        assert source.kind in LOADERS
-        if source.judge:
-            judge = parse_source("judge", source.judge)
-            assert (judge.kind, judge.place[:8]) != (source.kind, source.place[:8]) or name == "miniature"
+def test_every_default_judge_is_of_another_family():
+    families = {"inet": "vit", "inat": "vit", "miniature": "resnet"}
+    for name, family in families.items():
+        judge = parse_source("judge", CLASSIFIERS[name].judge)
+        architecture = json.loads((Path(judge.place) / "config.json").read_text())["architecture"] if name == "miniature" else judge.place
+        assert family not in architecture
 
 
 def test_the_papers_guide_resizes_to_256_and_the_default_judge_keeps_timms_recipe():
@@ -56,6 +60,26 @@ def test_logits_are_those_of_the_library(save, tmp_path):
 
         theirs = AutoModelForImageClassification.from_pretrained(tmp_path)(pixels).logits
     torch.testing.assert_close(classifier.logits(images), theirs)
+
+
+@pytest.mark.parametrize("route", ["file", "registry"])
+def test_a_vit_whose_original_weights_are_of_another_format_is_loaded(route, tmp_path, monkeypatch):
+    """timm knows the augreg ViTs, the paper's guide among them, as JAX files: it would read the safetensors file as one."""
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    assert timm.get_pretrained_cfg(name).custom_load
+    torch.manual_seed(0)
+    model = timm.create_model(name.split(".")[0]).eval()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(Hub, "fetch", lambda *args: tmp_path / "model.safetensors")
+    classifier = load(f"timm:{name}" if route == "registry" else f"timm:{name}@{tmp_path / 'model.safetensors'}")
+    images = torch.rand(1, 3, 224, 224)
+    torch.testing.assert_close(classifier.logits(images), model(classifier.recipe(images)))
+
+
+def test_a_model_whose_missing_weights_timm_would_make_up_is_refused(tmp_path):
+    name = save_timm(tmp_path, LABELS, "dla46_c")
+    with pytest.raises(UsageError, match="fills in missing weights of 'dla46_c' at random"):
+        load(name)
 
 
 def test_a_checkpoint_file_of_1000_classes_has_imagenets_labels(tmp_path):
@@ -114,7 +138,7 @@ def test_a_head_that_does_not_match_its_labels_is_refused(tmp_path):
     with pytest.raises(UsageError, match="classifier"):
         load(edited["hf"])
     edit_json(tmp_path / "timm" / "config.json", label_names=LABELS[:3], num_classes=3)
-    read_labels.__globals__["find"].cache_clear()
+    find.cache_clear()
     with pytest.raises(UsageError, match="size mismatch for fc.weight"):
         load(edited["timm"])
 

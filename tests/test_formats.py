@@ -9,9 +9,10 @@ from tiny_folders import save_hf_convnext, save_hf_vit, save_sd1, save_sd2, save
 from run import main
 
 SHORT = [
-    *("--device", "cpu", "--num_inference_steps", "3", "--max_epochs", "1", "--images_per_update", "2", "--validation_size", "1"),
+    *("--num_inference_steps", "3", "--max_epochs", "1", "--images_per_update", "2", "--validation_size", "1"),
     *("--test_size", "2", "--num_images", "1", "--num_templates", "1"),
 ]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 MODELS = {"sd1": (save_sd1, 16), "sd2": (save_sd2, 24)}
 CLASSIFIERS = {
     "timm": save_timm,
@@ -36,9 +37,22 @@ def saved(tmp_path_factory):
     return of
 
 
-def run(saved, out, model: str, classifier: str, *more: str) -> dict:
+def run(saved, out, model: str, classifier: str, *more: str, device: str = "cpu") -> dict:
     """Train, evaluate and generate; returns what ``evaluation.json`` holds."""
-    argv = [*SHORT, "--model", saved(model), "--classifier", classifier, "--class_index", "tiger cat", "--output_path", str(out), *more]
+    argv = [
+        *SHORT,
+        "--device",
+        device,
+        "--model",
+        saved(model),
+        "--classifier",
+        classifier,
+        "--class_index",
+        "tiger cat",
+        "--output_path",
+        str(out),
+        *more,
+    ]
     assert main([*argv, "--train", "True", "--evaluate", "True", "--prompt", "a photo of {token} {class}"]) == 0
     (records,) = (out / "pipeline_token").glob("*/default")
     (vector,) = load_file(records / "learned_embeds.safetensors").values()
@@ -47,9 +61,10 @@ def run(saved, out, model: str, classifier: str, *more: str) -> dict:
     return json.loads((records / "evaluation.json").read_text())
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
-def test_a_token_is_learned_evaluated_and_drawn_with_every_classifier_format(saved, tmp_path, classifier):
-    result = run(saved, tmp_path, "sd1", saved(classifier))
+def test_a_token_is_learned_evaluated_and_drawn_with_every_classifier_format(saved, tmp_path, classifier, device):
+    result = run(saved, tmp_path, "sd1", saved(classifier), device=device)
     assert result["class_name"] == "tiger cat"
     assert result["class_index"] == (283 if classifier == "timm-file" else 1)
     assert result["judge"] is None
@@ -57,9 +72,11 @@ def test_a_token_is_learned_evaluated_and_drawn_with_every_classifier_format(sav
 
 @pytest.mark.parametrize("mode", ["jump", "last"])
 @pytest.mark.parametrize("scheduler", [None, "pndm", "ddim", "euler", "dpmsolver++"])
-def test_a_token_is_learned_with_every_scheduler_on_a_model_that_predicts_velocity(saved, tmp_path, scheduler, mode):
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_token_is_learned_with_every_scheduler_on_a_model_that_predicts_velocity(saved, tmp_path, scheduler, mode, device):
     choice = ["--scheduler", scheduler] if scheduler else []
-    result = run(saved, tmp_path, "sd2", saved("timm"), "--gradient_mode", mode, *choice)
+    extra = ["--export", "a1111", "--save_as_full_pipeline", "True"] if device == "cuda" else []
+    result = run(saved, tmp_path, "sd2", saved("timm"), "--gradient_mode", mode, *choice, *extra, device=device)
     expected = {None: "DDIM", "pndm": "PNDM", "ddim": "DDIM", "euler": "EulerDiscrete", "dpmsolver++": "DPMSolverMultistep"}[scheduler]
     assert result["settings"]["scheduler"] == f"{expected}Scheduler"
     assert result["settings"]["height"] == 16  # the model's own
@@ -75,11 +92,24 @@ def test_several_guides_and_a_judge_of_another_label_set(saved, tmp_path):
 
 
 def test_a_class_that_the_judge_lacks_is_told_as_not_judged(saved, tmp_path, capsys):
-    argv = [*SHORT, "--model", saved("sd1"), "--classifier", saved("timm"), "--judge", saved("timm-file"), "--output_path", str(tmp_path)]
+    argv = [
+        *SHORT,
+        "--device",
+        "cpu",
+        "--model",
+        saved("sd1"),
+        "--classifier",
+        saved("timm"),
+        "--judge",
+        saved("timm-file"),
+        "--output_path",
+        str(tmp_path),
+    ]
     assert main([*argv, "--class_index", "blue cat", "--train", "True", "--evaluate", "True"]) == 0
     assert "not judged: " in capsys.readouterr().out
     (result,) = tmp_path.rglob("evaluation.json")
-    assert json.loads(result.read_text())["judge_accuracy_token"] is None
+    result = json.loads(result.read_text())
+    assert (result["judge"], result["judge_accuracy_token"]) == (saved("timm-file"), None)
 
 
 OWN = """

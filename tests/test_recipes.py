@@ -69,6 +69,24 @@ def test_convnext_from_384_pixels_on_is_squashed():
     assert (recipe.resize, recipe.squash, recipe.crop) == ((384, 384), True, None)
 
 
+@pytest.mark.parametrize(
+    "name", ["MobileViTImageProcessor", "LevitImageProcessor", "EfficientNetImageProcessor", "PerceiverImageProcessor"]
+)
+def test_a_processor_that_does_more_is_refused_by_what_it_does(name):
+    """These flip the channels, resize by a rule of their own, normalise twice, crop by a rule of their own."""
+    import transformers
+
+    with pytest.raises(ValueError, match="does more than to resize|rescale"):
+        hf_recipe(getattr(transformers, name)())
+
+
+@pytest.mark.parametrize("name", ["DeiTImageProcessor", "CLIPImageProcessor", "MobileNetV2ImageProcessor", "BeitImageProcessor"])
+def test_usual_processors_pass(name):
+    import transformers
+
+    assert hf_recipe(getattr(transformers, name)()).resize
+
+
 def test_a_portrait_and_a_landscape_cover_the_square():
     recipe = Recipe((8, 8), (8, 8), (0.0,) * 3, (1.0,) * 3)
     assert recipe.resized(12, 16) == (8, 10)

@@ -100,7 +100,7 @@ def test_a_token_of_another_model_is_neither_overwritten_nor_evaluated(trained, 
 def test_settings_other_than_the_tokens_own_are_told(trained, capsys):
     argv = [*QUICK, "--class_index", "2", "--prompt", "{token} {class}", "--num_images", "1", "--output_path", str(trained)]
     assert main([*argv, "--guidance_scale", "5"]) == 0
-    assert "other settings than the token was learned with: guidance_scale 7.0 -> 5.0" in capsys.readouterr().out
+    assert "not as the token was learned: guidance_scale 7.0 -> 5.0" in capsys.readouterr().out
 
 
 def test_an_inpainting_model_is_refused_before_it_is_loaded(tmp_path, capsys):

@@ -108,7 +108,15 @@ def test_a_token_from_elsewhere_is_evaluated_as_if_learned_here(learned, tmp_pat
     argv = [*QUICK, "--evaluate", "True", "--output_path", str(tmp_path), "--token_path", str(learned / file)]
     assert main(argv) == 0
     (result,) = tmp_path.rglob("evaluation.json")
-    assert json.loads(result.read_text()) == json.loads((learned / "evaluation.json").read_text())
+    here = json.loads((learned / "evaluation.json").read_text())
+    assert json.loads(result.read_text()) == here | {"token_path": str(learned / file)}
+
+
+def test_a_token_of_another_classifier_from_elsewhere_is_told(learned, tmp_path, capsys):
+    path = learned / "learned_embeds.safetensors"
+    argv = [*MINI, "--classifier", "miniature-judge", "--token_path", str(path), "--export", "a1111", "--output_path", str(tmp_path)]
+    assert main(argv) == 0
+    assert f"--classifier: 'miniature-judge' was given, but {path} was learned with 'miniature'" in capsys.readouterr().out
 
 
 def test_a_token_from_elsewhere_does_not_replace_records_of_one_learned_here(learned, tmp_path, capsys):
