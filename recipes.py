@@ -135,5 +135,5 @@ def read_hf(processor: Any) -> Recipe:
     if resize and crop_pct and not squash:  # ConvNeXt's: below 384 pixels resize larger and crop, from there on squash
         small = resize[0] < 384
         resize, crop, squash = (tuple(int(n / crop_pct) for n in resize), resize, False) if small else (resize, crop, True)
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    mean, std = (processor.image_mean, processor.image_std) if getattr(processor, "do_normalize", False) else ((0.0,) * 3, (1.0,) * 3)
     return Recipe(resize, crop, tuple(mean), tuple(std), PIL_INTERPOLATIONS[int(processor.resample)] if resize else "bicubic", squash)
