@@ -1,5 +1,6 @@
 """The frozen parts of a text-to-image model: tokenizer, text encoder, UNet, VAE, scheduler; from a hub id or a folder."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,17 @@ class Hub:
 
 
 LOCAL = Hub()
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own reports back: what is wrong with weights or the network is one line of an error here."""
+    import huggingface_hub
+    import transformers
+
+    huggingface_hub.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers, of its own call
 
 
 @dataclass

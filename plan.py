@@ -66,9 +66,10 @@ def make_plan(config: RunConfig) -> Plan:
     from class_token import TEMPLATES, check_apart, fill
     from classifiers import read_labels, targets_of
     from labels import find_class, match_label, prompt_class_name
-    from models import check_model, resolve_device, resolve_dtype
+    from models import check_model, quiet_libraries, resolve_device, resolve_dtype
     from outputs import RunFolder, class_folder
 
+    quiet_libraries()
     check_model(config.model)
     names, hub = guides_of(config), hub_of(config)
     judge = judge_of(config, names)

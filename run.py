@@ -56,10 +56,7 @@ def run(plan: Plan) -> None:
         UsageError, WorkError: in one line what was wrong.
     """
     import torch
-    import transformers
 
-    transformers.logging.set_verbosity_error()  # what is wrong with weights is an error here, not a report
-    transformers.logging.disable_progress_bar()
     try:
         carry_out(plan)
     except torch.OutOfMemoryError as error:
@@ -142,7 +139,9 @@ def list_classes(config: RunConfig) -> None:
     """Print number, label and name in the prompts of every class of the guide."""
     from classifiers import read_labels
     from labels import prompt_class_name
+    from models import quiet_libraries
 
+    quiet_libraries()
     for name in guides_of(config):
         for i, label in enumerate(read_labels(name, hub=hub_of(config)), start=1):
             print(f"{i:>5}  {label}  ->  {prompt_class_name(label)}")
