@@ -21,6 +21,22 @@ class WorkError(Exception):
     """The work failed on the way, in one line. Exit code 1."""
 
 
+def parse_places(text: str) -> tuple[tuple[float, ...], bool]:
+    """Places on the trajectory: "0.13"; "0.13,0.5,0.9", all of them; or "0.05-0.3", one in that range, drawn anew every update.
+
+    Returns:
+        the places, and whether they are the ends of a range.
+
+    Raises:
+        ValueError: anything else, or a place outside 0 to 1.
+    """
+    anywhere = "-" in text
+    places = tuple(float(part) for part in text.split("-" if anywhere else ","))
+    if not all(0 <= p <= 1 for p in places) or (anywhere and (len(places) != 2 or places[0] > places[1])):
+        raise ValueError(text)
+    return places, anywhere
+
+
 def option(default, help_text: str, choices: tuple | None = None, parse=None):
     """A field of :class:`RunConfig` with its help line and, where it has them, its allowed values and a parser of its own."""
     return field(default=default, metadata={"help": help_text, "choices": choices, "parse": parse})
@@ -83,10 +99,18 @@ class RunConfig:
 
     # The gradient.
     gradient_mode: str = option(
-        "jump", "jump: predict the clean image at one early step; last: through the last denoising steps", ("jump", "last")
+        "jump",
+        "jump: predict the clean image at early steps; skip: the finished image, straight to chosen steps; last: through the last steps; "
+        "random: through up to that many; lv: the last step with several noises",
+        ("jump", "skip", "last", "random", "lv"),
     )
-    gradient_steps: int = option(1, "last: number of denoising steps that the gradient goes through, counted from the end")
-    jump_at: float = option(0.13, "jump: where on the trajectory the clean image is predicted; 0 is the first step, 1 the last")
+    gradient_steps: int = option(1, "last: denoising steps with gradient, from the end; random: the most of them; lv: number of noises")
+    jump_at: str = option(
+        "0.13",
+        "jump, skip: where on the trajectory (0 the first step, 1 the last): 0.13; several together: 0.1,0.5,0.9; "
+        "one in a range, drawn anew every update: 0.05-0.3",
+    )
+    normalize_steps: bool = option(False, "with several steps divide the gradient of each by its norm before they are added")
 
     # The optimiser (AdamW over one vector).
     learning_rate: float = option(1e-3, "step size of AdamW for each image of an update: with 5 images it steps with 5 times this")
@@ -194,7 +218,7 @@ POSITIVE = (
     "num_vectors",
 )
 NOT_NEGATIVE = ("patience", "weight_decay", "max_grad_norm", "guidance_scale")
-SHARES = ("jump_at", "stop_train_accuracy", "stop_validation_accuracy")
+SHARES = ("stop_train_accuracy", "stop_validation_accuracy")
 
 
 def validate(config: RunConfig) -> None:
@@ -217,6 +241,11 @@ def validate(config: RunConfig) -> None:
         _need(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
     for name in SHARES:
         _need(0 <= getattr(config, name) <= 1, name, getattr(config, name), "0 to 1")
+    try:
+        parse_places(config.jump_at)
+    except ValueError:
+        allowed = "a number from 0 to 1, several with commas, or a range such as 0.05-0.3"
+        raise UsageError(f"--jump_at: {config.jump_at!r} was given; allowed is {allowed}") from None
     for name in ("height", "width"):
         value = getattr(config, name)
         _need(value is None or value >= 8, name, value, "8 or more")

@@ -1,8 +1,4 @@
-"""Embeddings and noise in, images out; with gradient where a mode asks for it. Knows nothing of the run's options.
-
-Gradient skipping (Discriminative Class Tokens, section 3): the trajectory runs without gradient, but with the current
-token; only the steps that a mode names are differentiated.
-"""
+"""Embeddings and noise in, images out. Knows nothing of the run's options, nor of gradients (``gradients.py``)."""
 
 import copy
 from dataclasses import dataclass
@@ -27,22 +23,6 @@ class SamplerSettings:
     guidance_scale: float = 7.0
     height: int | None = None
     width: int | None = None
-
-
-@dataclass(frozen=True)
-class GradientPath:
-    """Which denoising steps the gradient goes through.
-
-    Args:
-        mode: "last": the last ``steps`` of the scheduler's own list (the paper's is 1); "jump": one step at ``jump_at`` of
-            the trajectory, where the clean image is predicted and the rest of the trajectory is left out.
-        steps: number of steps for "last".
-        jump_at: 0 is the first step of the list, 1 the last.
-    """
-
-    mode: str = "last"
-    steps: int = 1
-    jump_at: float = 0.13
 
 
 def draw_noise(seeds: list[int], shape: tuple[int, int, int]) -> torch.Tensor:
@@ -109,65 +89,48 @@ def decode(vae, latents: torch.Tensor) -> torch.Tensor:
     return (images / 2 + 0.5).clamp(0, 1)
 
 
-def sample(
-    models: DiffusionModels,
-    cond: torch.Tensor,
-    uncond: torch.Tensor,
-    noise: torch.Tensor,
-    settings: SamplerSettings,
-    gradient: GradientPath | None = None,
-) -> torch.Tensor:
-    """Denoise and decode.
+class Walk:
+    """One trajectory of a batch of images, step by step.
 
     Args:
-        cond: ``encoder_hidden_states`` of the prompts (B, L, D); the gradient's way back to the token.
+        cond: ``encoder_hidden_states`` of the prompts (B, L, D).
         uncond: that of the empty prompt (1, L, D).
         noise: standard normal (B, C, h, w).
-        gradient: steps to differentiate; None draws the images without gradient.
-
-    Returns:
-        images (B, 3, H, W) in [0, 1], float32 or the models' precision. With mode "jump" they are the clean images
-        predicted at one early step, softer than finished ones.
     """
-    scheduler = copy.deepcopy(models.scheduler)  # multistep schedulers keep state, and a run must not see another's
-    scheduler.set_timesteps(settings.num_inference_steps, device=models.device)
-    timesteps = scheduler.timesteps  # the scheduler's own list: what "last" and "jump" count on
-    first = differentiated_from(gradient, len(timesteps))
-    latents = noise.to(models.device, models.dtype) * scheduler.init_noise_sigma  # (B, C, h, w)
-    for i, t in enumerate(timesteps):
-        with torch.set_grad_enabled(gradient is not None and i >= first):
-            model_input = scheduler.scale_model_input(latents, t)
-            noise_pred = guided_noise_pred(models.unet, model_input, t, cond, uncond, settings.guidance_scale)
-            if gradient is not None and gradient.mode == "jump" and i == first:
-                alpha_bar = alpha_bar_at(scheduler, i, torch.promote_types(latents.dtype, torch.float32))
-                latents = predict_clean(model_input, noise_pred, alpha_bar, scheduler.config.prediction_type)
-                break
-            latents = scheduler.step(noise_pred, t, latents, return_dict=False)[0]  # (B, C, h, w)
-    with torch.set_grad_enabled(gradient is not None):
-        return decode(models.vae, latents)  # (B, 3, H, W)
+
+    def __init__(self, models: DiffusionModels, cond: torch.Tensor, uncond: torch.Tensor, noise: torch.Tensor, settings: SamplerSettings):
+        self.models, self.cond, self.uncond, self.settings = models, cond, uncond, settings
+        self.scheduler = copy.deepcopy(models.scheduler)  # multistep schedulers keep state, and a run must not see another's
+        self.scheduler.set_timesteps(settings.num_inference_steps, device=models.device)
+        self.timesteps = self.scheduler.timesteps  # the scheduler's own list: what every gradient mode counts on
+        self.start = noise.to(models.device, models.dtype) * self.scheduler.init_noise_sigma  # (B, C, h, w)
+
+    def predict(self, i: int, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the UNet sees at step ``i``, and its guided prediction, (B, C, h, w) each."""
+        model_input = self.scheduler.scale_model_input(latents, self.timesteps[i])
+        scale = self.settings.guidance_scale
+        return model_input, guided_noise_pred(self.models.unet, model_input, self.timesteps[i], self.cond, self.uncond, scale)
+
+    def step(self, i: int, noise_pred: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """The latents after step ``i`` (B, C, h, w)."""
+        return self.scheduler.step(noise_pred, self.timesteps[i], latents, return_dict=False)[0]
+
+    def run(self, latents: torch.Tensor, first: int, stop: int) -> torch.Tensor:
+        """Steps ``first`` to ``stop - 1``; the latents after them (B, C, h, w)."""
+        for i in range(first, stop):
+            latents = self.step(i, self.predict(i, latents)[1], latents)
+        return latents
+
+    def clean(self, i: int, model_input: torch.Tensor, noise_pred: torch.Tensor) -> torch.Tensor:
+        """The clean latents that the prediction at step ``i`` implies (B, C, h, w)."""
+        alpha_bar = alpha_bar_at(self.scheduler, i, torch.promote_types(model_input.dtype, torch.float32))
+        return predict_clean(model_input, noise_pred, alpha_bar, self.scheduler.config.prediction_type)
 
 
-def differentiated_from(gradient: GradientPath | None, number: int) -> int:
-    """Index of the first step with gradient in a list of ``number`` timesteps (``number`` itself without gradient).
-
-    Raises:
-        ValueError: more steps with gradient than there are.
-    """
-    if gradient is None:
-        return number
-    if gradient.mode == "jump":
-        return round(gradient.jump_at * (number - 1))
-    if gradient.steps > number:
-        raise ValueError(f"{gradient.steps} steps with gradient, but the scheduler's list has {number}")
-    return number - gradient.steps
-
-
-def draw(
-    token: ClassToken, prompts: list[str], seeds: list[int], settings: SamplerSettings, gradient: GradientPath | None = None
-) -> torch.Tensor:
-    """Images (B, 3, H, W) in [0, 1] of prompts, with or without the token, each from its own seed."""
+@torch.no_grad()
+def draw(token: ClassToken, prompts: list[str], seeds: list[int], settings: SamplerSettings) -> torch.Tensor:
+    """Images (B, 3, H, W) in [0, 1] of prompts, with or without the token, each from its own seed; the models' precision."""
     models = token.models
     noise = draw_noise(seeds, models.latent_shape(settings.height, settings.width))  # (B, C, h, w)
-    with torch.set_grad_enabled(gradient is not None):
-        cond = token.encode(prompts)  # (B, L, D)
-    return sample(models, cond, token.unconditional, noise, settings, gradient)
+    walk = Walk(models, token.encode(prompts), token.unconditional, noise, settings)
+    return decode(models.vae, walk.run(walk.start, 0, len(walk.timesteps)))

@@ -4,6 +4,7 @@ The loop is the method of Discriminative Class Tokens (ICCV 2023, arXiv 2303.171
 """
 
 import math
+import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,10 @@ from tqdm import tqdm
 
 from class_token import TEMPLATES, ClassToken, fill
 from classifiers import Guide, finite
-from config import RunConfig, WorkError, training_seeds, validation_seeds
+from config import RunConfig, WorkError, parse_places, training_seeds, validation_seeds
+from gradients import GradientPath, combined, token_gradients
 from outputs import RunFolder, clear, grid, write_image, write_lines, write_tensors
-from sampler import GradientPath, SamplerSettings, draw
+from sampler import SamplerSettings, draw
 
 
 @dataclass
@@ -156,7 +158,8 @@ class Task:
     def __init__(self, config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str):
         self.config, self.token, self.guides = config, token, guides
         self.settings = sampler_settings(config)
-        self.path = GradientPath(config.gradient_mode, config.gradient_steps, config.jump_at)
+        places, anywhere = parse_places(config.jump_at)
+        self.path = GradientPath(config.gradient_mode, config.gradient_steps, places, anywhere, config.normalize_steps)
         self.templates = [fill(t, token.placeholder, class_name) for t in TEMPLATES[: config.num_templates]]
 
     def prompts(self, number: int, first: int = 0) -> list[str]:
@@ -173,16 +176,19 @@ class Task:
             images (N, 3, H, W), losses (N,), probabilities of the class (N,), right or wrong (N,), all detached. Of several
             guides the probability is the geometric mean.
         """
-        seeds, parts = training_seeds(self.config, epoch), []
+        seeds, parts, token = training_seeds(self.config, epoch), [], self.token
         # With fixed noises each of them keeps its prompt too.
         prompts = self.prompts(len(seeds), epoch * len(seeds) if self.config.fresh_noise else 0)
+        path = self.path.drawn(random.Random(f"{self.config.seed} {epoch}"))
+        weight = scaler.get_scale() / len(seeds)  # micro-batches add up to the gradient of the whole mean
         for i in range(0, len(seeds), self.config.batch_size):
             chunk = slice(i, i + self.config.batch_size)
-            images = draw(self.token, prompts[chunk], seeds[chunk], self.settings, self.path)  # (B, 3, H, W)
-            losses, right = self.score(images)  # (B,) each
-            scaler.scale(losses.sum() / len(seeds)).backward()  # micro-batches add up to the gradient of the whole mean
-            parts.append((images.detach(), losses.detach(), (-losses.detach()).exp(), right))
-        return tuple(torch.cat(p) for p in zip(*parts, strict=True))
+            parts.append(token_gradients(token, prompts[chunk], seeds[chunk], self.settings, path, self.score, weight))
+        by_step = [sum(gradients) for gradients in zip(*(p.gradients for p in parts), strict=True)]  # (V, width) each
+        gradient = combined(by_step, path.normalize, scaler.get_scale())
+        token.vector.grad = gradient if token.vector.grad is None else token.vector.grad + gradient
+        losses = torch.cat([p.losses for p in parts])  # (N,)
+        return torch.cat([p.images for p in parts]), losses, (-losses).exp(), torch.cat([p.right for p in parts])
 
     def score(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the class (B,), mean over the guides, and whether every guide says it (B,), of images (B, 3, H, W).

@@ -1,0 +1,285 @@
+"""The gradient is the one that each mode promises: against plain autograd and against finite differences, in float64."""
+
+import copy
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_models
+
+from class_token import ClassToken
+from config import parse_places
+from gradients import MODES, GradientPath, combined, prediction_shares, token_gradients
+from sampler import SamplerSettings, decode, draw, draw_noise
+
+SETTINGS = SamplerSettings(num_inference_steps=6, guidance_scale=3.0)
+PROMPTS, SEEDS = ["a photo of newclas cat", "a photo of newclas bat"], [3, 4]
+SCHEDULERS = ["PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+PATHS = [
+    GradientPath("last", 1),
+    GradientPath("last", 3),
+    GradientPath("jump", at=(0.0,)),
+    GradientPath("jump", at=(0.4,)),
+    GradientPath("jump", at=(0.2, 0.5, 1.0)),
+    GradientPath("skip", at=(1.0,)),
+    GradientPath("skip", at=(0.2, 0.6, 1.0)),
+    GradientPath("lv", 2),
+]
+
+
+@pytest.fixture
+def float64_default():
+    """transformers 4 makes the causal mask of the default type, in which the least float64 overflows."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def token_of(scheduler: str) -> ClassToken:
+    token = ClassToken(tiny_models(scheduler, torch.float64), "newclas", "a")
+    token.vector = torch.nn.Parameter(token.vector.double())
+    return token
+
+
+@pytest.fixture(params=SCHEDULERS)
+def token64(request, float64_default):
+    return token_of(request.param)
+
+
+def losses_of(images):
+    """Any smooth function of each image will do."""
+    weights = torch.linspace(-1, 1, images[0].numel(), dtype=images.dtype).reshape(images[0].shape)
+    return (weights * images.square()).sum((1, 2, 3))
+
+
+def score(images):
+    return losses_of(images), torch.zeros(len(images), dtype=torch.bool)
+
+
+def of(token, path, weight=1.0):
+    return token_gradients(token, PROMPTS, SEEDS, SETTINGS, path, score, weight)
+
+
+def trajectory(token):
+    """Every step, frozen: the latents before it, what the UNet saw, its empty prompt's prediction, the scheduler before it; and the end."""
+    models = token.models
+    scheduler = copy.deepcopy(models.scheduler)
+    scheduler.set_timesteps(SETTINGS.num_inference_steps)
+    rows = []
+    with torch.no_grad():
+        latents = draw_noise(SEEDS, models.latent_shape(None, None)).double() * scheduler.init_noise_sigma
+        cond = token.encode(PROMPTS)
+        for t in scheduler.timesteps:
+            before = copy.deepcopy(scheduler)
+            model_input = scheduler.scale_model_input(latents, t)
+            uncond = models.unet(model_input, t, token.encode(["", ""])).sample
+            rows.append((latents, model_input, uncond, before))
+            noise_pred = uncond + SETTINGS.guidance_scale * (models.unet(model_input, t, cond).sample - uncond)
+            latents = scheduler.step(noise_pred, t, latents).prev_sample
+    return rows, latents, scheduler
+
+
+def guided(token, model_input, t, uncond):
+    return uncond + SETTINGS.guidance_scale * (token.models.unet(model_input, t, token.encode(PROMPTS)).sample - uncond)
+
+
+def plain_loss(token, path, frozen):
+    """The summed loss as a function of the token's vector alone, written without the code under test."""
+    (rows, final, done), models, total = frozen, token.models, 0.0
+    number = len(rows)
+    a_of = [
+        1 / (1 + done.sigmas[i].double() ** 2) if hasattr(done, "sigmas") else done.alphas_cumprod[done.timesteps[i]].double()
+        for i in range(number)
+    ]
+    if path.mode == "last":
+        latents, scheduler = rows[number - path.steps][0], copy.deepcopy(rows[number - path.steps][3])
+        for i in range(number - path.steps, number):
+            t = scheduler.timesteps[i]
+            noise_pred = guided(token, scheduler.scale_model_input(latents, t), t, rows[i][2])
+            latents = scheduler.step(noise_pred, t, latents).prev_sample
+        return losses_of(decode(models.vae, latents)).sum()
+    if path.mode == "lv":
+        t, a = done.timesteps[-1], a_of[-1]
+        for j in range(path.steps):
+            noise = torch.randn(final.shape, generator=torch.Generator().manual_seed(j), dtype=torch.float32).double()
+            x = a.sqrt() * final + (1 - a).sqrt() * noise
+            with torch.no_grad():
+                uncond = models.unet(x, t, token.encode(["", ""])).sample
+            clean = (x - (1 - a).sqrt() * guided(token, x, t, uncond)) / a.sqrt()
+            total = total + losses_of(decode(models.vae, clean)).sum() / path.steps
+        return total
+    places = path.places(number)
+    if path.mode == "jump":
+        for i in places:
+            _, x, uncond, _ = rows[i]
+            clean = (x - (1 - a_of[i]).sqrt() * guided(token, x, done.timesteps[i], uncond)) / a_of[i].sqrt()
+            total = total + losses_of(decode(models.vae, clean)).sum() / len(places)
+        return total
+    # skip: the scheduler is run with the chosen predictions live and every latent that the UNet sees frozen
+    latents, scheduler = rows[0][0], copy.deepcopy(rows[0][3])
+    for i, t in enumerate(scheduler.timesteps):
+        scheduler.scale_model_input(latents, t)
+        noise_pred = guided(token, rows[i][1], t, rows[i][2])
+        latents = scheduler.step(noise_pred if i in places else noise_pred.detach(), t, latents).prev_sample
+    return losses_of(decode(models.vae, latents)).sum()
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_gradient_is_that_of_plain_autograd_and_of_finite_differences(token64, path):
+    single = hasattr(token64.models.scheduler, "sigmas")  # these compute in float32 inside
+    verdict, frozen = of(token64, path), trajectory(token64)
+    ours = combined(verdict.gradients, False)
+    assert ours.norm() > 1e-6
+    (plain,) = torch.autograd.grad(plain_loss(token64, path, frozen), token64.vector)
+    torch.testing.assert_close(ours, plain, rtol=1e-3 if single else 1e-6, atol=1e-5 if single else 1e-9)
+    if single:
+        return
+    direction = torch.randn(token64.vector.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start, values, h = token64.vector.detach().clone(), [], 1e-6
+    for sign in (1, -1):
+        with torch.no_grad():
+            token64.vector.copy_(start + sign * h * direction)
+            values.append(finite(token64, path, frozen))
+    assert (values[0] - values[1]) / (2 * h) == pytest.approx((plain * direction).sum().item(), rel=1e-4)
+
+
+def finite(token, path, frozen):
+    """The loss at the token's present vector; of "skip" only the chosen predictions may follow it."""
+    if path.mode != "skip":
+        return plain_loss(token, path, frozen).item()
+    rows, final, done = frozen
+    shares = prediction_shares(token.models.scheduler, SETTINGS.num_inference_steps)
+    latents = final
+    for i in path.places(len(rows)):
+        # What the prediction was is in the final latents already; the difference enters by its share.
+        was = FIRST.setdefault((id(rows), i), None)
+        now = guided(token, rows[i][1], done.timesteps[i], rows[i][2])
+        if was is None:
+            FIRST[id(rows), i] = was = now
+        latents = latents + shares[i] * (now - was)
+    return losses_of(decode(token.models.vae, latents)).sum().item()
+
+
+FIRST = {}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_shares_of_the_predictions_are_those_of_plain_autograd(scheduler):
+    """The scheduler's own steps, differentiated."""
+    scheduler = tiny_models(scheduler).scheduler
+    shares = prediction_shares(scheduler, 6)
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(6)
+    predictions = torch.randn(len(scheduler.timesteps), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    latents = torch.ones(())
+    for i, t in enumerate(scheduler.timesteps):
+        scheduler.scale_model_input(latents, t)
+        latents = scheduler.step(predictions[i], t, latents).prev_sample
+    latents.backward()
+    torch.testing.assert_close(shares, predictions.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_skip_with_the_last_step_alone_is_the_papers_gradient(token):
+    skip, last = (of(token, path) for path in (GradientPath("skip", at=(1.0,)), GradientPath("last", 1)))
+    torch.testing.assert_close(skip.images, last.images)
+    torch.testing.assert_close(skip.gradients[0], last.gradients[0], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("path", [p for p in PATHS if p.mode in ("last", "skip")], ids=str)
+def test_images_of_the_modes_that_finish_are_the_sampled_images(token, path):
+    torch.testing.assert_close(of(token, path).images, draw(token, PROMPTS, SEEDS, SETTINGS), rtol=1e-4, atol=1e-5)
+
+
+def calls_of(token, path):
+    """(batch, with gradient) of each UNet call."""
+    calls = []
+    handle = token.models.unet.register_forward_hook(lambda m, args, out: calls.append((len(args[0]), out.sample.requires_grad)))
+    of(token, path)
+    handle.remove()
+    return calls
+
+
+def test_gradient_does_not_reach_the_unconditional_half(token):
+    # PNDM makes 7 steps of 6: six of both halves at once without gradient, then one half without and one with.
+    assert calls_of(token, GradientPath("last", 1)) == [(4, False)] * 6 + [(2, False), (2, True)]
+
+
+def test_jump_runs_no_step_after_its_last(token):
+    assert calls_of(token, GradientPath("jump", at=(0.5,))) == [(4, False)] * 3 + [(2, False), (2, True)]
+
+
+def test_several_steps_cost_one_trajectory_and_one_half_each(token):
+    assert calls_of(token, GradientPath("skip", at=(0.0, 0.5, 1.0))) == [(4, False)] * 7 + [(2, True)] * 3
+
+
+def test_one_graph_is_alive_at_a_time_however_many_steps(token, monkeypatch):
+    """What the autograd graph keeps is freed before the next step's is made: counted by the tensors that it saves."""
+    alive, most = [0], [0]
+
+    class Counted:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+
+        def __del__(self):
+            alive[0] -= 1
+
+    peaks = []
+    for at in ((0.5,), (0.3, 0.5, 0.9), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)):
+        for mode in ("jump", "skip"):
+            most[0] = alive[0] = 0
+            with torch.autograd.graph.saved_tensors_hooks(Counted, lambda packed: packed.tensor):
+                of(token, GradientPath(mode, at=at))
+            peaks.append(most[0])
+    assert max(peaks[::2]) <= 1.1 * peaks[0]
+    assert max(peaks[1::2]) <= 1.1 * peaks[1]
+
+
+def test_normalised_steps_count_alike():
+    gradients = [torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 1e-4]])]
+    assert torch.equal(combined(gradients, False), torch.tensor([[3.0, 4.0001]]))
+    torch.testing.assert_close(combined(gradients, True), torch.tensor([[0.6, 1.8]]))
+    torch.testing.assert_close(combined(gradients, True, scale=8.0), 8 * torch.tensor([[0.6, 1.8]]))
+    assert torch.equal(combined([torch.zeros(1, 2)], True), torch.zeros(1, 2))
+
+
+def test_weights_of_the_losses_weigh_the_gradient(token):
+    one, tenth = of(token, PATHS[6]), of(token, PATHS[6], weight=0.1)
+    torch.testing.assert_close(combined(tenth.gradients, False) * 10, combined(one.gradients, False), rtol=1e-3, atol=1e-7)
+
+
+def test_more_gradient_steps_than_there_are_is_an_error(token):
+    with pytest.raises(ValueError, match="8 steps with gradient, but the scheduler's list has 7"):
+        of(token, GradientPath("last", 8))
+
+
+def test_what_is_left_to_chance_is_drawn_once_an_update():
+    path, rng = GradientPath("random", 4), random.Random(0)
+    drawn = [path.drawn(rng) for _ in range(200)]
+    assert {p.steps for p in drawn} == {1, 2, 3, 4}
+    assert {p.mode for p in drawn} == {"last"}
+    span = GradientPath("jump", at=(0.1, 0.3), anywhere=True)
+    places = [span.drawn(rng).at[0] for _ in range(200)]
+    assert min(places) >= 0.1
+    assert max(places) <= 0.3
+    assert max(places) - min(places) > 0.15
+    assert GradientPath("jump").drawn(rng) == GradientPath("jump")
+    assert replace(span, at=(0.2, 0.2)).drawn(random.Random(1)) == GradientPath("jump", at=(0.2,))
+
+
+def test_places_are_one_or_several_or_a_range():
+    assert parse_places("0.13") == ((0.13,), False)
+    assert parse_places("0.1,0.5,1") == ((0.1, 0.5, 1.0), False)
+    assert parse_places("0.05-0.3") == ((0.05, 0.3), True)
+    for bad in ("", "1.5", "0.3-0.1", "a", "0.1,", "-0.1", "0.1-0.2-0.3"):
+        with pytest.raises(ValueError):
+            parse_places(bad)
+
+
+def test_every_mode_of_the_table_can_be_named():
+    from config import RunConfig
+
+    (choices,) = [f.metadata["choices"] for f in __import__("dataclasses").fields(RunConfig) if f.name == "gradient_mode"]
+    assert set(choices) == set(MODES)
