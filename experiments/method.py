@@ -23,22 +23,24 @@ from run import boolean
 # Lexical and fine-grained, easy and hard ones of both; the first four also chose the first defaults.
 TUNING_CLASSES = (2, 8, 24, 26, 6, 14, 20, 30)
 TUNING_SEEDS = range(700_000, 700_040)  # validation counts from 500,000, training from 1,000,000, run.py's evaluation from 0
-LATE = {"gradient_mode": "skip", "normalize_steps": True}
+
+
+def several(mode: str, places: str, **more) -> dict:
+    """Several places of one trajectory together, each normalised."""
+    return {"gradient_mode": mode, "jump_at": places, "normalize_steps": True, "max_epochs": 60} | more
+
 
 # What each differs in from the defaults of the day. "default" is whatever stands in config.py.
 SETTINGS = {
     "default": {},
     "last": {"gradient_mode": "last"},
-    "jump 1": {"gradient_mode": "jump", "jump_at": "0.13", "normalize_steps": False, "max_epochs": 80},
-    "jumps 3": {"gradient_mode": "jump", "jump_at": "0.13,0.5,0.97", "normalize_steps": True, "max_epochs": 60},
-    "skip 3": {"gradient_mode": "skip", "jump_at": "0.13,0.5,0.97", "normalize_steps": True, "max_epochs": 60},
-    "jumps 3, slow": {
-        **{"gradient_mode": "jump", "jump_at": "0.13,0.5,0.97", "normalize_steps": True, "max_epochs": 60},
-        "learning_rate": 0.0005,
-    },
-    "jumps 2": {"gradient_mode": "jump", "jump_at": "0.13,0.4", "normalize_steps": True, "max_epochs": 60},
-    "skip 2": {"gradient_mode": "skip", "jump_at": "0.13,0.97", "normalize_steps": True, "max_epochs": 60},
-    "jump anywhere": {"gradient_mode": "jump", "jump_at": "0.05-0.5", "max_epochs": 80},
+    **{f"jump {place}": {"gradient_mode": "jump", "jump_at": place} for place in ("0.13", "0.3", "0.5", "0.75", "0.97")},
+    "jumps 3": several("jump", "0.13,0.5,0.97"),
+    "jumps 3, slow": several("jump", "0.13,0.5,0.97", learning_rate=0.0005),
+    "jumps 2": several("jump", "0.13,0.5"),
+    "skip 3": several("skip", "0.13,0.5,0.97"),
+    "skip 3, slow": several("skip", "0.13,0.5,0.97", learning_rate=0.0005),
+    "jump anywhere": {"gradient_mode": "jump", "jump_at": "0.05-0.6"},
 }
 
 
@@ -60,7 +62,10 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
     config, to = with_preset("default", given | SETTINGS[setting]), (torch.device("cpu"), torch.float32)
     guide, judge = (load_classifier(name, *to) for name in ("miniature", "miniature-judge"))
     token = ClassToken(load_models("miniature", *to), config.placeholder_token, config.initializer_token, config.num_vectors)
-    rms, name = token.models.text_encoder.get_input_embeddings().weight.square().mean().sqrt(), prompt_class_name(guide.labels[class_index - 1])
+    rms, name = (
+        token.models.text_encoder.get_input_embeddings().weight.square().mean().sqrt(),
+        prompt_class_name(guide.labels[class_index - 1]),
+    )
     with tempfile.TemporaryDirectory() as folder:
         training = train(config, token, [Guide(guide, class_index - 1)], name, RunFolder(folder, "c", "e"))
     prompt = fill(TEMPLATES[0], token.placeholder, name)

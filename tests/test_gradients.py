@@ -2,14 +2,14 @@
 
 import copy
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from conftest import tiny_models
 
 from class_token import ClassToken
-from config import parse_places
+from config import RunConfig, parse_places
 from gradients import MODES, GradientPath, combined, prediction_shares, token_gradients
 from sampler import SamplerSettings, decode, draw, draw_noise
 
@@ -62,7 +62,8 @@ def of(token, path, weight=1.0):
 
 
 def trajectory(token):
-    """Every step, frozen: the latents before it, what the UNet saw, its empty prompt's prediction, the scheduler before it; and the end."""
+    """Every step, frozen: latents before it, what the UNet saw, its prediction for the empty prompt and the guided one, the scheduler
+    before it; and how it ends."""
     models = token.models
     scheduler = copy.deepcopy(models.scheduler)
     scheduler.set_timesteps(SETTINGS.num_inference_steps)
@@ -74,8 +75,8 @@ def trajectory(token):
             before = copy.deepcopy(scheduler)
             model_input = scheduler.scale_model_input(latents, t)
             uncond = models.unet(model_input, t, token.encode(["", ""])).sample
-            rows.append((latents, model_input, uncond, before))
             noise_pred = uncond + SETTINGS.guidance_scale * (models.unet(model_input, t, cond).sample - uncond)
+            rows.append((latents, model_input, uncond, before, noise_pred))
             latents = scheduler.step(noise_pred, t, latents).prev_sample
     return rows, latents, scheduler
 
@@ -112,7 +113,7 @@ def plain_loss(token, path, frozen):
     places = path.places(number)
     if path.mode == "jump":
         for i in places:
-            _, x, uncond, _ = rows[i]
+            x, uncond = rows[i][1:3]
             clean = (x - (1 - a_of[i]).sqrt() * guided(token, x, done.timesteps[i], uncond)) / a_of[i].sqrt()
             total = total + losses_of(decode(models.vae, clean)).sum() / len(places)
         return total
@@ -148,20 +149,12 @@ def finite(token, path, frozen):
     """The loss at the token's present vector; of "skip" only the chosen predictions may follow it."""
     if path.mode != "skip":
         return plain_loss(token, path, frozen).item()
-    rows, final, done = frozen
+    rows, latents, done = frozen
     shares = prediction_shares(token.models.scheduler, SETTINGS.num_inference_steps)
-    latents = final
     for i in path.places(len(rows)):
         # What the prediction was is in the final latents already; the difference enters by its share.
-        was = FIRST.setdefault((id(rows), i), None)
-        now = guided(token, rows[i][1], done.timesteps[i], rows[i][2])
-        if was is None:
-            FIRST[id(rows), i] = was = now
-        latents = latents + shares[i] * (now - was)
+        latents = latents + shares[i] * (guided(token, rows[i][1], done.timesteps[i], rows[i][2]) - rows[i][4])
     return losses_of(decode(token.models.vae, latents)).sum().item()
-
-
-FIRST = {}
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -279,7 +272,5 @@ def test_places_are_one_or_several_or_a_range():
 
 
 def test_every_mode_of_the_table_can_be_named():
-    from config import RunConfig
-
-    (choices,) = [f.metadata["choices"] for f in __import__("dataclasses").fields(RunConfig) if f.name == "gradient_mode"]
+    (choices,) = [f.metadata["choices"] for f in fields(RunConfig) if f.name == "gradient_mode"]
     assert set(choices) == set(MODES)
