@@ -108,6 +108,23 @@ class ClassToken:
         with torch.no_grad():
             return self.encode([""])
 
+    @cached_property
+    def word_norm(self) -> float:
+        """Norm of a word's embedding: the root mean square over the vocabulary."""
+        table = self.models.text_encoder.get_input_embeddings()
+        return table.weight.detach().float().square().sum(1).mean().sqrt().item()
+
+    def norm(self) -> float:
+        """Norm of the token's vectors over a word's, root mean square; 1 is a word like others."""
+        return self.vector.detach().square().sum(1).mean().sqrt().item() / self.word_norm
+
+    @torch.no_grad()
+    def bound(self, limit: float) -> None:
+        """Shorten each vector that is longer than ``limit`` words; 0 bounds nothing."""
+        if limit:
+            norms = self.vector.norm(dim=1, keepdim=True)  # (N, 1)
+            self.vector.mul_((limit * self.word_norm / norms).clamp(max=1))
+
     @torch.no_grad()
     def load(self, vector: torch.Tensor) -> None:
         """Take over vectors (N, width), or one (width,).

@@ -119,6 +119,7 @@ class RunConfig:
     adam_epsilon: float = option(1e-8, "added to AdamW's denominator")
     weight_decay: float = option(1e-2, "AdamW's decay of the token's vector, per update and learning rate; 0 turns it off")
     max_grad_norm: float = option(1.0, "the gradient is clipped to this norm; 0 turns it off")
+    max_token_norm: float = option(0.0, "the token is kept no longer than this many words' embeddings; 0 turns it off")
     images_per_update: int = option(5, "images whose mean loss makes one update; one update is one epoch")
     batch_size: int = option(5, "images that go through the models at once with gradient; lower it where memory is short")
     eval_batch_size: int = option(10, "images that go through the models at once without gradient (validation, evaluation, --prompt)")
@@ -217,7 +218,7 @@ POSITIVE = (
     "gradient_steps",
     "num_vectors",
 )
-NOT_NEGATIVE = ("patience", "weight_decay", "max_grad_norm", "guidance_scale")
+NOT_NEGATIVE = ("patience", "weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale")
 SHARES = ("stop_train_accuracy", "stop_validation_accuracy")
 
 

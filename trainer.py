@@ -92,7 +92,7 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
         images, losses, probabilities, right = task.accumulate(epoch - 1, scaler)
         loss, accuracy = losses.mean().item(), right.float().mean().item()
 
-        # Clip, and step on the one vector.
+        # Clip, step on the one vector, and keep it as short as words are.
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_([token.vector], config.max_grad_norm or math.inf).item()
         if not (math.isfinite(loss) and (math.isfinite(norm) or scaler.get_scale() > 1)):
@@ -101,6 +101,7 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
             )
         scaler.step(optimizer)
         scaler.update()
+        token.bound(config.max_token_norm)
 
         # Keep the best token: by unseen seeds, or by the loss of the images that it drew.
         if config.keep == "loss":
@@ -109,7 +110,8 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
             best.offer(task.validate(), token.vector, epoch, epoch)
 
         row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item()}
-        row |= {"gradient_norm": norm if math.isfinite(norm) else None, "seconds": time.monotonic() - began, "best_epoch": best.epoch}
+        row |= {"gradient_norm": norm if math.isfinite(norm) else None, "token_norm": token.norm()}
+        row |= {"seconds": time.monotonic() - began, "best_epoch": best.epoch}
         result.rows.append(row)
         write_lines(folder.log, result.rows)
         write_image(folder.train_images / f"epoch_{epoch:03d}.png", grid(images, columns=len(images)))

@@ -40,6 +40,13 @@ SETTINGS = {
     "jumps 2": several("jump", "0.13,0.5"),
     "skip 3": several("skip", "0.13,0.5,0.97"),
     "skip 3, slow": several("skip", "0.13,0.5,0.97", learning_rate=0.0005),
+    **{
+        f"{name}, bound": {"gradient_mode": mode, "jump_at": "0.13", "learning_rate": 0.0005, "max_token_norm": 2.0}
+        for name, mode in (("jump 0.13", "jump"), ("last", "last"))
+    },
+    "jumps 2, bound": several("jump", "0.13,0.5", learning_rate=0.0005, max_token_norm=2.0),
+    "jumps 3, bound": several("jump", "0.13,0.5,0.97", learning_rate=0.0005, max_token_norm=2.0),
+    "skip 3, bound": several("skip", "0.13,0.5,0.97", learning_rate=0.0005, max_token_norm=2.0),
     "jump anywhere": {"gradient_mode": "jump", "jump_at": "0.05-0.6"},
 }
 
@@ -62,10 +69,7 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
     config, to = with_preset("default", given | SETTINGS[setting]), (torch.device("cpu"), torch.float32)
     guide, judge = (load_classifier(name, *to) for name in ("miniature", "miniature-judge"))
     token = ClassToken(load_models("miniature", *to), config.placeholder_token, config.initializer_token, config.num_vectors)
-    rms, name = (
-        token.models.text_encoder.get_input_embeddings().weight.square().mean().sqrt(),
-        prompt_class_name(guide.labels[class_index - 1]),
-    )
+    name = prompt_class_name(guide.labels[class_index - 1])
     with tempfile.TemporaryDirectory() as folder:
         training = train(config, token, [Guide(guide, class_index - 1)], name, RunFolder(folder, "c", "e"))
     prompt = fill(TEMPLATES[0], token.placeholder, name)
@@ -83,7 +87,7 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
         "kept": training.kept_updates,
         "seconds": round(training.seconds, 1),
         "stopped_by": training.stopped_by,
-        "norm": (token.vector.square().mean().sqrt() / rms).item(),  # over a word's
+        "norm": token.norm(),  # over a word's
     }
 
 

@@ -81,6 +81,15 @@ def test_the_gradient_is_clipped_after_backward(monkeypatch, tmp_path):
     assert norms[0] == pytest.approx(1e-4, rel=1e-2)
 
 
+def test_a_bounded_token_stays_as_short_as_asked(tmp_path):
+    """Unbounded it grows at every update: a long vector deforms what the other words say."""
+    free, training = learned(tmp_path, learning_rate=0.05, keep="loss")
+    assert training.rows[-1]["token_norm"] > 3
+    token, training = learned(tmp_path, learning_rate=0.05, keep="loss", max_token_norm=1.5)
+    assert max(r["token_norm"] for r in training.rows) == pytest.approx(1.5, rel=1e-5)
+    assert training.last_vector.norm().item() == pytest.approx(1.5 * token.word_norm, rel=1e-5)
+
+
 def test_the_kept_token_is_the_best_of_validation(tmp_path, monkeypatch):
     scores, seen = iter([(0.1, -3.0), (0.6, -1.0), (0.3, -2.0)]), []
     monkeypatch.setattr(Task, "validate", lambda self: seen.append(self.token.vector.detach().clone()) or next(scores))
