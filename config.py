@@ -21,20 +21,25 @@ class WorkError(Exception):
     """The work failed on the way, in one line. Exit code 1."""
 
 
-def parse_places(text: str) -> tuple[tuple[float, ...], bool]:
-    """Places on the trajectory: "0.13"; "0.13,0.5,0.9", all of them; or "0.05-0.3", one in that range, drawn anew every update.
+def parse_places(text: str) -> list[tuple[tuple[float, ...], bool]]:
+    """Places on the trajectory, stage by stage with semicolons between.
+
+    A stage is "0.13"; or "0.13,0.5,0.9", all of them together; or "0.05-0.3", one in that range, drawn anew every update.
 
     Returns:
-        the places, and whether they are the ends of a range.
+        for each stage the places, and whether they are the ends of a range.
 
     Raises:
         ValueError: anything else, or a place outside 0 to 1.
     """
-    anywhere = "-" in text
-    places = tuple(float(part) for part in text.split("-" if anywhere else ","))
-    if not all(0 <= p <= 1 for p in places) or (anywhere and (len(places) != 2 or places[0] > places[1])):
-        raise ValueError(text)
-    return places, anywhere
+    stages = []
+    for stage in text.split(";"):
+        anywhere = "-" in stage
+        places = tuple(float(part) for part in stage.split("-" if anywhere else ","))
+        if not all(0 <= p <= 1 for p in places) or (anywhere and (len(places) != 2 or places[0] > places[1])):
+            raise ValueError(text)
+        stages.append((places, anywhere))
+    return stages
 
 
 def option(default, help_text: str, choices: tuple | None = None, parse=None):
@@ -108,8 +113,9 @@ class RunConfig:
     jump_at: str = option(
         "0.13",
         "jump, skip: where on the trajectory (0 the first step, 1 the last): 0.13; several together: 0.1,0.5,0.9; "
-        "one in a range, drawn anew every update: 0.05-0.3",
+        "one in a range, drawn anew every update: 0.05-0.3; one stage after another: 0.13;0.5",
     )
+    stage_patience: int = option(30, "updates without a better token after which the next stage goes on from the best one")
     normalize_steps: bool = option(False, "with several steps divide the gradient of each by its norm before they are added")
 
     # The optimiser (AdamW over one vector).
@@ -130,9 +136,10 @@ class RunConfig:
     max_epochs: int = option(80, "updates at most")
     patience: int = option(0, "stop after this many updates without a better token; 0 turns it off")
     stop_train_accuracy: float = option(1.0, "stop once a larger share of an update's images is right; 1 turns it off")
-    stop_validation_accuracy: float = option(1.0, "stop once this share of the validation images is right; 0 turns it off")
+    stop_validation_accuracy: float = option(0.95, "stop once this share of the validation images is right; 0 turns it off")
     keep: str = option("validation", "token to keep: best on the validation seeds, or lowest epoch loss", ("validation", "loss"))
     validation_size: int = option(12, "seeds of the validation, fully sampled without gradient; used with --keep validation")
+    confirm_size: int = option(24, "further validation seeds that are drawn where the first would end the training; all count then")
     validate_every: int = option(10, "updates between two validations")
 
     # Evaluation and outputs.
@@ -192,8 +199,8 @@ def training_seeds(config: RunConfig, epoch: int) -> list[int]:
 
 
 def validation_seeds(config: RunConfig) -> list[int]:
-    """Seeds on which the best token is chosen."""
-    return list(range(VALIDATION_BASE, VALIDATION_BASE + config.validation_size))
+    """Seeds on which the best token is chosen; after ``validation_size`` of them those that confirm a token before training stops."""
+    return list(range(VALIDATION_BASE, VALIDATION_BASE + config.validation_size + config.confirm_size))
 
 
 def evaluation_seeds(config: RunConfig) -> list[int]:
@@ -217,8 +224,9 @@ POSITIVE = (
     "num_inference_steps",
     "gradient_steps",
     "num_vectors",
+    "stage_patience",
 )
-NOT_NEGATIVE = ("patience", "weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale")
+NOT_NEGATIVE = ("patience", "confirm_size", "weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale")
 SHARES = ("stop_train_accuracy", "stop_validation_accuracy")
 
 
@@ -245,7 +253,7 @@ def validate(config: RunConfig) -> None:
     try:
         parse_places(config.jump_at)
     except ValueError:
-        allowed = "a number from 0 to 1, several with commas, or a range such as 0.05-0.3"
+        allowed = "a number from 0 to 1, several with commas, a range such as 0.05-0.3, stages with semicolons"
         raise UsageError(f"--jump_at: {config.jump_at!r} was given; allowed is {allowed}") from None
     for name in ("height", "width"):
         value = getattr(config, name)
@@ -257,7 +265,7 @@ def validate(config: RunConfig) -> None:
     _need(config.num_vectors <= 32, "num_vectors", config.num_vectors, "1 to 32")
     _need(1 <= config.num_templates <= 3, "num_templates", config.num_templates, "1 to 3")
     _need(0 <= config.seed <= MAX_SEED, "seed", config.seed, f"0 to {MAX_SEED}")
-    for name in ("test_size", "validation_size"):
+    for name in ("test_size", "validation_size", "confirm_size"):
         _need(getattr(config, name) <= VALIDATION_BASE, name, getattr(config, name), f"at most {VALIDATION_BASE}")
     _need(
         config.max_epochs * config.images_per_update <= SEED_RANGE, "max_epochs", config.max_epochs, f"at most {SEED_RANGE} images in all"

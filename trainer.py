@@ -70,12 +70,10 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
         WorkError: loss or gradient are not finite.
     """
     start, result, best = time.monotonic(), Training(), Best(file=folder.partial_token, placeholder=token.placeholder)
-    optimizer = torch.optim.AdamW(
-        [token.vector], lr=config.update_learning_rate, betas=config.betas, eps=config.adam_epsilon, weight_decay=config.weight_decay
-    )
+    optimizer = make_optimizer(config, token)
     # Half-precision gradients underflow without a scaled loss; the scaler is idle in other precisions.
     scaler = torch.amp.GradScaler(token.models.device.type, init_scale=2.0**10, enabled=token.models.dtype == torch.float16)
-    task = Task(config, token, guides, class_name)
+    task, stage, stage_began = Task(config, token, guides, class_name), 0, 0
     clear(folder.train_images, "epoch_*.png")
 
     # The initial token may do already: a class that its name alone draws needs no update.
@@ -89,7 +87,7 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
 
         # Sample images with the current token, score them, and accumulate the gradient of their mean cross-entropy.
         optimizer.zero_grad(set_to_none=True)
-        images, losses, probabilities, right = task.accumulate(epoch - 1, scaler)
+        images, losses, probabilities, right = task.accumulate(epoch - 1, scaler, stage)
         loss, accuracy = losses.mean().item(), right.float().mean().item()
 
         # Clip, step on the one vector, and keep it as short as words are.
@@ -111,11 +109,17 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
 
         row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item()}
         row |= {"gradient_norm": norm if math.isfinite(norm) else None, "token_norm": token.norm()}
-        row |= {"seconds": time.monotonic() - began, "best_epoch": best.epoch}
+        row |= {"stage": stage + 1, "seconds": time.monotonic() - began, "best_epoch": best.epoch}
         result.rows.append(row)
         write_lines(folder.log, result.rows)
         write_image(folder.train_images / f"epoch_{epoch:03d}.png", grid(images, columns=len(images)))
         progress.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", best=best.epoch)
+
+        # Where a stage has nothing more to give, the next one goes on from the best token.
+        waited = epoch - max(best.epoch, stage_began)
+        if stage + 1 < len(task.paths) and is_scored(config, epoch, accuracy) and waited >= config.stage_patience:
+            stage, stage_began, optimizer = stage + 1, epoch, make_optimizer(config, token)
+            token.load(best.vector)
 
         # Stop by train accuracy, validation accuracy, patience or the number of epochs.
         result.stopped_by = stopping_rule(config, epoch, accuracy, best)
@@ -129,9 +133,21 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
     return result
 
 
+def make_optimizer(config: RunConfig, token: ClassToken) -> torch.optim.AdamW:
+    """AdamW over the token's vectors alone."""
+    return torch.optim.AdamW(
+        [token.vector], lr=config.update_learning_rate, betas=config.betas, eps=config.adam_epsilon, weight_decay=config.weight_decay
+    )
+
+
 def is_validated(config: RunConfig, epoch: int, accuracy: float) -> bool:
     """Whether the token is scored on the validation seeds after ``epoch``: every so often, and before training ends."""
     return epoch % config.validate_every == 0 or epoch == config.max_epochs or accuracy > config.stop_train_accuracy
+
+
+def is_scored(config: RunConfig, epoch: int, accuracy: float) -> bool:
+    """Whether the token of ``epoch`` was compared with the best one."""
+    return config.keep == "loss" or is_validated(config, epoch, accuracy)
 
 
 def stopping_rule(config: RunConfig, epoch: int, accuracy: float, best: Best) -> str:
@@ -144,8 +160,7 @@ def stopping_rule(config: RunConfig, epoch: int, accuracy: float, best: Best) ->
         return "train_accuracy"
     if config.keep == "validation" and 0 < config.stop_validation_accuracy <= best.score[0]:
         return "validation_accuracy"
-    scored = config.keep == "loss" or is_validated(config, epoch, accuracy)
-    if config.patience and scored and epoch - best.epoch >= config.patience:
+    if config.patience and is_scored(config, epoch, accuracy) and epoch - best.epoch >= config.patience:
         return "patience"
     return "max_epochs" if epoch >= config.max_epochs else ""
 
@@ -160,19 +175,20 @@ class Task:
     def __init__(self, config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str):
         self.config, self.token, self.guides = config, token, guides
         self.settings = sampler_settings(config)
-        places, anywhere = parse_places(config.jump_at)
-        self.path = GradientPath(config.gradient_mode, config.gradient_steps, places, anywhere, config.normalize_steps)
+        mode = config.gradient_mode, config.gradient_steps
+        staged = parse_places(config.jump_at) if config.gradient_mode in ("jump", "skip") else [((), False)]
+        self.paths = [GradientPath(*mode, places, anywhere, config.normalize_steps) for places, anywhere in staged]
         self.templates = [fill(t, token.placeholder, class_name) for t in TEMPLATES[: config.num_templates]]
 
     def prompts(self, number: int, first: int = 0) -> list[str]:
         """``number`` prompts, the templates in turn."""
         return [self.templates[(first + i) % len(self.templates)] for i in range(number)]
 
-    def accumulate(self, epoch: int, scaler: torch.amp.GradScaler) -> tuple[torch.Tensor, ...]:
+    def accumulate(self, epoch: int, scaler: torch.amp.GradScaler, stage: int = 0) -> tuple[torch.Tensor, ...]:
         """Add the gradient of the mean cross-entropy of one update's images to the token, in micro-batches.
 
         Args:
-            epoch: counts from 0.
+            epoch, stage: count from 0.
 
         Returns:
             images (N, 3, H, W), losses (N,), probabilities of the class (N,), right or wrong (N,), all detached. Of several
@@ -181,7 +197,7 @@ class Task:
         seeds, parts, token = training_seeds(self.config, epoch), [], self.token
         # With fixed noises each of them keeps its prompt too.
         prompts = self.prompts(len(seeds), epoch * len(seeds) if self.config.fresh_noise else 0)
-        path = self.path.drawn(random.Random(f"{self.config.seed} {epoch}"))
+        path = self.paths[stage].drawn(random.Random(f"{self.config.seed} {epoch}"))
         weight = scaler.get_scale() / len(seeds)  # micro-batches add up to the gradient of the whole mean
         for i in range(0, len(seeds), self.config.batch_size):
             chunk = slice(i, i + self.config.batch_size)
@@ -210,13 +226,24 @@ class Task:
     def validate(self) -> tuple[float, float]:
         """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling.
 
+        A few images are lucky now and then: where they would end the training, as many more as ``confirm_size`` are drawn, and all count.
+
         Raises:
             WorkError: a logit is not finite.
         """
-        seeds, size = validation_seeds(self.config), self.config.eval_batch_size
-        prompts, parts = self.prompts(len(seeds)), []
+        parts, stop, seeds = [], self.config.stop_validation_accuracy, validation_seeds(self.config)
+        for chunk in (seeds[: self.config.validation_size], seeds[self.config.validation_size :]):
+            parts += self.score_drawn(chunk)
+            losses, right = (torch.cat(p) for p in zip(*parts, strict=True))  # (V,) each
+            accuracy = right.float().mean().item()
+            if not 0 < stop <= accuracy:
+                break
+        return accuracy, -losses.mean().item()
+
+    def score_drawn(self, seeds: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Losses and verdicts of finished images, in batches."""
+        size, prompts, parts = self.config.eval_batch_size, self.prompts(len(seeds)), []
         for i in range(0, len(seeds), size):
             chunk = slice(i, i + size)
             parts.append(self.score(draw(self.token, prompts[chunk], seeds[chunk], self.settings)))
-        losses, right = (torch.cat(p) for p in zip(*parts, strict=True))  # (V,) each
-        return right.float().mean().item(), -losses.mean().item()
+        return parts

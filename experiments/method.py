@@ -44,9 +44,12 @@ SETTINGS = {
         f"{name}, bound": {"gradient_mode": mode, "jump_at": "0.13", "learning_rate": 0.0005, "max_token_norm": 2.0}
         for name, mode in (("jump 0.13", "jump"), ("last", "last"))
     },
+    "jumps 2, slow": several("jump", "0.13,0.5", learning_rate=0.0005),
     "jumps 2, bound": several("jump", "0.13,0.5", learning_rate=0.0005, max_token_norm=2.0),
     "jumps 3, bound": several("jump", "0.13,0.5,0.97", learning_rate=0.0005, max_token_norm=2.0),
     "skip 3, bound": several("skip", "0.13,0.5,0.97", learning_rate=0.0005, max_token_norm=2.0),
+    "stages .13 .5": {"jump_at": "0.13;0.5", "max_epochs": 140},
+    "stages .13 .5 .97": {"jump_at": "0.13;0.5;0.97", "max_epochs": 180},
     "jump anywhere": {"gradient_mode": "jump", "jump_at": "0.05-0.6"},
 }
 

@@ -262,11 +262,12 @@ def test_what_is_left_to_chance_is_drawn_once_an_update():
     assert replace(span, at=(0.2, 0.2)).drawn(random.Random(1)) == GradientPath("jump", at=(0.2,))
 
 
-def test_places_are_one_or_several_or_a_range():
-    assert parse_places("0.13") == ((0.13,), False)
-    assert parse_places("0.1,0.5,1") == ((0.1, 0.5, 1.0), False)
-    assert parse_places("0.05-0.3") == ((0.05, 0.3), True)
-    for bad in ("", "1.5", "0.3-0.1", "a", "0.1,", "-0.1", "0.1-0.2-0.3"):
+def test_places_are_one_or_several_or_a_range_in_stages():
+    assert parse_places("0.13") == [((0.13,), False)]
+    assert parse_places("0.1,0.5,1") == [((0.1, 0.5, 1.0), False)]
+    assert parse_places("0.05-0.3") == [((0.05, 0.3), True)]
+    assert parse_places("0.13;0.3,0.5") == [((0.13,), False), ((0.3, 0.5), False)]
+    for bad in ("", "1.5", "0.3-0.1", "a", "0.1,", "-0.1", "0.1-0.2-0.3", "0.1;"):
         with pytest.raises(ValueError):
             parse_places(bad)
 

@@ -81,6 +81,40 @@ def test_the_gradient_is_clipped_after_backward(monkeypatch, tmp_path):
     assert norms[0] == pytest.approx(1e-4, rel=1e-2)
 
 
+def test_a_stage_that_gives_no_better_token_hands_the_best_one_to_the_next(tmp_path, monkeypatch):
+    scores, seen = iter([(0.1, -3.0), (0.2, -3.0), (0.1, -4.0), (0.1, -4.0), (0.3, -2.0), (0.0, -9.0)]), []
+    monkeypatch.setattr(Task, "validate", lambda self: seen.append(self.token.vector.detach().clone()) or next(scores))
+    accumulate, started = Task.accumulate, []
+
+    def noting(self, epoch, scaler, stage):
+        started.append((stage, self.token.vector.detach().clone()))
+        return accumulate(self, epoch, scaler, stage)
+
+    monkeypatch.setattr(Task, "accumulate", noting)
+    _, training = learned(tmp_path, jump_at="0.0;1.0", stage_patience=2, validate_every=1, max_epochs=5)
+    assert [stage for stage, _ in started] == [0, 0, 0, 1, 1]
+    assert [row["stage"] for row in training.rows] == [1, 1, 1, 2, 2]
+    assert torch.equal(started[3][1], seen[1])  # the second stage goes on from the best of the first
+    assert training.kept_updates == 4
+
+
+def test_a_lucky_validation_is_confirmed_before_it_ends_the_training(token, guides, monkeypatch):
+    """Twelve images of a class that is drawn right four times in five are all right now and then."""
+    drawn = []
+
+    def score(self, images):
+        right = torch.tensor([len(drawn) < 1] * len(images))
+        drawn.append(len(images))
+        return torch.ones(len(images)), right
+
+    monkeypatch.setattr(Task, "score", score)
+    config = replace(CONFIG, validation_size=3, confirm_size=6, eval_batch_size=9, stop_validation_accuracy=0.95)
+    assert Task(config, token, guides, "cat").validate() == (pytest.approx(1 / 3), -1.0)
+    assert drawn == [3, 6]
+    assert Task(config, token, guides, "cat").validate()[0] == 0  # not lucky: nothing more is drawn
+    assert drawn == [3, 6, 3]
+
+
 def test_a_bounded_token_stays_as_short_as_asked(tmp_path):
     """Unbounded it grows at every update: a long vector deforms what the other words say."""
     free, training = learned(tmp_path, learning_rate=0.05, keep="loss")
@@ -192,8 +226,8 @@ def test_patience_of_the_paper_counts_updates_without_a_lower_loss(tmp_path, mon
     losses = iter([3.0, 2.0, 2.5, 2.5, 2.5, 2.5])
     accumulate = Task.accumulate
 
-    def worse_and_worse(self, epoch, scaler):
-        images, _, probabilities, right = accumulate(self, epoch, scaler)
+    def worse_and_worse(self, *args):
+        images, _, probabilities, right = accumulate(self, *args)
         return images, torch.full((4,), next(losses)), probabilities, right
 
     monkeypatch.setattr(Task, "accumulate", worse_and_worse)
@@ -214,8 +248,8 @@ def test_no_rule_ends_training_before_what_was_learned_is_scored(tmp_path, monke
 def always_right(accumulate):
     """The real images, losses and probabilities, with every image called right."""
 
-    def wrapped(self, epoch, scaler):
-        images, losses, probabilities, right = accumulate(self, epoch, scaler)
+    def wrapped(self, *args):
+        images, losses, probabilities, right = accumulate(self, *args)
         return images, losses, probabilities, torch.ones_like(right)
 
     return wrapped
