@@ -136,10 +136,10 @@ class RunConfig:
     max_epochs: int = option(80, "updates at most")
     patience: int = option(0, "stop after this many updates without a better token; 0 turns it off")
     stop_train_accuracy: float = option(1.0, "stop once a larger share of an update's images is right; 1 turns it off")
-    stop_validation_accuracy: float = option(0.95, "stop once this share of the validation images is right; 0 turns it off")
+    stop_validation_accuracy: float = option(1.0, "stop once this share of the validation images is right; 0 turns it off")
     keep: str = option("validation", "token to keep: best on the validation seeds, or lowest epoch loss", ("validation", "loss"))
     validation_size: int = option(12, "seeds of the validation, fully sampled without gradient; used with --keep validation")
-    confirm_size: int = option(24, "further validation seeds that are drawn where the first would end the training; all count then")
+    confirm_size: int = option(0, "further validation seeds that are drawn where the first would end the training; all count then")
     validate_every: int = option(10, "updates between two validations")
 
     # Evaluation and outputs.

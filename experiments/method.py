@@ -25,6 +25,9 @@ TUNING_CLASSES = (2, 8, 24, 26, 6, 14, 20, 30)
 TUNING_SEEDS = range(700_000, 700_040)  # validation counts from 500,000, training from 1,000,000, run.py's evaluation from 0
 
 
+CONFIRMED = {"stop_validation_accuracy": 0.95, "confirm_size": 24}
+
+
 def several(mode: str, places: str, **more) -> dict:
     """Several places of one trajectory together, each normalised."""
     return {"gradient_mode": mode, "jump_at": places, "normalize_steps": True, "max_epochs": 60} | more
@@ -48,8 +51,8 @@ SETTINGS = {
     "jumps 2, bound": several("jump", "0.13,0.5", learning_rate=0.0005, max_token_norm=2.0),
     "jumps 3, bound": several("jump", "0.13,0.5,0.97", learning_rate=0.0005, max_token_norm=2.0),
     "skip 3, bound": several("skip", "0.13,0.5,0.97", learning_rate=0.0005, max_token_norm=2.0),
-    "stages .13 .5": {"jump_at": "0.13;0.5", "max_epochs": 140},
-    "stages .13 .5 .97": {"jump_at": "0.13;0.5;0.97", "max_epochs": 180},
+    "stages .13 .5": {"jump_at": "0.13;0.5", "max_epochs": 140} | CONFIRMED,
+    "stages .13 .5 .97": {"jump_at": "0.13;0.5;0.97", "max_epochs": 180} | CONFIRMED,
     "jump anywhere": {"gradient_mode": "jump", "jump_at": "0.05-0.6"},
 }
 
