@@ -115,7 +115,9 @@ class RunConfig:
         "jump, skip: where on the trajectory (0 the first step, 1 the last): 0.13; several together: 0.1,0.5,0.9; "
         "one in a range, drawn anew every update: 0.05-0.3; one stage after another: 0.13;0.5",
     )
-    stage_patience: int = option(30, "updates without a better token after which the next stage goes on from the best one")
+    stage_patience: int = option(
+        30, "updates without a better token after which the next stage begins, from the best token if that is clearly better than the first"
+    )
     normalize_steps: bool = option(False, "with several steps divide the gradient of each by its norm before they are added")
 
     # The optimiser (AdamW over one vector).

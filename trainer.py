@@ -20,6 +20,8 @@ from gradients import GradientPath, combined, token_gradients
 from outputs import RunFolder, clear, grid, write_image, write_lines, write_tensors
 from sampler import SamplerSettings, draw
 
+MORE = 0.1  # accuracy by which a token has to be better than the initial one for a further stage to build on it
+
 
 @dataclass
 class Training:
@@ -77,8 +79,10 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
     clear(folder.train_images, "epoch_*.png")
 
     # The initial token may do already: a class that its name alone draws needs no update.
+    initial = Best()
+    initial.offer(task.validate() if config.keep == "validation" else (-math.inf,), token.vector, 0, 0)
     if config.keep == "validation":
-        best.offer(task.validate(), token.vector, 0, 0)
+        best.offer(initial.score, token.vector, 0, 0)
         result.stopped_by = stopping_rule(config, 0, 0.0, best)
     progress = tqdm(range(1, 1 + (0 if result.stopped_by else config.max_epochs)), desc=f"learning {class_name!r}", unit="update")
     for epoch in progress:
@@ -115,11 +119,11 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
         write_image(folder.train_images / f"epoch_{epoch:03d}.png", grid(images, columns=len(images)))
         progress.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", best=best.epoch)
 
-        # Where a stage has nothing more to give, the next one goes on from the best token.
+        # Where a stage has nothing more to give, the next one goes on: from the best token if that draws more of the class, else anew.
         waited = epoch - max(best.epoch, stage_began)
         if stage + 1 < len(task.paths) and is_scored(config, epoch, accuracy) and waited >= config.stage_patience:
             stage, stage_began, optimizer = stage + 1, epoch, make_optimizer(config, token)
-            token.load(best.vector)
+            token.load((best if best.score[0] > initial.score[0] + MORE else initial).vector)
 
         # Stop by train accuracy, validation accuracy, patience or the number of epochs.
         result.stopped_by = stopping_rule(config, epoch, accuracy, best)
