@@ -53,6 +53,8 @@ SETTINGS = {
     "skip 3, bound": several("skip", "0.13,0.5,0.97", learning_rate=0.0005, max_token_norm=2.0),
     "stages .13 .5": {"jump_at": "0.13;0.5", "max_epochs": 140} | CONFIRMED,
     "stages .13 .5, anew": {"jump_at": "0.13;0.5", "max_epochs": 160} | CONFIRMED,
+    "stages, bound": {"jump_at": "0.13;0.5", "max_epochs": 160, "learning_rate": 0.0005, "max_token_norm": 2.0} | CONFIRMED,
+    "stages, bound 4": {"jump_at": "0.13;0.5", "max_epochs": 160, "max_token_norm": 4.0} | CONFIRMED,
     "stages .13 .5 .97": {"jump_at": "0.13;0.5;0.97", "max_epochs": 180} | CONFIRMED,
     "jump anywhere": {"gradient_mode": "jump", "jump_at": "0.05-0.6"},
 }
