@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from class_token import ClassToken
-from sampler import SamplerSettings, Walk, alpha_bar_at, decode, draw_noise, guided_noise_pred
+from sampler import SamplerSettings, Walk, alpha_bar_at, decode, draw_noise
 
 # Images (B, 3, H, W) in [0, 1] to the loss of each (B,) and whether it is right (B,).
 Score = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -89,7 +89,7 @@ def last_with_noises(walk: Walk, path: GradientPath, score: Score, weight: float
     for j in range(path.steps):
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(j), dtype=torch.float32).to(latents)
         model_input = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(latents.dtype)
-        images = decode(walk.models.vae, walk.clean(i, model_input, guided(walk, i, model_input)))  # (B, 3, H, W)
+        images = decode(walk.models.vae, walk.clean(i, model_input, walk.guided(i, model_input)))  # (B, 3, H, W)
         loss, right = score(images)
         total = total + gradient_of(loss, walk.cond, weight / path.steps)
         losses.append(loss.detach())
@@ -142,11 +142,6 @@ def skip(walk: Walk, path: GradientPath, score: Score, weight: float) -> Verdict
 
 # "random" is "last" with a number of steps that is drawn anew; see GradientPath.drawn.
 MODES = {"jump": jump, "skip": skip, "last": last, "random": last, "lv": last_with_noises}
-
-
-def guided(walk: Walk, i: int, model_input: torch.Tensor) -> torch.Tensor:
-    """The guided prediction at step ``i`` for latents that are scaled already (B, C, h, w)."""
-    return guided_noise_pred(walk.models.unet, model_input, walk.timesteps[i], walk.cond, walk.uncond, walk.settings.guidance_scale)
 
 
 def gradient_of(value: torch.Tensor, with_respect_to: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:

@@ -105,11 +105,15 @@ class Walk:
         self.timesteps = self.scheduler.timesteps  # the scheduler's own list: what every gradient mode counts on
         self.start = noise.to(models.device, models.dtype) * self.scheduler.init_noise_sigma  # (B, C, h, w)
 
+    def guided(self, i: int, model_input: torch.Tensor) -> torch.Tensor:
+        """The guided prediction at step ``i`` for latents that are scaled for the UNet (B, C, h, w)."""
+        scale = self.settings.guidance_scale
+        return guided_noise_pred(self.models.unet, model_input, self.timesteps[i], self.cond, self.uncond, scale)
+
     def predict(self, i: int, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the UNet sees at step ``i``, and its guided prediction, (B, C, h, w) each."""
         model_input = self.scheduler.scale_model_input(latents, self.timesteps[i])
-        scale = self.settings.guidance_scale
-        return model_input, guided_noise_pred(self.models.unet, model_input, self.timesteps[i], self.cond, self.uncond, scale)
+        return model_input, self.guided(i, model_input)
 
     def step(self, i: int, noise_pred: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """The latents after step ``i`` (B, C, h, w)."""

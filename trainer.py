@@ -111,12 +111,9 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
         elif is_validated(config, epoch, accuracy):
             best.offer(task.validate(), token.vector, epoch, epoch)
 
-        row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item()}
-        row |= {"gradient_norm": norm if math.isfinite(norm) else None, "token_norm": token.norm()}
-        row |= {"stage": stage + 1, "seconds": time.monotonic() - began, "best_epoch": best.epoch}
-        result.rows.append(row)
-        write_lines(folder.log, result.rows)
-        write_image(folder.train_images / f"epoch_{epoch:03d}.png", grid(images, columns=len(images)))
+        row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item(), "stage": stage + 1}
+        row |= {"gradient_norm": norm if math.isfinite(norm) else None, "token_norm": token.norm(), "best_epoch": best.epoch}
+        record(folder, result.rows, row | {"seconds": time.monotonic() - began}, images)
         progress.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", best=best.epoch)
 
         # Where a stage has nothing more to give, the next one goes on: from the best token if that draws more of the class, else anew.
@@ -130,11 +127,18 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
         if result.stopped_by:
             break
     progress.close()
-    write_lines(folder.log, result.rows)
+    write_lines(folder.log, result.rows)  # empty where no update was needed
     result.last_vector = token.vector.detach().clone()
     token.load(best.vector)
     result.kept_updates, result.seconds = best.updates, time.monotonic() - start
     return result
+
+
+def record(folder: RunFolder, rows: list[dict], row: dict, images: torch.Tensor) -> None:
+    """Log one update, and show the images (N, 3, H, W) that it learned from."""
+    rows.append(row)
+    write_lines(folder.log, rows)
+    write_image(folder.train_images / f"epoch_{row['epoch']:03d}.png", grid(images, columns=len(images)))
 
 
 def make_optimizer(config: RunConfig, token: ClassToken) -> torch.optim.AdamW:
