@@ -20,7 +20,7 @@ from gradients import GradientPath, combined, token_gradients
 from outputs import RunFolder, clear, grid, write_image, write_lines, write_tensors
 from sampler import SamplerSettings, draw
 
-MORE = 0.1  # accuracy by which a token has to be better than the initial one for a further stage to build on it
+MORE = 0.25  # accuracy by which a token has to be better than the initial one for a further stage to build on it
 
 
 @dataclass

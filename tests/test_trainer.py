@@ -81,7 +81,7 @@ def test_the_gradient_is_clipped_after_backward(monkeypatch, tmp_path):
     assert norms[0] == pytest.approx(1e-4, rel=1e-2)
 
 
-@pytest.mark.parametrize(("better", "goes_on_from"), [(0.3, 1), (0.15, 0)])
+@pytest.mark.parametrize(("better", "goes_on_from"), [(0.4, 1), (0.3, 0)])
 def test_the_next_stage_builds_on_the_best_token_only_if_it_draws_more_of_the_class(tmp_path, monkeypatch, better, goes_on_from):
     """A stage that only lowers the loss leads astray: the next one would start from a token that is long and says nothing."""
     scores, seen = iter([(0.1, -3.0), (better, -2.0), (0.1, -4.0), (0.1, -4.0), (0.6, -2.0), (0.0, -9.0)]), []
