@@ -29,7 +29,7 @@ class Training:
 
     rows: list[dict] = field(default_factory=list)
     kept_updates: int = 0  # updates that the kept vector has seen
-    last_vector: torch.Tensor | None = None  # (1, width), after the last update
+    last_vector: torch.Tensor | None = None  # (N, width), after the last update
     stopped_by: str = ""
     seconds: float = 0.0
 
@@ -79,15 +79,14 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
     clear(folder.train_images, "epoch_*.png")
 
     # The initial token may do already: a class that its name alone draws needs no update.
-    initial = Best()
-    initial.offer(task.validate() if config.keep == "validation" else (-math.inf,), token.vector, 0, 0)
+    initial, first_accuracy = token.vector.detach().clone(), -math.inf
     if config.keep == "validation":
-        best.offer(initial.score, token.vector, 0, 0)
+        best.offer(task.validate(), token.vector, 0, 0)
+        first_accuracy = best.score[0]
         result.stopped_by = stopping_rule(config, 0, 0.0, best)
     progress = tqdm(range(1, 1 + (0 if result.stopped_by else config.max_epochs)), desc=f"learning {class_name!r}", unit="update")
     for epoch in progress:
-        began = time.monotonic()
-        drawn_with = token.vector.detach().clone()
+        began, drawn_with = time.monotonic(), token.vector.detach().clone()
 
         # Sample images with the current token, score them, and accumulate the gradient of their mean cross-entropy.
         optimizer.zero_grad(set_to_none=True)
@@ -97,10 +96,7 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
         # Clip, step on the one vector, and keep it as short as words are.
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_([token.vector], config.max_grad_norm or math.inf).item()
-        if not (math.isfinite(loss) and (math.isfinite(norm) or scaler.get_scale() > 1)):
-            raise WorkError(
-                f"update {epoch}: loss {loss}, gradient norm {norm}; try --mixed_precision bf16 or no, or a lower --learning_rate"
-            )
+        check_finite(epoch, loss, norm, scaled=scaler.get_scale() > 1)
         scaler.step(optimizer)
         scaler.update()
         token.bound(config.max_token_norm)
@@ -120,7 +116,7 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
         waited = epoch - max(best.epoch, stage_began)
         if stage + 1 < len(task.paths) and is_scored(config, epoch, accuracy) and waited >= config.stage_patience:
             stage, stage_began, optimizer = stage + 1, epoch, make_optimizer(config, token)
-            token.load((best if best.score[0] > initial.score[0] + MORE else initial).vector)
+            token.load(best.vector if best.score[0] > first_accuracy + MORE else initial)
 
         # Stop by train accuracy, validation accuracy, patience or the number of epochs.
         result.stopped_by = stopping_rule(config, epoch, accuracy, best)
@@ -132,6 +128,12 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
     token.load(best.vector)
     result.kept_updates, result.seconds = best.updates, time.monotonic() - start
     return result
+
+
+def check_finite(epoch: int, loss: float, norm: float, scaled: bool) -> None:
+    """Raises WorkError where loss or gradient norm are not finite; a scaled loss may overflow, and the scaler then skips the update."""
+    if not (math.isfinite(loss) and (math.isfinite(norm) or scaled)):
+        raise WorkError(f"update {epoch}: loss {loss}, gradient norm {norm}; try --mixed_precision bf16 or no, or a lower --learning_rate")
 
 
 def record(folder: RunFolder, rows: list[dict], row: dict, images: torch.Tensor) -> None:
