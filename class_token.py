@@ -4,6 +4,7 @@ The vectors are spliced into the text encoder's input embeddings by a small modu
 resized nor copied nor trained, so every other word keeps its embedding bit for bit.
 """
 
+import math
 import re
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,6 +21,7 @@ from models import DiffusionModels, one_line
 # the initializer "a" there, so no template has an article of its own (the official third one doubles it).
 TEMPLATES = ("A photo of {}", "a high resolution realistic image of {}", "A close-up photo of {}")
 
+WHOLE_WORD = re.compile(r"[a-z]{3,}</w>")  # in CLIP's vocabulary
 WEB_UI_KEY = "emb_params"  # the one tensor of an embedding file of AUTOMATIC1111 and ComfyUI
 
 
@@ -71,12 +73,10 @@ class ClassToken:
     def __init__(self, models: DiffusionModels, placeholder: str, initializer: str, num_vectors: int = 1):
         check_words(models.tokenizer, placeholder, initializer, num_vectors)
         self.models, self.placeholder, self.names = models, placeholder, vector_names(placeholder, num_vectors)
-        table = models.text_encoder.get_input_embeddings()
-        start = models.tokenizer(initializer, add_special_tokens=False).input_ids[0]
+        self.initializer = initializer
         models.tokenizer.add_tokens(self.names)
         self.first_id = models.tokenizer.convert_tokens_to_ids(placeholder)
-        row = table.weight[start : start + 1].detach().float()  # (1, width)
-        self.vector = torch.nn.Parameter(row.repeat(num_vectors, 1))  # (N, width)
+        self.vector = torch.nn.Parameter(self.word_mean(initializer).repeat(num_vectors, 1))  # (N, width)
 
     @contextmanager
     def spliced(self):
@@ -108,11 +108,43 @@ class ClassToken:
         with torch.no_grad():
             return self.encode([""])
 
+    @property
+    def table(self) -> torch.Tensor:
+        """The vocabulary's embeddings (V, width), float32."""
+        return self.models.text_encoder.get_input_embeddings().weight.detach().float()
+
     @cached_property
     def word_norm(self) -> float:
-        """Norm of a word's embedding: the root mean square over the vocabulary."""
-        table = self.models.text_encoder.get_input_embeddings()
-        return table.weight.detach().float().square().sum(1).mean().sqrt().item()
+        """Norm of a word's embedding: the 0.9 quantile over the vocabulary, as pieces that no caption holds are shorter."""
+        return self.table.norm(dim=1).quantile(0.9).item()
+
+    @property
+    def word_rms(self) -> float:
+        """Root mean square of the numbers of a word's embedding."""
+        return self.word_norm / math.sqrt(self.vector.shape[1])
+
+    def word_mean(self, words: str) -> torch.Tensor:
+        """Mean embedding (1, width) of the tokens of words."""
+        return self.table[self.models.tokenizer(words, add_special_tokens=False).input_ids].mean(0, keepdim=True)
+
+    @property
+    def vocabulary_mean(self) -> torch.Tensor:
+        """Mean embedding (1, width) of the vocabulary's whole words."""
+        # Sorted, as a tokenizer's vocabulary comes in any order, and so would the last bits of its mean.
+        whole = sorted(i for word, i in self.models.tokenizer.get_vocab().items() if WHOLE_WORD.fullmatch(word) and i < self.first_id)
+        return self.table[whole].mean(0, keepdim=True)
+
+    def start_vector(self, start: str, class_name: str) -> torch.Tensor:
+        """A vector (N, width) to start learning from.
+
+        Args:
+            start: "class", the mean of the class name's words; "vocabulary", the mean of all whole words; "initializer"; a word of
+                one's own; or several of these, joined by "+", whose mean it is.
+            class_name: the name of the class in the prompts.
+        """
+        named = {"initializer": self.initializer, "class": class_name}
+        parts = [self.vocabulary_mean if part == "vocabulary" else self.word_mean(named.get(part, part)) for part in start.split("+")]
+        return torch.stack(parts).mean(0).repeat(len(self.vector), 1)
 
     def norm(self) -> float:
         """Norm of the token's vectors over a word's, root mean square; 1 is a word like others."""

@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 VERSION = "0.2.0"  # written into every token file
 
@@ -21,24 +22,30 @@ class WorkError(Exception):
     """The work failed on the way, in one line. Exit code 1."""
 
 
-def parse_places(text: str) -> list[tuple[tuple[float, ...], bool]]:
-    """Places on the trajectory, stage by stage with semicolons between.
+class Stage(NamedTuple):
+    """Where on a trajectory gradients are taken: 0 is the first step of the scheduler's list, 1 the last."""
 
-    A stage is "0.13"; or "0.13,0.5,0.9", all of them together; or "0.05-0.3", one in that range, drawn anew every update.
+    places: tuple[float, ...]
+    anywhere: bool = False  # ``places`` are the ends of a range, in which one is drawn anew every update
+    num_inference_steps: int | None = None  # of that trajectory; None is as many as images are drawn with
 
-    Returns:
-        for each stage the places, and whether they are the ends of a range.
+
+def parse_stages(text: str) -> list[Stage]:
+    """Stages with semicolons between them.
+
+    A stage is "0.13"; or "0.13,0.5,0.9", all of them together; or "0.05-0.3", a range. "0@8" takes it on a trajectory of 8 steps.
 
     Raises:
-        ValueError: anything else, or a place outside 0 to 1.
+        ValueError: anything else, a place outside 0 to 1, or no step.
     """
     stages = []
-    for stage in text.split(";"):
-        anywhere = "-" in stage
-        places = tuple(float(part) for part in stage.split("-" if anywhere else ","))
-        if not all(0 <= p <= 1 for p in places) or (anywhere and (len(places) != 2 or places[0] > places[1])):
+    for part in text.split(";"):
+        where, at, steps = part.partition("@")
+        stage = Stage(tuple(map(float, where.replace("-", ",").split(","))), "-" in where, int(steps) if at else None)
+        ordered = list(stage.places) == sorted(stage.places) and len(stage.places) == 2
+        if not all(0 <= p <= 1 for p in stage.places) or (stage.anywhere and not ordered) or (at and stage.num_inference_steps < 1):
             raise ValueError(text)
-        stages.append((places, anywhere))
+        stages.append(stage)
     return stages
 
 
@@ -92,7 +99,12 @@ class RunConfig:
     # The class token and its prompts.
     placeholder_token: str = option("newclas", "the new word; must not be one of the vocabulary")
     num_vectors: int = option(1, "vectors of the token; in prompts the one word stands for all of them")
-    initializer_token: str = option("a", "word whose embedding the token starts from; one token; also the baseline's word")
+    initializer_token: str = option("a", "the word in the token's place without it: the baseline's, and a start; one token")
+    start: str = option(
+        "class+vocabulary;class",
+        "where the vector starts: class (mean of the class name's words), vocabulary (mean of all words), initializer, a word of one's "
+        "own, or the mean of several (cat+pet); with semicolons: the next where one brings nothing",
+    )
     prompt_name: str | None = option(None, "class name in the prompts; default: the label's first synonym, lower case")
     num_templates: int = option(3, "prompts to train on: the first N of the templates (1 to 3)")
 
@@ -111,23 +123,26 @@ class RunConfig:
     )
     gradient_steps: int = option(1, "last: denoising steps with gradient, from the end; random: the most of them; lv: number of noises")
     jump_at: str = option(
-        "0.13",
-        "jump, skip: where on the trajectory (0 the first step, 1 the last): 0.13; several together: 0.1,0.5,0.9; "
-        "one in a range, drawn anew every update: 0.05-0.3; one stage after another: 0.13;0.5",
+        "0@8;0.13",
+        "jump, skip: where on the trajectory (0 the first step, 1 the last): 0.13; several together: 0.1,0.5,0.9; one in a range, drawn "
+        "anew every update: 0.05-0.3; 0@8 on a trajectory of 8 steps; with semicolons: the next once the token is clearly better",
     )
-    stage_patience: int = option(
-        30, "updates without a better token after which the next stage begins, from the best token if that is clearly better than the first"
-    )
+    attempt_patience: int = option(20, "updates without a better token after which learning begins again, from the next start")
     normalize_steps: bool = option(False, "with several steps divide the gradient of each by its norm before they are added")
 
     # The optimiser (AdamW over one vector).
-    learning_rate: float = option(1e-3, "step size of AdamW for each image of an update: with 5 images it steps with 5 times this")
+    learning_rate: float | None = option(
+        None, "step size of AdamW for each image of an update: with 5 images it steps with 5 times this; default: from --relative_rate"
+    )
+    relative_rate: float = option(0.05, "the step size over the root mean square of a word's embedding, where --learning_rate is not given")
+    fine_rate: float = option(0.4, "the step size is multiplied with this once the token is nearly right on the validation seeds")
     adam_beta1: float = option(0.9, "decay of AdamW's first moment")
     adam_beta2: float = option(0.999, "decay of AdamW's second moment")
     adam_epsilon: float = option(1e-8, "added to AdamW's denominator")
     weight_decay: float = option(1e-2, "AdamW's decay of the token's vector, per update and learning rate; 0 turns it off")
     max_grad_norm: float = option(1.0, "the gradient is clipped to this norm; 0 turns it off")
-    max_token_norm: float = option(0.0, "the token is kept no longer than this many words' embeddings; 0 turns it off")
+    max_token_norm: float = option(2.2, "the token is kept no longer than this many words' embeddings; 0 turns it off")
+    token_ema: float = option(0.0, "share of the old in the running average of the token over updates, which is kept; 0: no average")
     images_per_update: int = option(5, "images whose mean loss makes one update; one update is one epoch")
     batch_size: int = option(5, "images that go through the models at once with gradient; lower it where memory is short")
     eval_batch_size: int = option(10, "images that go through the models at once without gradient (validation, evaluation, --prompt)")
@@ -135,13 +150,13 @@ class RunConfig:
     fresh_noise: bool = option(True, "draw new noise for every update; False: the same noises every time")
 
     # Stopping, and which token is kept.
-    max_epochs: int = option(80, "updates at most")
+    max_epochs: int = option(120, "updates at most, over all attempts")
     patience: int = option(0, "stop after this many updates without a better token; 0 turns it off")
     stop_train_accuracy: float = option(1.0, "stop once a larger share of an update's images is right; 1 turns it off")
-    stop_validation_accuracy: float = option(1.0, "stop once this share of the validation images is right; 0 turns it off")
+    stop_validation_accuracy: float = option(0.94, "stop once this share of the validation images is right; 0 turns it off")
     keep: str = option("validation", "token to keep: best on the validation seeds, or lowest epoch loss", ("validation", "loss"))
     validation_size: int = option(12, "seeds of the validation, fully sampled without gradient; used with --keep validation")
-    confirm_size: int = option(0, "further validation seeds that are drawn where the first would end the training; all count then")
+    confirm_size: int = option(24, "further validation seeds that are drawn where the first would end the training; all count then")
     validate_every: int = option(10, "updates between two validations")
 
     # Evaluation and outputs.
@@ -159,10 +174,20 @@ class RunConfig:
         """AdamW's two decays."""
         return self.adam_beta1, self.adam_beta2
 
+    def update_learning_rate(self, word_rms: float) -> float:
+        """AdamW's step size: it follows the number of images of an update, as in the paper; ``word_rms`` is that of a word's embedding."""
+        rate = self.relative_rate * word_rms if self.learning_rate is None else self.learning_rate
+        return rate * self.images_per_update
+
     @property
-    def update_learning_rate(self) -> float:
-        """AdamW's step size: it follows the number of images of an update, as in the paper."""
-        return self.learning_rate * self.images_per_update
+    def stages(self) -> list[Stage]:
+        """The stages of learning; modes without places have one."""
+        return parse_stages(self.jump_at) if self.gradient_mode in ("jump", "skip") else [Stage(())]
+
+    @property
+    def starts(self) -> list[str]:
+        """The starts in the order in which they are tried."""
+        return [s.strip() for s in self.start.split(";")]
 
 
 # One row a preset. "paper" is the official code's configuration: AdamW lr 0.00025 per image of an update, five noises that
@@ -173,6 +198,8 @@ PRESETS = {
         "gradient_mode": "last",
         "gradient_steps": 1,
         "learning_rate": 0.00025,
+        "start": "initializer",
+        "max_token_norm": 0.0,
         "fresh_noise": False,
         "keep": "loss",
         "patience": 15,
@@ -226,7 +253,7 @@ POSITIVE = (
     "num_inference_steps",
     "gradient_steps",
     "num_vectors",
-    "stage_patience",
+    "attempt_patience",
 )
 NOT_NEGATIVE = ("patience", "confirm_size", "weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale")
 SHARES = ("stop_train_accuracy", "stop_validation_accuracy")
@@ -253,17 +280,21 @@ def validate(config: RunConfig) -> None:
     for name in SHARES:
         _need(0 <= getattr(config, name) <= 1, name, getattr(config, name), "0 to 1")
     try:
-        parse_places(config.jump_at)
+        parse_stages(config.jump_at)
     except ValueError:
-        allowed = "a number from 0 to 1, several with commas, a range such as 0.05-0.3, stages with semicolons"
+        allowed = "a number from 0 to 1, several with commas, a range such as 0.05-0.3, each with @8 for 8 steps, stages with semicolons"
         raise UsageError(f"--jump_at: {config.jump_at!r} was given; allowed is {allowed}") from None
     for name in ("height", "width"):
         value = getattr(config, name)
         _need(value is None or value >= 8, name, value, "8 or more")
-    for name in ("adam_beta1", "adam_beta2"):
+    for name in ("adam_beta1", "adam_beta2", "token_ema"):
         _need(0 <= getattr(config, name) < 1, name, getattr(config, name), "0 or more, below 1")
-    for name in ("adam_epsilon", "learning_rate"):
-        _need(getattr(config, name) > 0, name, getattr(config, name), "above 0")
+    for name in ("adam_epsilon", "learning_rate", "relative_rate", "fine_rate"):
+        value = getattr(config, name)
+        _need(value is None or value > 0, name, value, "above 0")
+    for start in config.starts:
+        allowed = "class, vocabulary, initializer, a word, or several as in cat+pet"
+        _need(re.fullmatch(r"\w+(\+\w+)*", start) is not None, "start", config.start, allowed)
     _need(config.num_vectors <= 32, "num_vectors", config.num_vectors, "1 to 32")
     _need(1 <= config.num_templates <= 3, "num_templates", config.num_templates, "1 to 3")
     _need(0 <= config.seed <= MAX_SEED, "seed", config.seed, f"0 to {MAX_SEED}")

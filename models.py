@@ -285,6 +285,7 @@ def check_sampling(
     gradient_steps: int,
     scheduler_choice: str | None = None,
     hub: Hub = LOCAL,
+    stage_steps: tuple[int, ...] = (),
 ) -> None:
     """Check scheduler, sizes and step counts against the model's configuration files, before any weight is loaded.
 
@@ -322,8 +323,9 @@ def check_sampling(
     if prediction not in PREDICTION_TYPES:
         raise UsageError(f"--model: {name!r} predicts {prediction!r}; allowed is {' or '.join(PREDICTION_TYPES)}")
     most = scheduler.config.num_train_timesteps
-    if not 2 <= num_inference_steps < most:
-        raise UsageError(f"--num_inference_steps: {num_inference_steps} was given; allowed is 2 to {most - 1} for this model")
+    for flag, steps in (("num_inference_steps", num_inference_steps), *(("jump_at", steps) for steps in stage_steps)):
+        if not 2 <= steps < most:
+            raise UsageError(f"--{flag}: {steps} steps were given; allowed is 2 to {most - 1} for this model")
     scheduler.set_timesteps(num_inference_steps)
     if gradient_steps > len(scheduler.timesteps):
         raise UsageError(

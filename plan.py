@@ -109,7 +109,7 @@ def check_against_model(config: RunConfig, hub, prompts: list[str], saved, numbe
     if config.dry_run and not is_local(config.model):
         return
     sampling = (config.height, config.width, config.num_inference_steps, config.gradient_steps, config.scheduler)
-    check_sampling(config.model, *sampling, hub)
+    check_sampling(config.model, *sampling, hub, tuple(s.num_inference_steps for s in config.stages if s.num_inference_steps))
     tokenizer, width = load_tokenizer(config.model, hub), text_width(config.model, hub)
     if saved is not None and saved.shape[1] != width:
         raise UsageError(f"the token's vector is {saved.shape[1]} wide; the text encoder of {config.model!r} takes {width}")

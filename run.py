@@ -108,6 +108,7 @@ def learn(plan: Plan, token, guides: list) -> None:
         "updates": len(training.rows),
         "kept_after_updates": training.kept_updates,
         "stopped_by": training.stopped_by,
+        "images": training.images,
         "seconds": round(training.seconds, 2),
     }
     write_json(folder.config, {"config": asdict(config), "class_name": plan.label, "classifier": config.classifier, "training": outcome})

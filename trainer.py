@@ -6,8 +6,9 @@ The loop is the method of Discriminative Class Tokens (ICCV 2023, arXiv 2303.171
 import math
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean as mean
 
 import torch
 import torch.nn.functional as F
@@ -15,22 +16,25 @@ from tqdm import tqdm
 
 from class_token import TEMPLATES, ClassToken, fill
 from classifiers import Guide, finite
-from config import RunConfig, WorkError, parse_places, training_seeds, validation_seeds
+from config import RunConfig, WorkError, training_seeds, validation_seeds
 from gradients import GradientPath, combined, token_gradients
 from outputs import RunFolder, clear, grid, write_image, write_lines, write_tensors
 from sampler import SamplerSettings, draw
 
-MORE = 0.25  # accuracy by which a token has to be better than the initial one for a further stage to build on it
+MORE = 0.25  # validation accuracy by which a token is clearly better than the start
+LEAST = 0.15  # weight in training of a prompt that is always right; of one that never is 1 more
+NEARLY = 0.9  # validation accuracy of a token that is nearly right: large steps would do it harm
 
 
 @dataclass
 class Training:
-    """What a training came to: one log row an update, the kept vector's age, why it ended and how long it took."""
+    """What a training came to: one log row an update, the kept vector's age, why it ended, and what it cost."""
 
     rows: list[dict] = field(default_factory=list)
     kept_updates: int = 0  # updates that the kept vector has seen
     last_vector: torch.Tensor | None = None  # (N, width), after the last update
     stopped_by: str = ""
+    images: int = 0  # drawn, for updates and for validation
     seconds: float = 0.0
 
 
@@ -72,62 +76,131 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
         WorkError: loss or gradient are not finite.
     """
     start, result, best = time.monotonic(), Training(), Best(file=folder.partial_token, placeholder=token.placeholder)
-    optimizer = make_optimizer(config, token)
     # Half-precision gradients underflow without a scaled loss; the scaler is idle in other precisions.
     scaler = torch.amp.GradScaler(token.models.device.type, init_scale=2.0**10, enabled=token.models.dtype == torch.float16)
-    task, stage, stage_began = Task(config, token, guides, class_name), 0, 0
+    task, attempts = Task(config, token, guides, class_name), Attempts(config, token, class_name)
     clear(folder.train_images, "epoch_*.png")
 
     # The initial token may do already: a class that its name alone draws needs no update.
-    initial, first_accuracy = token.vector.detach().clone(), -math.inf
+    attempts.begin(0)
     if config.keep == "validation":
-        best.offer(task.validate(), token.vector, 0, 0)
-        first_accuracy = best.score[0]
-        result.stopped_by = stopping_rule(config, 0, 0.0, best)
+        result.stopped_by = stopping_rule(config, 0, 0.0, attempts.score(task, best, 0))
     progress = tqdm(range(1, 1 + (0 if result.stopped_by else config.max_epochs)), desc=f"learning {class_name!r}", unit="update")
     for epoch in progress:
         began, drawn_with = time.monotonic(), token.vector.detach().clone()
 
         # Sample images with the current token, score them, and accumulate the gradient of their mean cross-entropy.
-        optimizer.zero_grad(set_to_none=True)
-        images, losses, probabilities, right = task.accumulate(epoch - 1, scaler, stage)
+        attempts.optimizer.zero_grad(set_to_none=True)
+        images, losses, probabilities, right = task.accumulate(epoch - 1, scaler, attempts.stage)
         loss, accuracy = losses.mean().item(), right.float().mean().item()
 
         # Clip, step on the one vector, and keep it as short as words are.
-        scaler.unscale_(optimizer)
+        scaler.unscale_(attempts.optimizer)
         norm = torch.nn.utils.clip_grad_norm_([token.vector], config.max_grad_norm or math.inf).item()
         check_finite(epoch, loss, norm, scaled=scaler.get_scale() > 1)
-        scaler.step(optimizer)
+        scaler.step(attempts.optimizer)
         scaler.update()
         token.bound(config.max_token_norm)
+        attempts.average()
 
         # Keep the best token: by unseen seeds, or by the loss of the images that it drew.
+        row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item(), **attempts.told()}
         if config.keep == "loss":
             best.offer((-loss,), drawn_with, epoch, epoch - 1)
         elif is_validated(config, epoch, accuracy):
-            best.offer(task.validate(), token.vector, epoch, epoch)
-
-        row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item(), "stage": stage + 1}
+            attempts.score(task, best, epoch)
+            row |= {"validation_accuracy": attempts.scores[-1][0], "validation_log_probability": attempts.scores[-1][1]}
         row |= {"gradient_norm": norm if math.isfinite(norm) else None, "token_norm": token.norm(), "best_epoch": best.epoch}
         record(folder, result.rows, row | {"seconds": time.monotonic() - began}, images)
         progress.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", best=best.epoch)
 
-        # Where a stage has nothing more to give, the next one goes on: from the best token if that draws more of the class, else anew.
-        waited = epoch - max(best.epoch, stage_began)
-        if stage + 1 < len(task.paths) and is_scored(config, epoch, accuracy) and waited >= config.stage_patience:
-            stage, stage_began, optimizer = stage + 1, epoch, make_optimizer(config, token)
-            token.load(best.vector if best.score[0] > first_accuracy + MORE else initial)
-
-        # Stop by train accuracy, validation accuracy, patience or the number of epochs.
+        # Stop by train accuracy, validation accuracy, patience or the number of epochs; or go on to a stage or start.
         result.stopped_by = stopping_rule(config, epoch, accuracy, best)
         if result.stopped_by:
             break
+        if attempts.is_over(epoch):
+            attempts.begin(epoch)
     progress.close()
     write_lines(folder.log, result.rows)  # empty where no update was needed
     result.last_vector = token.vector.detach().clone()
     token.load(best.vector)
-    result.kept_updates, result.seconds = best.updates, time.monotonic() - start
+    result.kept_updates, result.images, result.seconds = best.updates, task.images, time.monotonic() - start
     return result
+
+
+class Attempts:
+    """Stage by stage from a start, and again from the next start where that brings nothing.
+
+    The first stage has to leave the plateau on which no image is right, a later one makes the token reliable: it goes on from the best
+    token of the attempt once that is clearly better than the start. From which start the plateau is left differs from class to class.
+
+    Args:
+        class_name: the name of the class in the prompts.
+    """
+
+    def __init__(self, config: RunConfig, token: ClassToken, class_name: str):
+        self.config, self.token, self.rate = config, token, config.update_learning_rate(token.word_rms)
+        self.starts = [token.start_vector(start, class_name) for start in config.starts]
+        self.start, self.stage, self.began = -1, 0, 0  # begin() makes it the first start
+        self.best, self.first, self.scores = Best(), -math.inf, []
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether the attempt's best token is clearly better than the first start."""
+        return bool(self.best.score) and self.best.score[0] > self.first + MORE
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a next stage for the attempt's best token."""
+        return self.has_progress and self.stage + 1 < len(self.config.stages)
+
+    def begin(self, epoch: int) -> None:
+        """The next stage or the next start, after ``epoch`` updates, with a fresh optimiser."""
+        if self.goes_on:
+            self.stage += 1
+            self.token.load(self.best.vector)
+        else:
+            self.start, self.stage, self.best = (self.start + 1) % len(self.starts), 0, Best()
+            self.token.load(self.starts[self.start])
+        self.began, self.optimizer = epoch, make_optimizer(self.config, self.token)
+        self.adapt()
+        self.mean, self.weight = torch.zeros_like(self.token.vector), 0.0
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Take the token after an update into the running mean, as Adam does: without bias to the beginning."""
+        old = self.config.token_ema
+        self.mean, self.weight = old * self.mean + (1 - old) * self.token.vector.detach(), old * self.weight + 1 - old
+
+    def score(self, task: "Task", best: Best, epoch: int) -> Best:
+        """Score the token, or its running mean, on the validation seeds, and offer it to ``best``, which is returned."""
+        current = self.token.vector.detach().clone()
+        if self.weight:
+            self.token.load(self.mean / self.weight)
+        score, scored = task.validate(), self.token.vector.detach().clone()
+        self.token.load(current)
+        self.scores.append(score)
+        self.first = score[0] if not epoch else self.first
+        self.best.offer(score, scored, epoch, epoch)
+        best.offer(score, scored, epoch, epoch)
+        self.adapt()
+        return best
+
+    def adapt(self) -> None:
+        """Take small steps from where the token is nearly right."""
+        nearly = bool(self.best.score) and self.best.score[0] > NEARLY
+        self.optimizer.param_groups[0]["lr"] = self.rate * (self.config.fine_rate if nearly else 1)
+
+    def is_over(self, epoch: int) -> bool:
+        """Whether the stage has done its part, or the attempt had its time."""
+        if self.config.keep != "validation":
+            return False
+        since = self.best.epoch if self.has_progress else self.began
+        return self.goes_on or epoch - since >= self.config.attempt_patience
+
+    def told(self) -> dict:
+        """The attempt for the log."""
+        return {"start": self.config.starts[self.start], "stage": self.stage + 1}
 
 
 def check_finite(epoch: int, loss: float, norm: float, scaled: bool) -> None:
@@ -146,7 +219,11 @@ def record(folder: RunFolder, rows: list[dict], row: dict, images: torch.Tensor)
 def make_optimizer(config: RunConfig, token: ClassToken) -> torch.optim.AdamW:
     """AdamW over the token's vectors alone."""
     return torch.optim.AdamW(
-        [token.vector], lr=config.update_learning_rate, betas=config.betas, eps=config.adam_epsilon, weight_decay=config.weight_decay
+        [token.vector],
+        lr=config.update_learning_rate(token.word_rms),
+        betas=config.betas,
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
     )
 
 
@@ -184,15 +261,31 @@ class Task:
 
     def __init__(self, config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str):
         self.config, self.token, self.guides = config, token, guides
+        self.images = 0  # that were drawn
+        self.wrong = {}  # share of wrong images in the last validation, by prompt
         self.settings = sampler_settings(config)
-        mode = config.gradient_mode, config.gradient_steps
-        staged = parse_places(config.jump_at) if config.gradient_mode in ("jump", "skip") else [((), False)]
-        self.paths = [GradientPath(*mode, places, anywhere, config.normalize_steps) for places, anywhere in staged]
+        # Each stage's gradients, and the trajectory that they are taken on.
+        self.stages = [
+            (
+                GradientPath(config.gradient_mode, config.gradient_steps, stage.places, stage.anywhere, config.normalize_steps),
+                replace(self.settings, num_inference_steps=stage.num_inference_steps or config.num_inference_steps),
+            )
+            for stage in config.stages
+        ]
         self.templates = [fill(t, token.placeholder, class_name) for t in TEMPLATES[: config.num_templates]]
+        # The evaluation's prompt is the first one, which is also the hardest: half of the validation is of it.
+        self.validation_prompts = [self.templates[i] for i in (0, 1, 0, 2) if i < len(self.templates)]
 
-    def prompts(self, number: int, first: int = 0) -> list[str]:
-        """``number`` prompts, the templates in turn."""
-        return [self.templates[(first + i) % len(self.templates)] for i in range(number)]
+    def prompts(self, epoch: int) -> list[str]:
+        """The prompts of one update: more of those that the last validation found wrong, without which the templates in turn."""
+        number, templates = self.config.images_per_update, self.templates
+        if self.wrong:
+            return random.Random(f"{self.config.seed} {epoch} prompts").choices(
+                templates, [self.wrong[t] + LEAST for t in templates], k=number
+            )
+        # With fixed noises each of them keeps its prompt.
+        first = epoch * number if self.config.fresh_noise else 0
+        return [templates[(first + i) % len(templates)] for i in range(number)]
 
     def accumulate(self, epoch: int, scaler: torch.amp.GradScaler, stage: int = 0) -> tuple[torch.Tensor, ...]:
         """Add the gradient of the mean cross-entropy of one update's images to the token, in micro-batches.
@@ -205,13 +298,13 @@ class Task:
             guides the probability is the geometric mean.
         """
         seeds, parts, token = training_seeds(self.config, epoch), [], self.token
-        # With fixed noises each of them keeps its prompt too.
-        prompts = self.prompts(len(seeds), epoch * len(seeds) if self.config.fresh_noise else 0)
-        path = self.paths[stage].drawn(random.Random(f"{self.config.seed} {epoch}"))
+        prompts = self.prompts(epoch)
+        path, settings = self.stages[stage]
+        path = path.drawn(random.Random(f"{self.config.seed} {epoch}"))
         weight = scaler.get_scale() / len(seeds)  # micro-batches add up to the gradient of the whole mean
         for i in range(0, len(seeds), self.config.batch_size):
             chunk = slice(i, i + self.config.batch_size)
-            parts.append(token_gradients(token, prompts[chunk], seeds[chunk], self.settings, path, self.score, weight))
+            parts.append(token_gradients(token, prompts[chunk], seeds[chunk], settings, path, self.score, weight))
         by_step = [sum(gradients) for gradients in zip(*(p.gradients for p in parts), strict=True)]  # (V, width) each
         gradient = combined(by_step, path.normalize, scaler.get_scale())
         token.vector.grad = gradient if token.vector.grad is None else token.vector.grad + gradient
@@ -224,6 +317,7 @@ class Task:
         Raises:
             WorkError: a logit is not finite.
         """
+        self.images += len(images)
         losses, right = [], []
         for guide in self.guides:
             logits = finite(guide.classifier.logits(images))  # (B, K)
@@ -236,24 +330,26 @@ class Task:
     def validate(self) -> tuple[float, float]:
         """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling.
 
-        A few images are lucky now and then: where they would end the training, as many more as ``confirm_size`` are drawn, and all count.
+        A few images are lucky or unlucky now and then: where they would end the training, one wrong image aside, ``confirm_size`` more
+        are drawn, and all count.
 
         Raises:
             WorkError: a logit is not finite.
         """
-        parts, stop, seeds = [], self.config.stop_validation_accuracy, validation_seeds(self.config)
-        for chunk in (seeds[: self.config.validation_size], seeds[self.config.validation_size :]):
-            parts += self.score_drawn(chunk)
-            losses, right = (torch.cat(p) for p in zip(*parts, strict=True))  # (V,) each
-            accuracy = right.float().mean().item()
-            if not 0 < stop <= accuracy:
+        config, seeds, drawn = self.config, validation_seeds(self.config), []
+        for chunk in (seeds[: config.validation_size], seeds[config.validation_size :]):
+            drawn += self.score_drawn(chunk)
+            accuracy = mean(right for _, _, right in drawn)
+            if not 0 < config.stop_validation_accuracy <= accuracy + 1 / config.validation_size:
                 break
-        return accuracy, -losses.mean().item()
+        self.wrong = {t: 1 - mean([right for prompt, _, right in drawn if prompt == t] or [0]) for t in self.templates}
+        return accuracy, -mean(loss for _, loss, _ in drawn)
 
-    def score_drawn(self, seeds: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Losses and verdicts of finished images, in batches."""
-        size, prompts, parts = self.config.eval_batch_size, self.prompts(len(seeds)), []
-        for i in range(0, len(seeds), size):
-            chunk = slice(i, i + size)
-            parts.append(self.score(draw(self.token, prompts[chunk], seeds[chunk], self.settings)))
-        return parts
+    def score_drawn(self, seeds: list[int]) -> list[tuple[str, float, bool]]:
+        """Prompt, loss and verdict of finished images, drawn in batches."""
+        prompts, found = [self.validation_prompts[i % len(self.validation_prompts)] for i in range(len(seeds))], []
+        for i in range(0, len(seeds), self.config.eval_batch_size):
+            chunk = slice(i, i + self.config.eval_batch_size)
+            losses, right = self.score(draw(self.token, prompts[chunk], seeds[chunk], self.settings))  # (B,) each
+            found += zip(prompts[chunk], losses.tolist(), right.tolist(), strict=True)
+        return found

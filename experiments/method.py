@@ -1,6 +1,6 @@
 """Try settings of the method over classes and training seeds, and print how good the tokens are.
 
-    python experiments/method.py --settings default "jumps 3" --workers 2      # on the eight tuning classes
+    python experiments/method.py --settings default "first stage only" --workers 2      # on the eight tuning classes
     python experiments/method.py --settings default --seeds 35 36 37
     python experiments/method.py --table True                                  # only print what is there
 
@@ -25,38 +25,24 @@ TUNING_CLASSES = (2, 8, 24, 26, 6, 14, 20, 30)
 TUNING_SEEDS = range(700_000, 700_040)  # validation counts from 500,000, training from 1,000,000, run.py's evaluation from 0
 
 
-CONFIRMED = {"stop_validation_accuracy": 0.95, "confirm_size": 24}
-
-
-def several(mode: str, places: str, **more) -> dict:
-    """Several places of one trajectory together, each normalised."""
-    return {"gradient_mode": mode, "jump_at": places, "normalize_steps": True, "max_epochs": 60} | more
-
-
 # What each differs in from the defaults of the day. "default" is whatever stands in config.py.
 SETTINGS = {
     "default": {},
+    **{f"start {start}": {"start": start} for start in ("class", "vocabulary", "initializer", "class+vocabulary")},
+    "first stage only": {"jump_at": "0@8"},
+    "second stage only": {"jump_at": "0.13"},
+    "second stage .3": {"jump_at": "0@8;0.3"},
+    "second stage .5": {"jump_at": "0@8;0.5"},
+    "three stages": {"jump_at": "0@8;0.13;0.5"},
+    "two places together": {"jump_at": "0@8;0.13,0.5", "normalize_steps": True},
+    "skip, three places": {"gradient_mode": "skip", "jump_at": "0.13,0.5,0.97", "normalize_steps": True},
     "last": {"gradient_mode": "last"},
-    **{f"jump {place}": {"gradient_mode": "jump", "jump_at": place} for place in ("0.13", "0.3", "0.5", "0.75", "0.97")},
-    "jumps 3": several("jump", "0.13,0.5,0.97"),
-    "jumps 3, slow": several("jump", "0.13,0.5,0.97", learning_rate=0.0005),
-    "jumps 2": several("jump", "0.13,0.5"),
-    "skip 3": several("skip", "0.13,0.5,0.97"),
-    "skip 3, slow": several("skip", "0.13,0.5,0.97", learning_rate=0.0005),
-    **{
-        f"{name}, bound": {"gradient_mode": mode, "jump_at": "0.13", "learning_rate": 0.0005, "max_token_norm": 2.0}
-        for name, mode in (("jump 0.13", "jump"), ("last", "last"))
-    },
-    "jumps 2, slow": several("jump", "0.13,0.5", learning_rate=0.0005),
-    "jumps 2, bound": several("jump", "0.13,0.5", learning_rate=0.0005, max_token_norm=2.0),
-    "jumps 3, bound": several("jump", "0.13,0.5,0.97", learning_rate=0.0005, max_token_norm=2.0),
-    "skip 3, bound": several("skip", "0.13,0.5,0.97", learning_rate=0.0005, max_token_norm=2.0),
-    "stages .13 .5": {"jump_at": "0.13;0.5", "max_epochs": 140} | CONFIRMED,
-    "stages .13 .5, anew": {"jump_at": "0.13;0.5", "max_epochs": 160} | CONFIRMED,
-    "stages, bound": {"jump_at": "0.13;0.5", "max_epochs": 160, "learning_rate": 0.0005, "max_token_norm": 2.0} | CONFIRMED,
-    "stages, bound 4": {"jump_at": "0.13;0.5", "max_epochs": 160, "max_token_norm": 4.0} | CONFIRMED,
-    "stages .13 .5 .97": {"jump_at": "0.13;0.5;0.97", "max_epochs": 180} | CONFIRMED,
-    "jump anywhere": {"gradient_mode": "jump", "jump_at": "0.05-0.6"},
+    **{f"rate {rate}": {"relative_rate": rate} for rate in (0.03, 0.08)},
+    **{f"bound {bound}": {"max_token_norm": bound} for bound in (0.0, 1.15, 1.6)},
+    "full rate to the end": {"fine_rate": 1.0},
+    "12 images an update": {"images_per_update": 12, "relative_rate": 0.02},
+    "one template": {"num_templates": 1},
+    "average .8": {"token_ema": 0.8},
 }
 
 

@@ -103,3 +103,20 @@ def test_bad_token_files_are_refused(tmp_path, token):
         read_token(tmp_path / "two.safetensors")
     with pytest.raises(UsageError, match=r"shape \(1, 8\); this text encoder takes \(1, 16\)"):
         token.load(torch.zeros(1, 8))
+
+
+def test_a_start_is_a_word_the_mean_of_words_or_of_all_whole_words(token):
+    tokenizer, table = token.models.tokenizer, token.table
+    tiger, cat = (table[tokenizer.convert_tokens_to_ids(f"{w}</w>")] for w in ("tiger", "cat"))
+    assert torch.equal(token.start_vector("initializer", "tiger cat"), token.vector)
+    assert torch.equal(token.start_vector("cat", "bat")[0], cat)
+    torch.testing.assert_close(token.start_vector("class", "tiger cat")[0], (tiger + cat) / 2)
+    torch.testing.assert_close(token.start_vector("tiger+cat", "bat")[0], (tiger + cat) / 2)
+    whole = [i for w, i in tokenizer.get_vocab().items() if w.endswith("</w>") and w[:-4].isalpha() and len(w) > 6]
+    torch.testing.assert_close(token.start_vector("vocabulary", "bat")[0], table[whole].mean(0))
+    assert len(token.table) > len(whole) > 1
+
+
+def test_several_vectors_start_alike(models):
+    token = ClassToken(models, "newclas", "a", 3)
+    assert torch.equal(token.start_vector("class", "cat"), token.start_vector("cat", "")[:1].repeat(3, 1))

@@ -39,14 +39,16 @@ def test_paper_preset_is_the_official_configuration():
     c = with_preset("paper", {})
     assert (c.model, c.placeholder_token, c.initializer_token, c.num_templates) == ("sd1.4", "newclas", "a", 3)
     assert (c.num_inference_steps, c.guidance_scale, c.images_per_update, c.seed, c.fresh_noise) == (30, 7.0, 5, 35, False)
-    assert (c.update_learning_rate, c.betas, c.weight_decay, c.adam_epsilon, c.max_grad_norm) == (0.00125, (0.9, 0.999), 1e-2, 1e-8, 1.0)
+    assert c.update_learning_rate(1.0) == 0.00125
+    assert (c.betas, c.weight_decay, c.adam_epsilon, c.max_grad_norm) == ((0.9, 0.999), 1e-2, 1e-8, 1.0)
+    assert (c.start, c.max_token_norm, c.token_ema) == ("initializer", 0.0, 0.0)
     assert (c.gradient_mode, c.gradient_steps, c.keep) == ("last", 1, "loss")
     assert (c.max_epochs, c.stop_train_accuracy, c.patience, c.test_size) == (50, 0.7, 15, 10)
 
 
 def test_a_flag_beats_the_preset():
     assert with_preset("paper", {"gradient_steps": 3}).gradient_steps == 3
-    assert with_preset("paper", {"images_per_update": 8}).update_learning_rate == pytest.approx(0.002)
+    assert with_preset("paper", {"images_per_update": 8}).update_learning_rate(1.0) == pytest.approx(0.002)
     assert set(PRESETS) == {"default", "paper"}
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_models
 
 from class_token import ClassToken
-from config import RunConfig, parse_places
+from config import RunConfig, Stage, parse_stages
 from gradients import MODES, GradientPath, combined, prediction_shares, token_gradients
 from sampler import SamplerSettings, decode, draw, draw_noise
 
@@ -262,14 +262,31 @@ def test_what_is_left_to_chance_is_drawn_once_an_update():
     assert replace(span, at=(0.2, 0.2)).drawn(random.Random(1)) == GradientPath("jump", at=(0.2,))
 
 
-def test_places_are_one_or_several_or_a_range_in_stages():
-    assert parse_places("0.13") == [((0.13,), False)]
-    assert parse_places("0.1,0.5,1") == [((0.1, 0.5, 1.0), False)]
-    assert parse_places("0.05-0.3") == [((0.05, 0.3), True)]
-    assert parse_places("0.13;0.3,0.5") == [((0.13,), False), ((0.3, 0.5), False)]
-    for bad in ("", "1.5", "0.3-0.1", "a", "0.1,", "-0.1", "0.1-0.2-0.3", "0.1;"):
+def test_a_stage_has_one_place_or_several_or_a_range():
+    assert parse_stages("0.13") == [Stage((0.13,))]
+    assert parse_stages("0.1,0.5,1") == [Stage((0.1, 0.5, 1.0))]
+    assert parse_stages("0.05-0.3") == [Stage((0.05, 0.3), anywhere=True)]
+    assert parse_stages("0.13;0.3,0.5") == [Stage((0.13,)), Stage((0.3, 0.5))]
+    assert parse_stages("0@8;0-0.5@20") == [Stage((0.0,), False, 8), Stage((0.0, 0.5), True, 20)]
+    for bad in (
+        "",
+        "1.5",
+        "0.3-0.1",
+        "a",
+        "0.1,",
+        "-0.1",
+        "0.1-0.2-0.3",
+        "0.1;",
+        "0.1-0.2,0.3",
+        "0@",
+        "0@0",
+        "0@-3",
+        "0@8.5",
+        "@8",
+        "0@8@9",
+    ):
         with pytest.raises(ValueError):
-            parse_places(bad)
+            parse_stages(bad)
 
 
 def test_every_mode_of_the_table_can_be_named():

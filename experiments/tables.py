@@ -1,0 +1,168 @@
+"""The table, the figure and the picture sheets of ``classes.py``, from its rows."""
+
+from pathlib import Path
+from statistics import mean, median
+
+from PIL import Image, ImageDraw
+from scipy.stats import binomtest
+
+from outputs import write_image, write_lines
+
+WHO = ("guide", "judge")
+GOOD = {"guide": 0.90, "judge": 0.85}  # the least share of right images of a token that passes
+
+
+def interval(right: int, of: int) -> str:
+    """Wilson's interval of 95 % for a share."""
+    low, high = binomtest(right, of).proportion_ci(method="wilson")
+    return f"{low:.2f}–{high:.2f}"
+
+
+def share(row: dict, who: str) -> float:
+    """Share of right images with the token."""
+    return row["token"][who] / row["token"]["images"]
+
+
+def passes(row: dict) -> bool:
+    """Whether guide and judge call enough of a token's images right."""
+    return all(share(row, who) >= GOOD[who] for who in WHO)
+
+
+def accuracy(rows: list[dict], who: str) -> str:
+    """Share of right images of a class's tokens, its interval, and the worst token's share where there are several.
+
+    The interval is of drawing other images with these tokens; what another training brings shows in the worst of them.
+    """
+    right, of = sum(r["token"][who] for r in rows), sum(r["token"]["images"] for r in rows)
+    worst = f", worst {min(share(r, who) for r in rows):.2f}" if len(rows) > 1 else ""
+    return f"{right / of:.2f} ({interval(right, of)}{worst})"
+
+
+def diversity(row: dict) -> float | None:
+    """Spread of the right images over that of the precise phrase's; None where either has too few to tell."""
+    enough = min(row["token"]["guide"], row["without"]["phrase"]["guide"]) >= 10
+    return row["token"]["diversity"] / row["without"]["phrase"]["diversity"] if enough else None
+
+
+def average(values: list[float | None], places: int = 2) -> str:
+    """Mean of what is known."""
+    known = [v for v in values if v is not None]
+    return f"{mean(known):.{places}f}" if known else "–"
+
+
+HEAD = (
+    *("class", "to draw", "word", "plain, guide", "phrase, guide", "guide", "judge", "updates", "images", "seconds", "norm"),
+    *("on background, without", "with", "other templates", "diversity"),
+)
+
+
+def cells(rows: list[dict]) -> list[str]:
+    """One line of the table: a class, over its training seeds."""
+    first, trained, found = rows[0], [r["training"] for r in rows], [r["token"] for r in rows]
+    plain, phrase = (x["guide"] / x["images"] for x in (first["without"], first["without"]["phrase"]))
+    return [
+        *(str(first["class_index"]), first["name"], first["word"], f"{plain:.2f}", f"{phrase:.2f}"),
+        *(accuracy(rows, who) for who in WHO),
+        *(average([t[key] for t in trained], 0) for key in ("updates", "images", "seconds")),
+        *(average([f["token_norm"] for f in found], 1), f"{first['without']['on_background']:.2f}"),
+        *(average([f[key] for f in found]) for key in ("on_background", "other_templates")),
+        average([diversity(r) for r in rows]),
+    ]
+
+
+def by_class(rows: list[dict]) -> list[list[dict]]:
+    """The rows of each class, in order."""
+    return [[r for r in rows if r["class_index"] == c] for c in sorted({r["class_index"] for r in rows})]
+
+
+def summary(rows: list[dict]) -> str:
+    """The figures that have targets, over all classes and by sense."""
+    lines = ["| what | all | rare sense | common sense |", "|-|-|-|-|"]
+    groups = [rows, *([r for r in rows if r["kind"] == kind] for kind in ("rare", "common"))]
+
+    def line(what: str, figure) -> None:
+        lines.append(f"| {what} | " + " | ".join(figure(group) if group else "–" for group in groups) + " |")
+
+    def passing(group: list[dict], every) -> str:
+        classes = by_class(group)
+        return f"{sum(every(passes(r) for r in c) for c in classes)} of {len(classes)}"
+
+    line("classes with guide at least .90 and judge at least .85, every training seed", lambda g: passing(g, all))
+    line("... at least one training seed", lambda g: passing(g, any))
+    line("mean guide / judge", lambda g: " / ".join(f"{mean(share(r, who) for r in g):.2f}" for who in WHO))
+    line("median guide / judge", lambda g: " / ".join(f"{median(share(r, who) for r in g):.2f}" for who in WHO))
+    line("plain prompt, mean guide", lambda g: average([r["without"]["guide"] / r["without"]["images"] for r in g]))
+    line("precise phrase, mean guide", lambda g: average([r["without"]["phrase"]["guide"] / r["without"]["phrase"]["images"] for r in g]))
+    line("largest gap guide minus judge", lambda g: f"{max(share(r, 'guide') - share(r, 'judge') for r in g):.2f}")
+    line(
+        "on the asked background, without / with",
+        lambda g: " / ".join(average([r[k]["on_background"] for r in g]) for k in ("without", "token")),
+    )
+    line("other templates, mean guide", lambda g: average([r["token"]["other_templates"] for r in g]))
+    line("diversity over the precise phrase's, mean", lambda g: average([diversity(r) for r in g]))
+    line("seconds of training, median", lambda g: f"{median(r['training']['seconds'] for r in g):.0f}")
+    line("updates / images, median", lambda g: " / ".join(f"{median(r['training'][k] for r in g):.0f}" for k in ("updates", "images")))
+    return "\n".join(lines)
+
+
+def figure(rows: list[dict], path: Path) -> None:
+    """Accuracy without and with the token, class by class, by guide and judge; several seeds as several marks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    # The classes that a plain prompt draws least come first.
+    groups = sorted(by_class(rows), key=lambda group: group[0]["without"]["guide"] / group[0]["without"]["images"])
+    plot, axes = plt.subplots(1, 2, figsize=(9, 0.24 * len(groups) + 1.2), sharey=True)
+    for axis, who in zip(axes, WHO, strict=True):
+        for y, group in enumerate(groups):
+            without = group[0]["without"]
+            axis.plot([without[who] / without["images"], mean(share(r, who) for r in group)], [y, y], color="#cccccc", zorder=1)
+            axis.scatter(without[who] / without["images"], y, color="#8a8a8a", s=22, zorder=2, label="" if y else "plain prompt")
+            phrase = without["phrase"]
+            axis.scatter(
+                phrase[who] / phrase["images"], y, color="#c77d00", marker="|", s=50, zorder=2, label="" if y else "precise phrase"
+            )
+            shares = [share(r, who) for r in group]
+            axis.scatter(shares, [y] * len(shares), color="#1f5fa8", s=22, alpha=0.7, zorder=3, label="" if y else "with the token")
+        axis.axvline(GOOD[who], color="#bbbbbb", linestyle=":", zorder=0)
+        axis.set(title=f"by the {who}", xlabel="share of 100 images", xlim=(-0.03, 1.03))
+    axes[0].set_yticks(range(len(groups)), [f"{g[0]['name']} ({g[0]['word']})" for g in groups], fontsize=8)
+    axes[0].legend(fontsize=8, loc="lower right")
+    plot.tight_layout()
+    plot.savefig(path, dpi=110)
+    plt.close(plot)
+
+
+def sheet(rows: list[dict], strips: list[tuple[Path, Path]]) -> Image.Image:
+    """For each class the same seeds without (left) and with the token (right)."""
+    pictures = [[Image.open(p) for p in pair] for pair in strips]
+    width, height = pictures[0][0].size
+    left, gap = 110, 14
+    page = Image.new("RGB", (left + 2 * width + gap, len(rows) * (height + 4)), "white")
+    for i, (row, pair) in enumerate(zip(rows, pictures, strict=True)):
+        ImageDraw.Draw(page).text(
+            (4, i * (height + 4) + height // 2 - 12), f"{row['class_index']} {row['name']}\n({row['word']})", fill="black"
+        )
+        for j, picture in enumerate(pair):
+            page.paste(picture, (left + j * (width + gap), i * (height + 4)))
+    return page
+
+
+def write_all(rows: list[dict], strips: list[tuple[Path, Path]], output_path: Path, exp_id: str) -> None:
+    """Print the tables; write rows, figure and a sheet for each sense (of the first seed) to ``output_path``.
+
+    Args:
+        strips: for each row the first images without and with the token.
+    """
+    print(summary(rows) + "\n\n| " + " | ".join(HEAD) + " |\n|" + "-|" * len(HEAD))
+    for group in by_class(rows):
+        print("| " + " | ".join(cells(group)) + " |")
+    write_lines(output_path / f"{exp_id}.jsonl", rows)
+    figure(rows, output_path / f"{exp_id}.png")
+    for kind in ("rare", "common"):
+        shown = [i for i, r in enumerate(rows) if r["kind"] == kind and r["seed"] == rows[0]["seed"]]
+        if shown:
+            write_image(output_path / f"{exp_id}_{kind}.png", sheet([rows[i] for i in shown], [strips[i] for i in shown]))
+    print(f"\nrows, figure and sheets: {output_path}/{exp_id}*")

@@ -1,0 +1,76 @@
+"""The experiments' own arithmetic; that they run is seen by running them."""
+
+import numpy as np
+import pytest
+import torch
+
+from config import RunConfig
+from experiments import tables
+from experiments.classes import AMBIGUOUS, plan
+from experiments.measure import background, spread
+from experiments.method import SETTINGS, TUNING_CLASSES, TUNING_SEEDS
+from miniature.scenes import HUES, render
+
+
+def found(class_index, guide, judge=None, seed=35, images=100):
+    """A row as ``classes.py`` makes it."""
+    measured = {"guide": guide, "judge": guide if judge is None else judge, "images": images, "diversity": 0.3}
+    token = measured | {"on_background": 0.9, "other_templates": 0.8, "token_norm": 1.5}
+    without = {"guide": 20, "judge": 20, "images": 100, "diversity": 0.2, "on_background": 1.0}
+    without["phrase"] = {"guide": 90, "judge": 90, "images": 100, "diversity": 0.4}
+    training = {"updates": 40, "images": 300, "seconds": 50.0}
+    named = {"class_index": class_index, "name": f"n{class_index}", "word": "w", "kind": "rare" if class_index % 2 == 0 else "common"}
+    return named | {"fine": False, "seed": seed, "token": token, "without": without, "training": training}
+
+
+def test_a_class_passes_where_guide_and_judge_do_on_every_seed():
+    assert tables.passes(found(2, 90, 85))
+    assert not tables.passes(found(2, 90, 84))
+    assert not tables.passes(found(2, 89, 100))
+    rows = [found(2, 95), found(2, 80, seed=36), found(4, 95), found(3, 10)]
+    lines = tables.summary(rows).splitlines()
+    assert lines[2].endswith("| 1 of 3 | 1 of 2 | 0 of 1 |")
+    assert lines[3].endswith("| 2 of 3 | 2 of 2 | 0 of 1 |")
+    assert "| 0.70 / 0.70 | 0.90 / 0.90 | 0.10 / 0.10 |" in tables.summary(rows)
+
+
+def test_the_table_has_an_interval_and_the_worst_seed():
+    cells = tables.cells([found(2, 95), found(2, 85, seed=36)])
+    assert len(cells) == len(tables.HEAD)
+    assert cells[5] == "0.90 (0.85–0.93, worst 0.85)"  # Wilson's interval of 180 in 200
+    assert tables.cells([found(2, 0)])[5] == "0.00 (0.00–0.04)"
+
+
+def test_diversity_is_told_where_enough_images_are_right():
+    assert tables.diversity(found(2, 50)) == pytest.approx(0.75)
+    assert tables.diversity(found(2, 9)) is None
+    assert tables.cells([found(2, 9)])[-1] == "–"
+
+
+def test_spread_is_the_mean_cosine_distance_of_pairs():
+    assert spread(torch.tensor([[1.0, 0.0], [2.0, 0.0]])) == pytest.approx(0.0, abs=1e-6)
+    assert spread(torch.eye(3)) == pytest.approx(1.0)
+    assert spread(torch.eye(1)) == 0.0
+
+
+def test_backgrounds_are_read_off_renders():
+    scenes = [render("test", i) for i in range(300)]
+    read = [background(np.asarray(s.image)) for s in scenes]
+    assert np.mean([r == ("gray" if s.background == "white" else s.background) for r, s in zip(read, scenes, strict=True)]) > 0.97
+    assert set(HUES) < set(read)
+
+
+def test_every_class_and_seed_has_a_folder_of_its_own():
+    runs = [plan(c, seed, "r", []) for seed in (35, 36) for c in AMBIGUOUS]
+    assert len({r.folder.records for r in runs}) == 64
+    assert [c.kind for c in AMBIGUOUS] == ["rare"] * 16 + ["common"] * 16
+    paper = plan(AMBIGUOUS[0], 36, "r", ["--preset", "paper"])
+    assert (paper.config.keep, paper.config.seed, paper.config.exp_id) == ("loss", 36, "paper_seed36")
+    assert not paper.is_done
+
+
+def test_settings_name_options_and_tuning_has_seeds_of_its_own():
+    assert all(hasattr(RunConfig(), name) for differs in SETTINGS.values() for name in differs)
+    assert min(TUNING_SEEDS) > 500_000 + 10_000
+    assert max(TUNING_SEEDS) < 1_000_000
+    assert set(TUNING_CLASSES) < {c.index + 1 for c in AMBIGUOUS}
