@@ -147,7 +147,8 @@ class RunConfig:
     batch_size: int = option(5, "images that go through the models at once with gradient; lower it where memory is short")
     eval_batch_size: int = option(10, "images that go through the models at once without gradient (validation, evaluation, --prompt)")
     seed: int = option(35, "of training's noise; the same seed gives the same token on a CPU; --prompt draws with seed, seed + 1, ...")
-    fresh_noise: bool = option(True, "draw new noise for every update; False: the same noises every time")
+    noise_pool: int = option(0, "updates after which their noises come back; 1: the same noises every time; 0: always new ones")
+    augment: bool = option(False, "crop, mirror, blur and disturb each image a little before the guide sees it in training")
 
     # Stopping, and which token is kept.
     max_epochs: int = option(120, "updates at most, over all attempts")
@@ -200,7 +201,7 @@ PRESETS = {
         "learning_rate": 0.00025,
         "start": "initializer",
         "max_token_norm": 0.0,
-        "fresh_noise": False,
+        "noise_pool": 1,
         "keep": "loss",
         "patience": 15,
         "stop_train_accuracy": 0.7,
@@ -221,9 +222,14 @@ NO_HYPERPARAMETERS = {
 VALIDATION_BASE, SEED_RANGE, MAX_SEED = 500_000, 1_000_000, 1_000_000_000
 
 
+def turn(config: RunConfig, epoch: int) -> int:
+    """The update, counted from 0, whose noises and prompts update ``epoch`` has: an earlier one where noises come back."""
+    return epoch % config.noise_pool if config.noise_pool else epoch
+
+
 def training_seeds(config: RunConfig, epoch: int) -> list[int]:
-    """Seeds of the images of one update (``epoch`` counts from 0); the same ones every time without ``fresh_noise``."""
-    first = SEED_RANGE * (1 + config.seed) + (epoch * config.images_per_update if config.fresh_noise else 0)
+    """Seeds of the images of one update (``epoch`` counts from 0)."""
+    first = SEED_RANGE * (1 + config.seed) + turn(config, epoch) * config.images_per_update
     return list(range(first, first + config.images_per_update))
 
 
@@ -255,7 +261,7 @@ POSITIVE = (
     "num_vectors",
     "attempt_patience",
 )
-NOT_NEGATIVE = ("patience", "confirm_size", "weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale")
+NOT_NEGATIVE = ("patience", "noise_pool", "confirm_size", "weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale")
 SHARES = ("stop_train_accuracy", "stop_validation_accuracy")
 
 

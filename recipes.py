@@ -1,5 +1,6 @@
 """How a classifier wants its images: resize, centre crop, normalise; on batches of tensors, differentiable."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms.v2.functional import gaussian_blur, hflip, resized_crop
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 PIL_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, which Hugging Face's configurations hold
@@ -17,6 +19,28 @@ PROBE_TOLERANCE = 0.05  # mean difference of normalised pixels; rounding to 8 bi
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """The same tensor, half precision made float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def augmented(images: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+    """Images (B, 3, H, W) in [0, 1], each varied as its seed says; differentiable.
+
+    A crop of .8 to 1 of the area, resized back; mirrored or not; blurred by up to 1/64 of the height (standard deviation); noise of up
+    to .05: what changes nothing of a picture's content, but much of the fine patterns that please one classifier alone.
+    """
+    out = []
+    for image, seed in zip(images, seeds, strict=True):
+        rng = torch.Generator().manual_seed(seed)
+        area, top, left, mirrored, sigma, noise = torch.rand(6, generator=rng).tolist()
+        height, width = image.shape[-2:]
+        h, w = (round(side * math.sqrt(0.8 + 0.2 * area)) for side in (height, width))
+        y, x = round(top * (height - h)), round(left * (width - w))
+        varied = resized_crop(image, y, x, h, w, [height, width], antialias=True)  # (3, H, W)
+        varied = hflip(varied) if mirrored < 0.5 else varied
+        sigma = max(sigma * height / 64, 1e-3)
+        varied = gaussian_blur(varied, [2 * math.ceil(2 * sigma) + 1] * 2, [sigma])
+        disturbance = torch.randn(image.shape, generator=rng).to(image)
+        out.append((varied + 0.05 * noise * disturbance).clamp(0, 1))
+    return torch.stack(out)
 
 
 @dataclass(frozen=True)

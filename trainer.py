@@ -7,6 +7,7 @@ import math
 import random
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean as mean
 
@@ -16,9 +17,10 @@ from tqdm import tqdm
 
 from class_token import TEMPLATES, ClassToken, fill
 from classifiers import Guide, finite
-from config import RunConfig, WorkError, training_seeds, validation_seeds
+from config import RunConfig, WorkError, training_seeds, turn, validation_seeds
 from gradients import GradientPath, combined, token_gradients
 from outputs import RunFolder, clear, grid, write_image, write_lines, write_tensors
+from recipes import augmented
 from sampler import SamplerSettings, draw
 
 MORE = 0.25  # validation accuracy by which a token is clearly better than the start
@@ -283,8 +285,7 @@ class Task:
             return random.Random(f"{self.config.seed} {epoch} prompts").choices(
                 templates, [self.wrong[t] + LEAST for t in templates], k=number
             )
-        # With fixed noises each of them keeps its prompt.
-        first = epoch * number if self.config.fresh_noise else 0
+        first = turn(self.config, epoch) * number
         return [templates[(first + i) % len(templates)] for i in range(number)]
 
     def accumulate(self, epoch: int, scaler: torch.amp.GradScaler, stage: int = 0) -> tuple[torch.Tensor, ...]:
@@ -304,7 +305,8 @@ class Task:
         weight = scaler.get_scale() / len(seeds)  # micro-batches add up to the gradient of the whole mean
         for i in range(0, len(seeds), self.config.batch_size):
             chunk = slice(i, i + self.config.batch_size)
-            parts.append(token_gradients(token, prompts[chunk], seeds[chunk], settings, path, self.score, weight))
+            score = partial(self.score_augmented, seeds[chunk]) if self.config.augment else self.score
+            parts.append(token_gradients(token, prompts[chunk], seeds[chunk], settings, path, score, weight))
         by_step = [sum(gradients) for gradients in zip(*(p.gradients for p in parts), strict=True)]  # (V, width) each
         gradient = combined(by_step, path.normalize, scaler.get_scale())
         token.vector.grad = gradient if token.vector.grad is None else token.vector.grad + gradient
@@ -325,6 +327,10 @@ class Task:
             losses.append(F.cross_entropy(logits, target, reduction="none"))  # (B,)
             right.append(logits.argmax(1) == target)  # (B,)
         return torch.stack(losses).mean(0), torch.stack(right).all(0)
+
+    def score_augmented(self, seeds: list[int], images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The score of images (B, 3, H, W) that are varied as their seeds say."""
+        return self.score(augmented(images, seeds))
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:

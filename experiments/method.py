@@ -43,6 +43,8 @@ SETTINGS = {
     "12 images an update": {"images_per_update": 12, "relative_rate": 0.02},
     "one template": {"num_templates": 1},
     "average .8": {"token_ema": 0.8},
+    "augment": {"augment": True},
+    "noises of 4 updates": {"noise_pool": 4},
 }
 
 

@@ -1,10 +1,18 @@
-"""The table, the figure and the picture sheets of ``classes.py``, from its rows."""
+"""The tables and the figure of ``classes.py``, from its rows; ``classes.py`` itself adds the sheets of pictures.
 
+python experiments/tables.py experiments/results/classes.jsonl --figure results/classes.png
+"""
+
+import argparse
+import json
+import sys
 from pathlib import Path
 from statistics import mean, median
 
 from PIL import Image, ImageDraw
 from scipy.stats import binomtest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from outputs import write_image, write_lines
 
@@ -150,15 +158,20 @@ def sheet(rows: list[dict], strips: list[tuple[Path, Path]]) -> Image.Image:
     return page
 
 
+def show(rows: list[dict]) -> None:
+    """Print summary and table."""
+    print(summary(rows) + "\n\n| " + " | ".join(HEAD) + " |\n|" + "-|" * len(HEAD))
+    for group in by_class(rows):
+        print("| " + " | ".join(cells(group)) + " |")
+
+
 def write_all(rows: list[dict], strips: list[tuple[Path, Path]], output_path: Path, exp_id: str) -> None:
     """Print the tables; write rows, figure and a sheet for each sense (of the first seed) to ``output_path``.
 
     Args:
         strips: for each row the first images without and with the token.
     """
-    print(summary(rows) + "\n\n| " + " | ".join(HEAD) + " |\n|" + "-|" * len(HEAD))
-    for group in by_class(rows):
-        print("| " + " | ".join(cells(group)) + " |")
+    show(rows)
     write_lines(output_path / f"{exp_id}.jsonl", rows)
     figure(rows, output_path / f"{exp_id}.png")
     for kind in ("rare", "common"):
@@ -166,3 +179,19 @@ def write_all(rows: list[dict], strips: list[tuple[Path, Path]], output_path: Pa
         if shown:
             write_image(output_path / f"{exp_id}_{kind}.png", sheet([rows[i] for i in shown], [strips[i] for i in shown]))
     print(f"\nrows, figure and sheets: {output_path}/{exp_id}*")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path, nargs="+", help="files that classes.py wrote")
+    parser.add_argument("--figure", type=Path, help="also draw the figure, to this file")
+    args = parser.parse_args()
+    rows = [json.loads(line) for path in args.rows for line in path.read_text().splitlines()]
+    show(rows)
+    if args.figure:
+        args.figure.parent.mkdir(parents=True, exist_ok=True)
+        figure(rows, args.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -38,7 +38,7 @@ def test_every_option_is_a_flag_with_a_help_line():
 def test_paper_preset_is_the_official_configuration():
     c = with_preset("paper", {})
     assert (c.model, c.placeholder_token, c.initializer_token, c.num_templates) == ("sd1.4", "newclas", "a", 3)
-    assert (c.num_inference_steps, c.guidance_scale, c.images_per_update, c.seed, c.fresh_noise) == (30, 7.0, 5, 35, False)
+    assert (c.num_inference_steps, c.guidance_scale, c.images_per_update, c.seed, c.noise_pool) == (30, 7.0, 5, 35, 1)
     assert c.update_learning_rate(1.0) == 0.00125
     assert (c.betas, c.weight_decay, c.adam_epsilon, c.max_grad_norm) == ((0.9, 0.999), 1e-2, 1e-8, 1.0)
     assert (c.start, c.max_token_norm, c.token_ema) == ("initializer", 0.0, 0.0)

@@ -9,7 +9,7 @@ from tiny_folders import save_hf_convnext, save_hf_vit
 
 from classifiers import load_classifier
 from miniature.scenes import CLASSES, render
-from recipes import Recipe, hf_recipe, timm_recipe
+from recipes import Recipe, augmented, hf_recipe, timm_recipe
 
 CPU = torch.device("cpu")
 
@@ -108,3 +108,23 @@ def test_the_gradient_with_respect_to_the_image_is_right(interpolation):
     recipe = Recipe((9, 9), (8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), interpolation)
     images = torch.rand(1, 3, 10, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(recipe, (images,))
+
+
+def test_augmented_images_follow_from_their_seeds_and_keep_what_they_show():
+    scenes = [render("validation", i, count=1) for i in range(40)]
+    images = torch.stack([torch.from_numpy(np.array(s.image)).permute(2, 0, 1) / 255 for s in scenes])
+    seeds = list(range(40))
+    varied = augmented(images, seeds)
+    assert varied.shape == images.shape
+    assert 0 <= varied.min() <= varied.max() <= 1
+    torch.testing.assert_close(varied[5:7], augmented(images[5:7], seeds[5:7]))
+    same = augmented(images[:1].repeat(3, 1, 1, 1), [1, 2, 3])
+    assert min((same[i] - same[j]).abs().mean() for i, j in ((0, 1), (0, 2), (1, 2))) > 0.01
+    guide = load_classifier("miniature", torch.device("cpu"), torch.float32)
+    right = torch.tensor([s.things[0].class_index for s in scenes])
+    assert (guide.logits(varied).argmax(1) == right).float().mean() >= 0.95
+
+
+def test_the_gradient_through_augmentation_is_right():
+    image = torch.rand(1, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
+    assert torch.autograd.gradcheck(lambda x: augmented(x, [4]), image.requires_grad_())

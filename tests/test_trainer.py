@@ -209,10 +209,10 @@ def test_the_kept_token_is_the_best_of_validation(tmp_path, monkeypatch):
 
 
 def test_with_keep_loss_the_kept_token_drew_the_lowest_loss(tmp_path):
-    token, training = learned(tmp_path, keep="loss", fresh_noise=False, max_epochs=4)
+    token, training = learned(tmp_path, keep="loss", noise_pool=1, max_epochs=4)
     lowest = min(training.rows, key=lambda row: row["loss"])
     assert training.kept_updates == lowest["epoch"] - 1
-    _, losses, _, _ = Task(replace(CONFIG, fresh_noise=False), token, [Guide(tiny_classifier(), 0)], "tiger cat").accumulate(0, IDLE)
+    _, losses, _, _ = Task(replace(CONFIG, noise_pool=1), token, [Guide(tiny_classifier(), 0)], "tiger cat").accumulate(0, IDLE)
     assert losses.mean().item() == pytest.approx(lowest["loss"], rel=1e-4)
 
 
@@ -292,10 +292,29 @@ def test_seeds_of_training_validation_and_evaluation_never_meet():
         for seed in (0, 35):
             config = with_preset(preset, {"seed": seed, "test_size": 1000, "validation_size": 1000})
             trained = {s for epoch in range(1000) for s in training_seeds(config, epoch)}
-            assert len(trained) == (5000 if config.fresh_noise else 5)
+            assert len(trained) == (5 if config.noise_pool else 5000)
             assert not trained & set(validation_seeds(config))
             assert not trained & set(evaluation_seeds(config))
             assert not set(validation_seeds(config)) & set(evaluation_seeds(config))
+
+
+def test_noises_come_back_with_their_prompts(token, guides):
+    config = replace(CONFIG, images_per_update=2, noise_pool=3)
+    seeds = [training_seeds(config, epoch) for epoch in range(6)]
+    assert seeds[:3] == seeds[3:]
+    assert len({s for pair in seeds for s in pair}) == 6
+    task = Task(config, token, guides, "cat")
+    assert [task.prompts(epoch) for epoch in range(3)] == [task.prompts(epoch) for epoch in range(3, 6)]
+
+
+def test_augmented_images_are_what_the_guide_sees_in_training_alone(token, guides, monkeypatch):
+    seen = []
+    monkeypatch.setattr("trainer.augmented", lambda images, seeds: seen.append(seeds) or images)
+    task = Task(replace(CONFIG, augment=True, batch_size=3), token, guides, "cat")
+    task.accumulate(0, IDLE)
+    assert seen == [[*training_seeds(CONFIG, 0)[:3]], [*training_seeds(CONFIG, 0)[3:]]]
+    task.validate()
+    assert len(seen) == 2
 
 
 def test_patience_of_the_paper_counts_updates_without_a_lower_loss(tmp_path, monkeypatch):
