@@ -78,7 +78,14 @@ class Run:
 def plan(scene_class: SceneClass, seed: int, output_path: str, extra: list[str]) -> Run:
     """The run of one class and training seed; ``extra`` are flags for ``run.py``."""
     todo = {"class_index": scene_class.index + 1, "train": True, "seed": seed, "output_path": output_path}
-    todo |= {"model": "miniature", "eval_batch_size": 12, "gradient_checkpointing": False}
+    # Guide and judge by name, as a run records them.
+    todo |= {
+        "model": "miniature",
+        "classifier": "miniature",
+        "judge": "miniature-judge",
+        "eval_batch_size": 12,
+        "gradient_checkpointing": False,
+    }
     argv = [word for flag, value in todo.items() for word in (f"--{flag}", str(value))] + extra
     given = vars(build_parser().parse_args(argv))
     config = with_preset(given.pop("preset"), given)

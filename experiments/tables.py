@@ -103,7 +103,7 @@ def summary(rows: list[dict]) -> str:
     line("precise phrase, mean guide", lambda g: average([r["without"]["phrase"]["guide"] / r["without"]["phrase"]["images"] for r in g]))
     line("largest gap guide minus judge", lambda g: f"{max(share(r, 'guide') - share(r, 'judge') for r in g):.2f}")
     line(
-        "on the asked background, without / with",
+        "on the background asked for, without / with",
         lambda g: " / ".join(average([r[k]["on_background"] for r in g]) for k in ("without", "token")),
     )
     line("other templates, mean guide", lambda g: average([r["token"]["other_templates"] for r in g]))
@@ -137,8 +137,8 @@ def figure(rows: list[dict], path: Path) -> None:
         axis.axvline(GOOD[who], color="#bbbbbb", linestyle=":", zorder=0)
         axis.set(title=f"by the {who}", xlabel="share of 100 images", xlim=(-0.03, 1.03))
     axes[0].set_yticks(range(len(groups)), [f"{g[0]['name']} ({g[0]['word']})" for g in groups], fontsize=8)
-    axes[0].legend(fontsize=8, loc="lower right")
-    plot.tight_layout()
+    plot.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper center", ncols=3, frameon=False)
+    plot.tight_layout(rect=(0, 0, 1, 0.96))
     plot.savefig(path, dpi=110)
     plt.close(plot)
 

@@ -10,6 +10,7 @@ from experiments.classes import AMBIGUOUS, plan
 from experiments.measure import background, spread
 from experiments.method import SETTINGS, TUNING_CLASSES, TUNING_SEEDS
 from miniature.scenes import HUES, render
+from plan import make_plan
 
 
 def found(class_index, guide, judge=None, seed=35, images=100):
@@ -67,6 +68,12 @@ def test_every_class_and_seed_has_a_folder_of_its_own():
     paper = plan(AMBIGUOUS[0], 36, "r", ["--preset", "paper"])
     assert (paper.config.keep, paper.config.seed, paper.config.exp_id) == ("loss", 36, "paper_seed36")
     assert not paper.is_done
+
+
+def test_a_run_records_the_options_by_which_it_is_found_again():
+    """Else every class would be learned again at every start."""
+    run = plan(AMBIGUOUS[0], 36, "r", [])
+    assert make_plan(run.config).config == run.config
 
 
 def test_settings_name_options_and_tuning_has_seeds_of_its_own():
