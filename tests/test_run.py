@@ -72,7 +72,7 @@ def test_a_prompt_is_drawn_with_the_token(trained, capsys):
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert main([*MINI, "--class_index", "2", "--train", "True", "--dry_run", "True", "--output_path", str(tmp_path / "r")]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["config"]["learning_rate"] > 0
+    assert shown["config"]["relative_rate"] > 0
     assert shown["plan"]["classifier"] == "miniature"
     assert shown["plan"]["prompts"][0] == "A photo of newclas bat"
     assert not (tmp_path / "r").exists()
