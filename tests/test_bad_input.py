@@ -47,6 +47,13 @@ TABLE = [
     (["--model", "{tmp}/no-weight", "--classifier", "miniature", *TRAIN], "1 weights are missing: "),
     ([*MINI, *TRAIN, "--scheduler", "heun"], "argument --scheduler: invalid choice: 'heun'"),
     ([*MINI, *TRAIN, "--height", "60"], "--height: 60 was given; allowed is a multiple of 16"),
+    ([*MINI, *TRAIN, "--jump_at", "0@1"], "--jump_at: 1 steps were given; allowed is 2 to 999 for this model"),
+    ([*MINI, *TRAIN, "--jump_at", "0.2-0.1"], "--jump_at: '0.2-0.1' was given; allowed is a number from 0 to 1"),
+    ([*MINI, *TRAIN, "--start", "cat+"], "--start: 'cat+' was given; allowed is class, vocabulary, initializer"),
+    ([*MINI, *TRAIN, "--relative_rate", "-1"], "--relative_rate: -1.0 was given; allowed is above 0"),
+    ([*MINI, *TRAIN, "--token_ema", "1"], "--token_ema: 1.0 was given; allowed is 0 or more, below 1"),
+    ([*MINI, *TRAIN, "--attempt_patience", "0"], "--attempt_patience: 0 was given; allowed is 1 or more"),
+    ([*MINI, *TRAIN, "--noise_pool", "-1"], "--noise_pool: -1 was given; allowed is 0 or more"),
     ([*MINI, *TRAIN, "--gradient_steps", "40", "--gradient_mode", "last"], "--gradient_steps: 40 was given; allowed is 1 to 31"),
     ([*MINI, *TRAIN, "--mixed_precision", "fp16"], "--mixed_precision: 'fp16' was given on the CPU"),
     # Classifiers.
