@@ -223,7 +223,7 @@ VALIDATION_BASE, SEED_RANGE, MAX_SEED = 500_000, 1_000_000, 1_000_000_000
 
 
 def turn(config: RunConfig, epoch: int) -> int:
-    """The update, counted from 0, whose noises and prompts update ``epoch`` has: an earlier one where noises come back."""
+    """The update, counted from 0, whose noises update ``epoch`` has: an earlier one where noises come back."""
     return epoch % config.noise_pool if config.noise_pool else epoch
 
 

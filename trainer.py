@@ -86,7 +86,8 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
     # The initial token may do already: a class that its name alone draws needs no update.
     attempts.begin(0)
     if config.keep == "validation":
-        result.stopped_by = stopping_rule(config, 0, 0.0, attempts.score(task, best, 0))
+        attempts.score(task, best, 0)
+        result.stopped_by = stopping_rule(config, 0, 0.0, best)
     progress = tqdm(range(1, 1 + (0 if result.stopped_by else config.max_epochs)), desc=f"learning {class_name!r}", unit="update")
     for epoch in progress:
         began, drawn_with = time.monotonic(), token.vector.detach().clone()
@@ -110,8 +111,7 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
         if config.keep == "loss":
             best.offer((-loss,), drawn_with, epoch, epoch - 1)
         elif is_validated(config, epoch, accuracy):
-            attempts.score(task, best, epoch)
-            row |= {"validation_accuracy": attempts.scores[-1][0], "validation_log_probability": attempts.scores[-1][1]}
+            row |= zip(("validation_accuracy", "validation_log_probability"), attempts.score(task, best, epoch), strict=True)
         row |= {"gradient_norm": norm if math.isfinite(norm) else None, "token_norm": token.norm(), "best_epoch": best.epoch}
         record(folder, result.rows, row | {"seconds": time.monotonic() - began}, images)
         progress.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", best=best.epoch)
@@ -144,7 +144,7 @@ class Attempts:
         self.config, self.token, self.rate = config, token, config.update_learning_rate(token.word_rms)
         self.starts = [token.start_vector(start, class_name) for start in config.starts]
         self.start, self.stage, self.began = -1, 0, 0  # begin() makes it the first start
-        self.best, self.first, self.scores = Best(), -math.inf, []
+        self.best, self.first = Best(), -math.inf
 
     @property
     def has_progress(self) -> bool:
@@ -174,19 +174,18 @@ class Attempts:
         old = self.config.token_ema
         self.mean, self.weight = old * self.mean + (1 - old) * self.token.vector.detach(), old * self.weight + 1 - old
 
-    def score(self, task: "Task", best: Best, epoch: int) -> Best:
-        """Score the token, or its running mean, on the validation seeds, and offer it to ``best``, which is returned."""
+    def score(self, task: "Task", best: Best, epoch: int) -> tuple[float, float]:
+        """Score the token, or its running mean, on the validation seeds, and offer it to ``best``; returns the score."""
         current = self.token.vector.detach().clone()
         if self.weight:
             self.token.load(self.mean / self.weight)
         score, scored = task.validate(), self.token.vector.detach().clone()
         self.token.load(current)
-        self.scores.append(score)
         self.first = score[0] if not epoch else self.first
         self.best.offer(score, scored, epoch, epoch)
         best.offer(score, scored, epoch, epoch)
         self.adapt()
-        return best
+        return score
 
     def adapt(self) -> None:
         """Take small steps from where the token is nearly right."""

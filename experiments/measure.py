@@ -1,9 +1,9 @@
 """What a class token of the miniature is worth, beyond its accuracy: one JSON file for a token, one for a class without it.
 
     python experiments/measure.py 2 results/pipeline_token/0002_bat_cricket_bat/default/learned_embeds.safetensors
-    python experiments/measure.py 2                 # without a token: the plain prompt and the precise phrase
+    python experiments/measure.py 2 --out results/without.json     # without a token: the plain prompt and the precise phrase
 
-The seeds are those of ``run.py --evaluate True --test_size 100``, so the accuracies are the same.
+The seeds are those of ``run.py --evaluate True --test_size 100``, so the accuracies are the same; sampling is the default's.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -33,8 +34,6 @@ SHOWN = 6
 
 def background(image: np.ndarray) -> str:
     """The colour of a picture's background, (H, W, 3) uint8: the hue that most pixels of its border are nearest to, or gray."""
-    from PIL import Image
-
     hsv = np.asarray(Image.fromarray(image).convert("HSV"), dtype=np.float32)
     inside = np.zeros(hsv.shape[:2], bool)
     inside[3:-3, 3:-3] = True
