@@ -27,7 +27,7 @@ class Stage(NamedTuple):
 
     places: tuple[float, ...]
     anywhere: bool = False  # ``places`` are the ends of a range, in which one is drawn anew every update
-    num_inference_steps: int | None = None  # of that trajectory; None is as many as images are drawn with
+    num_inference_steps: int | None = None  # of that trajectory; None is as many as training draws its images with
 
 
 def parse_stages(text: str) -> list[Stage]:
@@ -108,9 +108,15 @@ class RunConfig:
     prompt_name: str | None = option(None, "class name in the prompts; default: the label's first synonym, lower case")
     num_templates: int = option(3, "prompts to train on: the first N of the templates (1 to 3)")
 
-    # Sampling, the same in training and evaluation.
+    # Sampling.
     num_inference_steps: int = option(30, "denoising steps asked of the model's own scheduler")
     guidance_scale: float = option(7.0, "weight of classifier-free guidance; 1 turns it off")
+    training_scheduler: str = option(
+        "dpmsolver++",
+        "scheduler of the images that training draws, for updates and validation; same: the evaluation's",
+        ("same", "pndm", "ddim", "euler", "dpmsolver++"),
+    )
+    training_steps: int = option(12, "denoising steps of the images that training draws; 0: as many as the evaluation")
     height: int | None = option(None, "image height in pixels; default: the model's own")
     width: int | None = option(None, "image width in pixels; default: the model's own")
 
@@ -123,11 +129,13 @@ class RunConfig:
     )
     gradient_steps: int = option(1, "last: denoising steps with gradient, from the end; random: the most of them; lv: number of noises")
     jump_at: str = option(
-        "0@8;0.13",
+        "0@8;0.07@15;0.5@15",
         "jump, skip: where on the trajectory (0 the first step, 1 the last): 0.13; several together: 0.1,0.5,0.9; one in a range, drawn "
-        "anew every update: 0.05-0.3; 0@8 on a trajectory of 8 steps; with semicolons: the next once the token is clearly better",
+        "anew every update: 0.05-0.3; 0@8 on a trajectory of 8 steps; with semicolons: stages, one after the other",
     )
-    attempt_patience: int = option(20, "updates without a better token after which learning begins again, from the next start")
+    attempt_patience: int = option(
+        20, "updates without a better token after which the next stage is tried, or learning begins again from the next start"
+    )
     normalize_steps: bool = option(False, "with several steps divide the gradient of each by its norm before they are added")
 
     # The optimiser (AdamW over one vector).
@@ -151,13 +159,13 @@ class RunConfig:
     augment: bool = option(False, "crop, mirror, blur and disturb each image a little before the guide sees it in training")
 
     # Stopping, and which token is kept.
-    max_epochs: int = option(120, "updates at most, over all attempts")
+    max_epochs: int = option(150, "updates at most, over all attempts")
     patience: int = option(0, "stop after this many updates without a better token; 0 turns it off")
     stop_train_accuracy: float = option(1.0, "stop once a larger share of an update's images is right; 1 turns it off")
-    stop_validation_accuracy: float = option(0.94, "stop once this share of the validation images is right; 0 turns it off")
+    stop_validation_accuracy: float = option(0.96, "stop once this share of the validation images is right; 0 turns it off")
     keep: str = option("validation", "token to keep: best on the validation seeds, or lowest epoch loss", ("validation", "loss"))
     validation_size: int = option(12, "seeds of the validation, fully sampled without gradient; used with --keep validation")
-    confirm_size: int = option(24, "further validation seeds that are drawn where the first would end the training; all count then")
+    confirm_size: int = option(36, "further validation seeds, drawn as long as few enough are wrong to end the training; all count then")
     validate_every: int = option(10, "updates between two validations")
 
     # Evaluation and outputs.
@@ -181,6 +189,12 @@ class RunConfig:
         return rate * self.images_per_update
 
     @property
+    def training_sampler(self) -> tuple[str | None, int]:
+        """Scheduler (None: the evaluation's) and denoising steps of the images that training draws."""
+        scheduler = None if self.training_scheduler == "same" else self.training_scheduler
+        return scheduler, self.training_steps or self.num_inference_steps
+
+    @property
     def stages(self) -> list[Stage]:
         """The stages of learning; modes without places have one."""
         return parse_stages(self.jump_at) if self.gradient_mode in ("jump", "skip") else [Stage(())]
@@ -202,6 +216,8 @@ PRESETS = {
         "start": "initializer",
         "max_token_norm": 0.0,
         "noise_pool": 1,
+        "training_scheduler": "same",
+        "training_steps": 0,
         "keep": "loss",
         "patience": 15,
         "stop_train_accuracy": 0.7,
@@ -261,7 +277,10 @@ POSITIVE = (
     "num_vectors",
     "attempt_patience",
 )
-NOT_NEGATIVE = ("patience", "noise_pool", "confirm_size", "weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale")
+NOT_NEGATIVE = (
+    *("training_steps", "patience", "noise_pool", "confirm_size"),
+    *("weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale"),
+)
 SHARES = ("stop_train_accuracy", "stop_validation_accuracy")
 
 

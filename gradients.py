@@ -5,7 +5,6 @@ token; only the steps that a mode names are differentiated. An early step decide
 Each mode is one function of the table ``MODES``; memory does not grow with the number of steps, but for "last".
 """
 
-import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from class_token import ClassToken
+from models import fresh_scheduler
 from sampler import SamplerSettings, Walk, alpha_bar_at, decode, draw_noise
 
 # Images (B, 3, H, W) in [0, 1] to the loss of each (B,) and whether it is right (B,).
@@ -131,7 +131,7 @@ def skip(walk: Walk, path: GradientPath, score: Score, weight: float) -> Verdict
     images = decode(walk.models.vae, latents.requires_grad_())  # (B, 3, H, W)
     losses, right = score(images)
     from_image = gradient_of(losses, latents, weight)  # (B, C, h, w)
-    shares = prediction_shares(walk.models.scheduler, walk.settings.num_inference_steps)
+    shares = prediction_shares(walk.scheduler, walk.settings.num_inference_steps)
     gradients = []
     for i in places:
         # Of the guided prediction only the conditional half sees the token.
@@ -155,7 +155,7 @@ def prediction_shares(scheduler, num_inference_steps: int) -> torch.Tensor:
 
     Every scheduler of ``models.SCHEDULERS`` is linear in latents and predictions, so it is run once on the N unit vectors.
     """
-    scheduler = copy.deepcopy(scheduler)
+    scheduler = fresh_scheduler(scheduler)
     scheduler.set_timesteps(num_inference_steps)
     latents = torch.zeros(len(scheduler.timesteps))  # (N,): how much of each prediction is in them
     for i, t in enumerate(scheduler.timesteps):

@@ -251,6 +251,25 @@ def text_width(name: str, hub: Hub = LOCAL) -> int:
     return _part(name, hub, lambda source, **where: CLIPTextConfig.from_pretrained(source, subfolder="text_encoder", **where)).hidden_size
 
 
+def fresh_scheduler(scheduler: Any, choice: str | None = None) -> Any:
+    """A scheduler of the same configuration that has not walked yet: multistep ones keep state, and a run must not see another's.
+
+    Args:
+        choice: a short name of ``SCHEDULERS``; None is the same kind.
+    """
+    import diffusers
+
+    kind, config = type(scheduler), dict(scheduler.config)
+    if choice:
+        kind = getattr(diffusers, SCHEDULERS[choice])
+        if str(config.get("algorithm_type", "")).startswith("sde-"):
+            config["algorithm_type"] = config["algorithm_type"].removeprefix("sde-")  # its deterministic twin
+    scheduler = kind.from_config(config)
+    # As the stock pipeline does: latents are not bounded by 1, and old configurations lack Stable Diffusion's offset.
+    mended = {k: v for k, v in {"clip_sample": False, "steps_offset": 1}.items() if scheduler.config.get(k, v) != v}
+    return kind.from_config(scheduler.config, **mended) if mended else scheduler
+
+
 def load_scheduler(name: str, choice: str | None = None, hub: Hub = LOCAL) -> Any:
     """A scheduler with the model's configuration.
 
@@ -265,14 +284,7 @@ def load_scheduler(name: str, choice: str | None = None, hub: Hub = LOCAL) -> An
     def load(source: str, **where):
         index = diffusers.DiffusionPipeline.load_config(source, **where)
         scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(source, subfolder="scheduler", **where)
-        if choice:
-            config = dict(scheduler.config)
-            if str(config.get("algorithm_type", "")).startswith("sde-"):
-                config["algorithm_type"] = config["algorithm_type"].removeprefix("sde-")  # its deterministic twin
-            scheduler = getattr(diffusers, SCHEDULERS[choice]).from_config(config)
-        # As the stock pipeline does: latents are not bounded by 1, and old configurations lack Stable Diffusion's offset.
-        mended = {k: v for k, v in {"clip_sample": False, "steps_offset": 1}.items() if scheduler.config.get(k, v) != v}
-        return type(scheduler).from_config(scheduler.config, **mended) if mended else scheduler
+        return fresh_scheduler(scheduler, choice)
 
     return _part(name, hub, load)
 
@@ -281,17 +293,18 @@ def check_sampling(
     name: str,
     height: int | None,
     width: int | None,
-    num_inference_steps: int,
-    gradient_steps: int,
+    asked_steps: list[tuple[str, int]],
     scheduler_choice: str | None = None,
     hub: Hub = LOCAL,
-    stage_steps: tuple[int, ...] = (),
 ) -> None:
     """Check scheduler, sizes and step counts against the model's configuration files, before any weight is loaded.
 
+    Args:
+        asked_steps: flags, and the denoising steps that they ask for.
+
     Raises:
         UsageError: no text-to-image model; an unknown kind of scheduler; a side is not a multiple of what VAE and UNet halve
-            it by; more steps than the schedule or its list has.
+            it by; more steps than the schedule has.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -323,10 +336,18 @@ def check_sampling(
     if prediction not in PREDICTION_TYPES:
         raise UsageError(f"--model: {name!r} predicts {prediction!r}; allowed is {' or '.join(PREDICTION_TYPES)}")
     most = scheduler.config.num_train_timesteps
-    for flag, steps in (("num_inference_steps", num_inference_steps), *(("jump_at", steps) for steps in stage_steps)):
+    for flag, steps in asked_steps:
         if not 2 <= steps < most:
             raise UsageError(f"--{flag}: {steps} steps were given; allowed is 2 to {most - 1} for this model")
-    scheduler.set_timesteps(num_inference_steps)
+
+
+def check_gradient_steps(gradient_steps: int, scheduler: Any, training_steps: int) -> None:
+    """Check that training's trajectory has as many steps as are to carry gradient.
+
+    Raises:
+        UsageError: the scheduler's list of ``training_steps`` is shorter.
+    """
+    scheduler.set_timesteps(training_steps)
     if gradient_steps > len(scheduler.timesteps):
         raise UsageError(
             f"--gradient_steps: {gradient_steps} was given; allowed is 1 to {len(scheduler.timesteps)}, the scheduler's own list"

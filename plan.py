@@ -104,12 +104,16 @@ def check_against_model(config: RunConfig, hub, prompts: list[str], saved, numbe
         UsageError: something does not fit.
     """
     from class_token import check_words, tokenize, vector_names
-    from models import check_sampling, is_local, load_tokenizer, text_width
+    from models import check_gradient_steps, check_sampling, fresh_scheduler, is_local, load_scheduler, load_tokenizer, text_width
 
     if config.dry_run and not is_local(config.model):
         return
-    sampling = (config.height, config.width, config.num_inference_steps, config.gradient_steps, config.scheduler)
-    check_sampling(config.model, *sampling, hub, tuple(s.num_inference_steps for s in config.stages if s.num_inference_steps))
+    training_scheduler, training_steps = config.training_sampler
+    steps = [("num_inference_steps", config.num_inference_steps), ("training_steps", training_steps)]
+    steps += [("jump_at", s.num_inference_steps) for s in config.stages if s.num_inference_steps]
+    check_sampling(config.model, config.height, config.width, steps, config.scheduler, hub)
+    scheduler = fresh_scheduler(load_scheduler(config.model, config.scheduler, hub), training_scheduler)
+    check_gradient_steps(config.gradient_steps, scheduler, training_steps)
     tokenizer, width = load_tokenizer(config.model, hub), text_width(config.model, hub)
     if saved is not None and saved.shape[1] != width:
         raise UsageError(f"the token's vector is {saved.shape[1]} wide; the text encoder of {config.model!r} takes {width}")

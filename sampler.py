@@ -1,28 +1,29 @@
 """Embeddings and noise in, images out. Knows nothing of the run's options, nor of gradients (``gradients.py``)."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
 
 from class_token import ClassToken
-from models import DiffusionModels
+from models import DiffusionModels, fresh_scheduler
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How images are drawn; one set serves training and evaluation.
+    """How images are drawn.
 
     Args:
         num_inference_steps: steps asked of the scheduler (its own list may be longer: PNDM makes 31 of 30).
         guidance_scale: weight of classifier-free guidance; 1 turns it off.
         height, width: in pixels; None is the model's own.
+        scheduler: a short name of ``models.SCHEDULERS``; None is the one that the models were loaded with.
     """
 
     num_inference_steps: int = 30
     guidance_scale: float = 7.0
     height: int | None = None
     width: int | None = None
+    scheduler: str | None = None
 
 
 def draw_noise(seeds: list[int], shape: tuple[int, int, int]) -> torch.Tensor:
@@ -100,7 +101,7 @@ class Walk:
 
     def __init__(self, models: DiffusionModels, cond: torch.Tensor, uncond: torch.Tensor, noise: torch.Tensor, settings: SamplerSettings):
         self.models, self.cond, self.uncond, self.settings = models, cond, uncond, settings
-        self.scheduler = copy.deepcopy(models.scheduler)  # multistep schedulers keep state, and a run must not see another's
+        self.scheduler = fresh_scheduler(models.scheduler, settings.scheduler)
         self.scheduler.set_timesteps(settings.num_inference_steps, device=models.device)
         self.timesteps = self.scheduler.timesteps  # the scheduler's own list: what every gradient mode counts on
         self.start = noise.to(models.device, models.dtype) * self.scheduler.init_noise_sigma  # (B, C, h, w)

@@ -23,7 +23,7 @@ from outputs import RunFolder, clear, grid, write_image, write_lines, write_tens
 from recipes import augmented
 from sampler import SamplerSettings, draw
 
-MORE = 0.25  # validation accuracy by which a token is clearly better than the start
+MORE = 0.25  # share of the way from the start's validation accuracy to 1 after which a token is clearly better
 LEAST = 0.15  # weight in training of a prompt that is always right; of one that never is 1 more
 NEARLY = 0.9  # validation accuracy of a token that is nearly right: large steps would do it harm
 
@@ -60,8 +60,14 @@ class Best:
 
 
 def sampler_settings(config: RunConfig) -> SamplerSettings:
-    """The sampler's part of the options: the same for training and for evaluation."""
+    """How the options want images evaluated and shown."""
     return SamplerSettings(config.num_inference_steps, config.guidance_scale, config.height, config.width)
+
+
+def training_settings(config: RunConfig) -> SamplerSettings:
+    """How they want images drawn in training; a solver of higher order draws nearly the same images in fewer steps."""
+    scheduler, steps = config.training_sampler
+    return replace(sampler_settings(config), scheduler=scheduler, num_inference_steps=steps)
 
 
 def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str, folder: RunFolder) -> Training:
@@ -133,8 +139,9 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
 class Attempts:
     """Stage by stage from a start, and again from the next start where that brings nothing.
 
-    The first stage has to leave the plateau on which no image is right, a later one makes the token reliable: it goes on from the best
-    token of the attempt once that is clearly better than the start. From which start the plateau is left differs from class to class.
+    The first stage has to leave the plateau on which no image is right, and is over once the token is clearly better than the start. A
+    later one makes the token reliable, from the best one of the attempt on, until it brings nothing any more: the second settles what is
+    drawn, the third how it looks. From which start the plateau is left differs from class to class.
 
     Args:
         class_name: the name of the class in the prompts.
@@ -149,7 +156,7 @@ class Attempts:
     @property
     def has_progress(self) -> bool:
         """Whether the attempt's best token is clearly better than the first start."""
-        return bool(self.best.score) and self.best.score[0] > self.first + MORE
+        return bool(self.best.score) and self.best.score[0] > self.first + MORE * (1 - self.first)
 
     @property
     def goes_on(self) -> bool:
@@ -193,11 +200,12 @@ class Attempts:
         self.optimizer.param_groups[0]["lr"] = self.rate * (self.config.fine_rate if nearly else 1)
 
     def is_over(self, epoch: int) -> bool:
-        """Whether the stage has done its part, or the attempt had its time."""
+        """Whether the stage has done its part, or brings nothing any more."""
         if self.config.keep != "validation":
             return False
-        since = self.best.epoch if self.has_progress else self.began
-        return self.goes_on or epoch - since >= self.config.attempt_patience
+        has_left_the_plateau = self.stage == 0 and self.goes_on
+        since = max(self.began, self.best.epoch if self.has_progress else 0)
+        return has_left_the_plateau or epoch - since >= self.config.attempt_patience
 
     def told(self) -> dict:
         """The attempt for the log."""
@@ -264,18 +272,18 @@ class Task:
         self.config, self.token, self.guides = config, token, guides
         self.images = 0  # that were drawn
         self.wrong = {}  # share of wrong images in the last validation, by prompt
-        self.settings = sampler_settings(config)
+        self.settings = training_settings(config)
         # Each stage's gradients, and the trajectory that they are taken on.
         self.stages = [
             (
                 GradientPath(config.gradient_mode, config.gradient_steps, stage.places, stage.anywhere, config.normalize_steps),
-                replace(self.settings, num_inference_steps=stage.num_inference_steps or config.num_inference_steps),
+                replace(self.settings, num_inference_steps=stage.num_inference_steps or self.settings.num_inference_steps),
             )
             for stage in config.stages
         ]
         self.templates = [fill(t, token.placeholder, class_name) for t in TEMPLATES[: config.num_templates]]
-        # The evaluation's prompt is the first one, which is also the hardest: half of the validation is of it.
-        self.validation_prompts = [self.templates[i] for i in (0, 1, 0, 2) if i < len(self.templates)]
+        # The evaluation's prompt is the first one, which is also the hardest: most of the validation is of it.
+        self.validation_prompts = [self.templates[i] for i in (0, 0, 1, 0, 0, 2) if i < len(self.templates)]
 
     def prompts(self, epoch: int) -> list[str]:
         """The prompts of one update: more of those that the last validation found wrong, without which the templates in turn."""
@@ -335,18 +343,19 @@ class Task:
     def validate(self) -> tuple[float, float]:
         """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling.
 
-        A few images are lucky or unlucky now and then: where they would end the training, one wrong image aside, ``confirm_size`` more
-        are drawn, and all count.
+        A few images are lucky now and then: as long as the token can still end the training, one more ``validation_size`` after the
+        other is drawn, up to ``confirm_size`` more, and all count.
 
         Raises:
             WorkError: a logit is not finite.
         """
         config, seeds, drawn = self.config, validation_seeds(self.config), []
-        for chunk in (seeds[: config.validation_size], seeds[config.validation_size :]):
-            drawn += self.score_drawn(chunk)
-            accuracy = mean(right for _, _, right in drawn)
-            if not 0 < config.stop_validation_accuracy <= accuracy + 1 / config.validation_size:
+        may_be_wrong = (1 - config.stop_validation_accuracy) * len(seeds) if config.stop_validation_accuracy else -1
+        for i in range(0, len(seeds), config.validation_size):
+            drawn += self.score_drawn(seeds[i : i + config.validation_size])
+            if sum(not right for _, _, right in drawn) > may_be_wrong:
                 break
+        accuracy = mean(right for _, _, right in drawn)
         self.wrong = {t: 1 - mean([right for prompt, _, right in drawn if prompt == t] or [0]) for t in self.templates}
         return accuracy, -mean(loss for _, loss, _ in drawn)
 

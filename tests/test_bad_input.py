@@ -54,7 +54,7 @@ TABLE = [
     ([*MINI, *TRAIN, "--token_ema", "1"], "--token_ema: 1.0 was given; allowed is 0 or more, below 1"),
     ([*MINI, *TRAIN, "--attempt_patience", "0"], "--attempt_patience: 0 was given; allowed is 1 or more"),
     ([*MINI, *TRAIN, "--noise_pool", "-1"], "--noise_pool: -1 was given; allowed is 0 or more"),
-    ([*MINI, *TRAIN, "--gradient_steps", "40", "--gradient_mode", "last"], "--gradient_steps: 40 was given; allowed is 1 to 31"),
+    ([*MINI, *TRAIN, "--gradient_steps", "40", "--gradient_mode", "last"], "--gradient_steps: 40 was given; allowed is 1 to 12"),
     ([*MINI, *TRAIN, "--mixed_precision", "fp16"], "--mixed_precision: 'fp16' was given on the CPU"),
     # Classifiers.
     ([*MINI, *TRAIN, "--classifier", "resnet"], "--classifier: 'resnet' was given; allowed is inet, cub, inat, miniature"),

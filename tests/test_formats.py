@@ -9,7 +9,7 @@ from tiny_folders import save_hf_convnext, save_hf_vit, save_sd1, save_sd2, save
 from run import main
 
 SHORT = [
-    *("--num_inference_steps", "3", "--max_epochs", "1", "--images_per_update", "2", "--validation_size", "1"),
+    *("--num_inference_steps", "3", "--training_steps", "3", "--max_epochs", "1", "--images_per_update", "2", "--validation_size", "1"),
     *("--test_size", "2", "--num_images", "1", "--num_templates", "1"),
 ]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

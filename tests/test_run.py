@@ -9,7 +9,20 @@ from safetensors.torch import load_file
 from run import main
 
 MINI = ["--model", "miniature"]
-SHORT = ["--num_inference_steps", "4", "--max_epochs", "2", "--validation_size", "2", "--validate_every", "1", "--test_size", "3"]
+SHORT = [
+    "--num_inference_steps",
+    "4",
+    "--training_steps",
+    "4",
+    "--max_epochs",
+    "2",
+    "--validation_size",
+    "2",
+    "--validate_every",
+    "1",
+    "--test_size",
+    "3",
+]
 QUICK = [*MINI, "--device", "cpu", *SHORT]
 
 

@@ -8,7 +8,9 @@ import torch
 from benchmarks.sd_shapes import build_models, measure
 from config import RunConfig
 
-CONFIG = replace(RunConfig(), class_index=283, train=True, keep="loss", batch_size=1, images_per_update=2, num_inference_steps=3)
+CONFIG = replace(
+    RunConfig(), class_index=283, train=True, keep="loss", batch_size=1, images_per_update=2, num_inference_steps=3, training_steps=3
+)
 
 
 def test_full_width_has_the_parameter_counts_of_sd_1_4():

@@ -13,7 +13,20 @@ from run import main
 from sampler import SamplerSettings, draw
 
 CPU = torch.device("cpu")
-MINI = ["--model", "miniature", "--device", "cpu", "--class_index", "2", "--num_inference_steps", "4", "--max_epochs", "1"]
+MINI = [
+    "--model",
+    "miniature",
+    "--device",
+    "cpu",
+    "--class_index",
+    "2",
+    "--num_inference_steps",
+    "4",
+    "--training_steps",
+    "4",
+    "--max_epochs",
+    "1",
+]
 QUICK = [*MINI, "--images_per_update", "1", "--validation_size", "1", "--test_size", "2"]
 PROMPT = "A photo of newclas bat"
 NOISE = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(3))

@@ -1,0 +1,88 @@
+"""Whether a cheaper sampler gives the evaluation's verdicts: the same noises, drawn by both, and what the guide says of them.
+
+    python experiments/samplers.py results/classes/pipeline_token/*/default_seed35/learned_embeds.safetensors
+
+Each token is tried whole and part of the way from where it started, where verdicts are mixed. Prompts and seeds are validation's.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean as mean
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from class_token import ClassToken, read_origin, read_token
+from classifiers import Guide, load_classifier
+from config import validation_seeds, with_preset
+from labels import prompt_class_name
+from models import load_models, quiet_libraries
+from outputs import write_lines
+from trainer import Task, sampler_settings
+
+WAYS = (0.5, 0.8, 1.0)  # of the way from the start to the token
+EVALUATION = (None, 30)
+SAMPLERS = [EVALUATION, *((None, n) for n in (15, 10)), *(("ddim", n) for n in (12, 8)), *(("dpmsolver++", n) for n in (15, 12, 10, 8))]
+
+
+def verdicts_of(path: Path) -> list[dict]:
+    """Rows of one token: by way and sampler the guide's verdicts, one for each seed, and seconds an image."""
+    to, number = (torch.device("cpu"), torch.float32), int(read_origin(path)["class_index"])
+    config = with_preset("default", {"model": "miniature", "eval_batch_size": 12})
+    guide = load_classifier("miniature", *to)
+    name = prompt_class_name(guide.labels[number - 1])
+    token = ClassToken(load_models("miniature", *to), config.placeholder_token, config.initializer_token)
+    (_, vectors), start = read_token(path), token.start_vector(config.starts[0], name)
+    task, rows = Task(config, token, [Guide(guide, number - 1)], name), []
+    for way in WAYS:
+        token.load(start + way * (vectors - start))
+        for scheduler, steps in SAMPLERS:
+            task.settings = replace(sampler_settings(config), scheduler=scheduler, num_inference_steps=steps)
+            began = time.perf_counter()
+            with torch.no_grad():
+                found = task.score_drawn(validation_seeds(config)[: config.validation_size])
+            seconds = (time.perf_counter() - began) / len(found)
+            right = [ok for _, _, ok in found]
+            rows.append({"class_index": number, "way": way, "sampler": [scheduler, steps], "right": right, "seconds": seconds})
+    return rows
+
+
+def print_table(rows: list[dict]) -> None:
+    """A line for each sampler: how often it gives the evaluation's verdict."""
+    base = {(r["class_index"], r["way"]): r for r in rows if tuple(r["sampler"]) == EVALUATION}
+    mixed = {key for key, r in base.items() if 0 < sum(r["right"]) < len(r["right"])}
+    print("| scheduler | steps | same verdict | ... of half-learned tokens | accuracy, mean difference | seconds, ratio |")
+    print("|-|-|-|-|-|-|")
+    for sampler in SAMPLERS:
+        mine = {(r["class_index"], r["way"]): r for r in rows if tuple(r["sampler"]) == sampler}
+        same = {k: mean(a == b for a, b in zip(r["right"], base[k]["right"], strict=True)) for k, r in mine.items()}
+        difference = mean(mean(r["right"]) - mean(base[k]["right"]) for k, r in mine.items())
+        cost = mean(r["seconds"] for r in mine.values()) / mean(r["seconds"] for r in base.values())
+        hard = mean(same[k] for k in mixed) if mixed else float("nan")
+        print(f"| {sampler[0] or 'own (PNDM)'} | {sampler[1]} | {mean(same.values()):.3f} | {hard:.3f} | {difference:+.3f} | {cost:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tokens", type=Path, nargs="+", help="files of the miniature's tokens, or one .jsonl to print the table of")
+    parser.add_argument("--out", type=Path, default=Path("results/samplers.jsonl"))
+    args = parser.parse_args()
+    quiet_libraries()
+    rows = []
+    if args.tokens[0].suffix == ".jsonl":
+        rows = [json.loads(line) for path in args.tokens for line in path.read_text().splitlines()]
+    else:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        for path in args.tokens:
+            rows += verdicts_of(path)
+            write_lines(args.out, rows)
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
