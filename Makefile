@@ -28,5 +28,6 @@ miniature: .venv/ready
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
+# What was learned, in results/, stays.
 clean:
-	rm -rf .venv build results
+	rm -rf .venv build

@@ -65,7 +65,7 @@ class RunConfig:
 
     # What to do.
     class_index: int | str = option(
-        0, "class to learn or to use: its number, from 1 as in the paper (283: ImageNet's tiger cat), or its name", parse=number_or_name
+        0, "class to learn or to use, needed: number, from 1 as in the paper (283: ImageNet's tiger cat), or name", parse=number_or_name
     )
     train: bool = option(False, "learn the class token and save it")
     evaluate: bool = option(False, "evaluate the token: the same unseen seeds with and without it")
@@ -83,7 +83,7 @@ class RunConfig:
     classifier: str | None = option(
         None,
         "classifier that guides, or several with commas: inet, cub, inat, miniature, timm:<name>, timm:<name>@<file>, hf:<id or folder>, "
-        "python:<module>:<function>; default: the one that the model brings, else inet",
+        "vit-mae:<id or folder>, python:<module>:<function>; default: the one that the model brings, else inet",
     )
     judge: str | None = option(
         None, "classifier that only evaluates, named as those; 'none' turns it off; default: the (first) guide's own judge, if any"
@@ -103,7 +103,7 @@ class RunConfig:
     start: str = option(
         "class+vocabulary;class",
         "where the vector starts: class (mean of the class name's words), vocabulary (mean of all words), initializer, a word of one's "
-        "own, or the mean of several (cat+pet); with semicolons: the next where one brings nothing",
+        "own, or the mean of several (cat+pet); with semicolons: others, tried in order where one brings nothing",
     )
     prompt_name: str | None = option(None, "class name in the prompts; default: the label's first synonym, lower case")
     num_templates: int = option(3, "prompts to train on: the first N of the templates (1 to 3)")
@@ -129,12 +129,12 @@ class RunConfig:
     )
     gradient_steps: int = option(1, "last: denoising steps with gradient, from the end; random: the most of them; lv: number of noises")
     jump_at: str = option(
-        "0@8;0.07@15;0.5@15",
+        "0@8;0.07@15;1@12",
         "jump, skip: where on the trajectory (0 the first step, 1 the last): 0.13; several together: 0.1,0.5,0.9; one in a range, drawn "
         "anew every update: 0.05-0.3; 0@8 on a trajectory of 8 steps; with semicolons: stages, one after the other",
     )
     attempt_patience: int = option(
-        20, "updates without a better token after which the next stage is tried, or learning begins again from the next start"
+        30, "updates without a better token after which the next stage is tried, or learning begins again from the next start"
     )
     normalize_steps: bool = option(False, "with several steps divide the gradient of each by its norm before they are added")
 
@@ -155,17 +155,21 @@ class RunConfig:
     batch_size: int = option(5, "images that go through the models at once with gradient; lower it where memory is short")
     eval_batch_size: int = option(10, "images that go through the models at once without gradient (validation, evaluation, --prompt)")
     seed: int = option(35, "of training's noise; the same seed gives the same token on a CPU; --prompt draws with seed, seed + 1, ...")
-    noise_pool: int = option(0, "updates after which their noises come back; 1: the same noises every time; 0: always new ones")
+    noise_pool: int = option(0, "the same noises come back after this many updates; 1: the same every time; 0: always new ones")
     augment: bool = option(False, "crop, mirror, blur and disturb each image a little before the guide sees it in training")
 
     # Stopping, and which token is kept.
-    max_epochs: int = option(150, "updates at most, over all attempts")
+    max_epochs: int = option(300, "updates at most, over all attempts")
     patience: int = option(0, "stop after this many updates without a better token; 0 turns it off")
     stop_train_accuracy: float = option(1.0, "stop once a larger share of an update's images is right; 1 turns it off")
     stop_validation_accuracy: float = option(0.96, "stop once this share of the validation images is right; 0 turns it off")
-    keep: str = option("validation", "token to keep: best on the validation seeds, or lowest epoch loss", ("validation", "loss"))
+    keep: str = option(
+        "validation",
+        "token to keep: best on the validation seeds; or lowest epoch loss, then without validation, further stages and starts",
+        ("validation", "loss"),
+    )
     validation_size: int = option(12, "seeds of the validation, fully sampled without gradient; used with --keep validation")
-    confirm_size: int = option(36, "further validation seeds, drawn as long as few enough are wrong to end the training; all count then")
+    confirm_size: int = option(36, "further validation seeds, drawn as long as the token can still end the training; all drawn count")
     validate_every: int = option(10, "updates between two validations")
 
     # Evaluation and outputs.

@@ -171,7 +171,7 @@ class Attempts:
         else:
             self.start, self.stage, self.best = (self.start + 1) % len(self.starts), 0, Best()
             self.token.load(self.starts[self.start])
-        self.began, self.optimizer = epoch, make_optimizer(self.config, self.token)
+        self.began, self.optimizer = epoch, make_optimizer(self.config, self.token, self.rate)
         self.adapt()
         self.mean, self.weight = torch.zeros_like(self.token.vector), 0.0
 
@@ -225,15 +225,9 @@ def record(folder: RunFolder, rows: list[dict], row: dict, images: torch.Tensor)
     write_image(folder.train_images / f"epoch_{row['epoch']:03d}.png", grid(images, columns=len(images)))
 
 
-def make_optimizer(config: RunConfig, token: ClassToken) -> torch.optim.AdamW:
+def make_optimizer(config: RunConfig, token: ClassToken, rate: float) -> torch.optim.AdamW:
     """AdamW over the token's vectors alone."""
-    return torch.optim.AdamW(
-        [token.vector],
-        lr=config.update_learning_rate(token.word_rms),
-        betas=config.betas,
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-    )
+    return torch.optim.AdamW([token.vector], lr=rate, betas=config.betas, eps=config.adam_epsilon, weight_decay=config.weight_decay)
 
 
 def is_validated(config: RunConfig, epoch: int, accuracy: float) -> bool:

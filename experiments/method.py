@@ -97,7 +97,7 @@ def read(out: Path) -> list[dict]:
 
 def print_table(rows: list[dict]) -> None:
     """A line for each setting: guide/judge by class, means over seeds, and the means over classes."""
-    classes = [c for c in TUNING_CLASSES if any(r["class_index"] == c for r in rows)]
+    classes = sorted({r["class_index"] for r in rows}, key=[*TUNING_CLASSES, *range(1, 33)].index)
     print("| setting | " + " | ".join(str(c) for c in classes) + " | mean | least judge | seconds | norm |")
     print("|-" * (len(classes) + 5) + "|")
     for setting in dict.fromkeys(r["setting"] for r in rows):
