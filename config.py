@@ -134,7 +134,9 @@ class RunConfig:
         "anew every update: 0.05-0.3; 0@8 on a trajectory of 8 steps; with semicolons: stages, one after the other",
     )
     attempt_patience: int = option(
-        30, "updates without a better token after which the next stage is tried, or learning begins again from the next start"
+        20,
+        "updates without a better token after which the next stage is tried, or learning begins again from the next start; "
+        "twice as many in the last stage",
     )
     normalize_steps: bool = option(False, "with several steps divide the gradient of each by its norm before they are added")
 

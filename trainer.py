@@ -25,6 +25,7 @@ from sampler import SamplerSettings, draw
 
 MORE = 0.25  # share of the way from the start's validation accuracy to 1 after which a token is clearly better
 LEAST = 0.15  # weight in training of a prompt that is always right; of one that never is 1 more
+LONGER = 2  # patience with the last of several stages: a late step makes a token worse before it makes it better
 NEARLY = 0.9  # validation accuracy of a token that is nearly right: large steps would do it harm
 
 
@@ -205,7 +206,8 @@ class Attempts:
             return False
         has_left_the_plateau = self.stage == 0 and self.goes_on
         since = max(self.began, self.best.epoch if self.has_progress else 0)
-        return has_left_the_plateau or epoch - since >= self.config.attempt_patience
+        is_last = 0 < self.stage == len(self.config.stages) - 1
+        return has_left_the_plateau or epoch - since >= self.config.attempt_patience * (LONGER if is_last else 1)
 
     def told(self) -> dict:
         """The attempt for the log."""

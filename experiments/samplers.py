@@ -25,9 +25,9 @@ from models import load_models, quiet_libraries
 from outputs import write_lines
 from trainer import Task, sampler_settings
 
-WAYS = (0.5, 0.8, 1.0)  # of the way from the start to the token
+WAYS = (0.6, 1.0)  # of the way from the start to the token
 EVALUATION = (None, 30)
-SAMPLERS = [EVALUATION, *((None, n) for n in (15, 10)), *(("ddim", n) for n in (12, 8)), *(("dpmsolver++", n) for n in (15, 12, 10, 8))]
+SAMPLERS = [EVALUATION, (None, 15), ("ddim", 12), *(("dpmsolver++", n) for n in (15, 12, 8))]
 
 
 def verdicts_of(path: Path) -> list[dict]:

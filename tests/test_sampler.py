@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import tiny_models
 
+from class_token import ClassToken
+from models import SCHEDULERS
 from sampler import SamplerSettings, alpha_bar_at, draw, draw_noise, predict_clean
 
 SETTINGS = SamplerSettings(num_inference_steps=6, guidance_scale=3.0)
@@ -33,7 +35,18 @@ def test_without_guidance_only_the_conditional_half_runs(token):
     assert sizes == [2] * 4
 
 
-ALL = ["PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+ALL = list(SCHEDULERS.values())
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_another_scheduler_draws_as_if_the_model_had_it(token, kind):
+    """Of PNDM's configuration DDIM would clip the latents, were that not mended."""
+    settings = SamplerSettings(num_inference_steps=6, guidance_scale=3.0, scheduler=kind)
+    own = ClassToken(tiny_models(SCHEDULERS[kind]), "newclas", "a")
+    own.load(token.vector)
+    pictures = draw(token, PROMPTS, SEEDS, settings)
+    assert torch.equal(pictures, draw(own, PROMPTS, SEEDS, SETTINGS))
+    assert torch.equal(pictures, draw(token, PROMPTS, SEEDS, SETTINGS)) == (kind == "pndm")
 
 
 @pytest.mark.parametrize("scheduler", ALL)
