@@ -58,7 +58,10 @@ class Run:
     @property
     def is_learned(self) -> bool:
         """Whether a token of today's options is there: rows of older defaults must not stand in one table with new ones."""
-        return self.folder.token.exists() and json.loads(self.folder.config.read_text())["config"] == asdict(self.config)
+        if not self.folder.token.exists():
+            return False
+        learned_with = json.loads(self.folder.config.read_text())["config"]
+        return learned_with | {"output_path": self.config.output_path} == asdict(self.config)  # one folder has many paths
 
     @property
     def is_done(self) -> bool:
