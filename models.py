@@ -341,19 +341,6 @@ def check_sampling(
             raise UsageError(f"--{flag}: {steps} steps were given; allowed is 2 to {most - 1} for this model")
 
 
-def check_gradient_steps(gradient_steps: int, scheduler: Any, training_steps: int) -> None:
-    """Check that training's trajectory has as many steps as are to carry gradient.
-
-    Raises:
-        UsageError: the scheduler's list of ``training_steps`` is shorter.
-    """
-    scheduler.set_timesteps(training_steps)
-    if gradient_steps > len(scheduler.timesteps):
-        raise UsageError(
-            f"--gradient_steps: {gradient_steps} was given; allowed is 1 to {len(scheduler.timesteps)}, the scheduler's own list"
-        )
-
-
 def load_models(
     name: str,
     device: torch.device,

@@ -104,7 +104,7 @@ def check_against_model(config: RunConfig, hub, prompts: list[str], saved, numbe
         UsageError: something does not fit.
     """
     from class_token import check_words, tokenize, vector_names
-    from models import check_gradient_steps, check_sampling, fresh_scheduler, is_local, load_scheduler, load_tokenizer, text_width
+    from models import check_sampling, fresh_scheduler, is_local, load_scheduler, load_tokenizer, text_width
 
     if config.dry_run and not is_local(config.model):
         return
@@ -121,6 +121,19 @@ def check_against_model(config: RunConfig, hub, prompts: list[str], saved, numbe
     names = vector_names(config.placeholder_token, number)
     tokenizer.add_tokens(names)
     tokenize(tokenizer, prompts, names)
+
+
+def check_gradient_steps(gradient_steps: int, scheduler: Any, training_steps: int) -> None:
+    """Check that training's trajectory has as many steps as are to carry gradient.
+
+    Raises:
+        UsageError: the scheduler's list of ``training_steps`` is shorter.
+    """
+    scheduler.set_timesteps(training_steps)
+    if gradient_steps > len(scheduler.timesteps):
+        raise UsageError(
+            f"--gradient_steps: {gradient_steps} was given; allowed is 1 to {len(scheduler.timesteps)}, the scheduler's own list"
+        )
 
 
 def find_token(config: RunConfig, folder):

@@ -1,5 +1,7 @@
 """The experiments' own arithmetic; that they run is seen by running them."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from experiments.classes import AMBIGUOUS, plan
 from experiments.measure import background, spread
 from experiments.method import SETTINGS, TUNING_CLASSES, TUNING_SEEDS
 from miniature.scenes import HUES, render
+from outputs import write_json, write_tensors
 from plan import make_plan
 
 
@@ -81,3 +84,13 @@ def test_settings_name_options_and_tuning_has_seeds_of_its_own():
     assert min(TUNING_SEEDS) > 500_000 + 10_000
     assert max(TUNING_SEEDS) < 1_000_000
     assert set(TUNING_CLASSES) < {c.index + 1 for c in AMBIGUOUS}
+
+
+def test_a_learned_token_is_known_by_its_options_whatever_the_path_to_it(tmp_path, monkeypatch):
+    run = plan(AMBIGUOUS[0], 35, str(tmp_path), [])
+    write_tensors(run.folder.token, {"newclas": torch.ones(1, 4)}, {})
+    write_json(run.folder.config, {"config": asdict(run.config)})
+    monkeypatch.chdir(tmp_path)
+    assert plan(AMBIGUOUS[0], 35, ".", []).is_learned
+    assert not plan(AMBIGUOUS[0], 35, ".", ["--relative_rate", "0.1"]).is_learned
+    assert not plan(AMBIGUOUS[0], 36, ".", []).is_learned
