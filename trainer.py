@@ -346,10 +346,10 @@ class Task:
             WorkError: a logit is not finite.
         """
         config, seeds, drawn = self.config, validation_seeds(self.config), []
-        may_be_wrong = (1 - config.stop_validation_accuracy) * len(seeds) if config.stop_validation_accuracy else -1
         for i in range(0, len(seeds), config.validation_size):
             drawn += self.score_drawn(seeds[i : i + config.validation_size])
-            if sum(not right for _, _, right in drawn) > may_be_wrong:
+            reachable = (len(seeds) - sum(not right for _, _, right in drawn)) / len(seeds)
+            if not 0 < config.stop_validation_accuracy <= reachable:
                 break
         accuracy = mean(right for _, _, right in drawn)
         self.wrong = {t: 1 - mean([right for prompt, _, right in drawn if prompt == t] or [0]) for t in self.templates}

@@ -230,6 +230,14 @@ def test_a_lucky_validation_is_confirmed_before_it_ends_the_training(token, guid
     assert sum(drawn) == drawn_in_all
 
 
+def test_a_validation_that_can_just_end_the_training_is_confirmed(token, guides, monkeypatch):
+    """One wrong image of ten is .9, not less by a rounding."""
+    drawn = []
+    monkeypatch.setattr(Task, "score", lambda self, images: (drawn.append(1), (torch.ones(1), torch.tensor([len(drawn) > 1])))[1])
+    config = replace(CONFIG, validation_size=1, confirm_size=9, eval_batch_size=1, stop_validation_accuracy=0.9)
+    assert Task(config, token, guides, "cat").validate() == (0.9, -1.0)
+
+
 def test_a_bounded_token_stays_as_short_as_asked(tmp_path):
     """Unbounded it grows at every update: a long vector deforms what the other words say."""
     free, training = learned(tmp_path, learning_rate=0.05, keep="loss", max_token_norm=0.0)
