@@ -8,8 +8,7 @@ DEMO_CLASS ?= 2
 .PHONY: demo test lint miniature clean
 
 demo: .venv/ready
-	$(BIN)/python run.py --model miniature --class_index $(DEMO_CLASS) --train True --evaluate True --test_size 100 --eval_batch_size 50 \
-		--gradient_checkpointing False --device cpu
+	$(BIN)/python run.py --model miniature --class_index $(DEMO_CLASS) --train True --evaluate True --test_size 100 --eval_batch_size 50 --device cpu
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from config import UsageError
-from models import DiffusionModels, one_line
+from hub import one_line
+from models import DiffusionModels
 
 # The first three of the official list; "{}" takes the word in the token's place and then the class name. The baseline puts
 # the initializer "a" there, so no template has an article of its own (the official third one doubles it).

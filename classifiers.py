@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from config import UsageError, WorkError
+from hub import LOCAL, Hub, check_keys, hub_advice, hub_errors, one_line
 from labels import match_label
-from models import LOCAL, MINIATURE, Hub, check_keys, hub_advice, hub_errors, one_line
+from models import MINIATURE
 from recipes import Recipe, at_least_float32, hf_recipe, timm_recipe
 
 

@@ -4,14 +4,14 @@ The defaults are this project's own choice (see "The two presets" in the README)
 hyperparameters of the official code of Discriminative Class Tokens (ICCV 2023, arXiv 2303.17155).
 """
 
-import math
-import os
 import re
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 VERSION = "0.2.0"  # written into every token file
+
+# Cards that --memory names; what it comes to is told in memory.py.
+MEMORY = ("8gb", "12gb", "16gb", "24gb", "max")
 
 
 class UsageError(Exception):
@@ -47,6 +47,18 @@ def parse_stages(text: str) -> list[Stage]:
             raise ValueError(text)
         stages.append(stage)
     return stages
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """Two places on a trajectory, "0.1,0.8", in order.
+
+    Raises:
+        ValueError: anything else.
+    """
+    low, high = map(float, text.split(","))
+    if not 0 <= low <= high <= 1:
+        raise ValueError(text)
+    return low, high
 
 
 def option(default, help_text: str, choices: tuple | None = None, parse=None):
@@ -94,7 +106,22 @@ class RunConfig:
     mixed_precision: str = option(
         "auto", "precision of UNet, VAE and classifier: auto is fp16 on CUDA, no (float32) on the CPU", ("auto", "no", "fp16", "bf16")
     )
-    gradient_checkpointing: bool = option(True, "trade time for memory in the steps with gradient")
+    memory: str = option(
+        "auto",
+        "what fits on a card of that size (images at once, checkpointing); auto: the memory of the device; --dry_run True prints it",
+        ("auto", *MEMORY),
+    )
+    batch_size: int | None = option(
+        None, "images that go through the UNet at once with gradient; default: all of an update; halved where memory runs out"
+    )
+    decode_batch_size: int | None = option(None, "images that go through VAE decoder and classifier at once; default: from --memory")
+    eval_batch_size: int | None = option(
+        None, "images that go through the UNet at once without gradient (validation, evaluation, --prompt); default: from --memory"
+    )
+    gradient_checkpointing: bool | None = option(
+        None, "keep no activations of UNet and VAE but compute them again: less memory, more time; default: from --memory"
+    )
+    compile: bool = option(False, "compile UNet and VAE decoder (torch.compile): minutes at the start, less time an update on a GPU")
 
     # The class token and its prompts.
     placeholder_token: str = option("newclas", "the new word; must not be one of the vocabulary")
@@ -111,6 +138,9 @@ class RunConfig:
     # Sampling.
     num_inference_steps: int = option(30, "denoising steps asked of the model's own scheduler")
     guidance_scale: float = option(7.0, "weight of classifier-free guidance; 1 turns it off")
+    guidance_interval: str = option(
+        "0,1", "guidance from the first to the second of these places on the trajectory (0 the first step, 1 the last) and none outside"
+    )
     training_scheduler: str = option(
         "dpmsolver++",
         "scheduler of the images that training draws, for updates and validation; same: the evaluation's",
@@ -154,9 +184,10 @@ class RunConfig:
     max_token_norm: float = option(2.2, "the token is kept no longer than this many words' embeddings; 0 turns it off")
     token_ema: float = option(0.0, "share of the old in the running average of the token over updates, which is kept; 0: no average")
     images_per_update: int = option(5, "images whose mean loss makes one update; one update is one epoch")
-    batch_size: int = option(5, "images that go through the models at once with gradient; lower it where memory is short")
-    eval_batch_size: int = option(10, "images that go through the models at once without gradient (validation, evaluation, --prompt)")
     seed: int = option(35, "of training's noise; the same seed gives the same token on a CPU; --prompt draws with seed, seed + 1, ...")
+    reuse_trajectory: int = option(
+        1, "updates in a row that share their noises and prompts, and the steps before the first one with gradient, walked once"
+    )
     noise_pool: int = option(0, "the same noises come back after this many updates; 1: the same every time; 0: always new ones")
     augment: bool = option(False, "crop, mirror, blur and disturb each image a little before the guide sees it in training")
 
@@ -232,9 +263,13 @@ PRESETS = {
     },
 }
 
+# Options that say how much memory and time are taken; they change a result by rounding only.
+MEMORY_OPTIONS = ("memory", "batch_size", "decode_batch_size", "eval_batch_size", "gradient_checkpointing", "compile")
+
 # Options that are no hyperparameters of a token: what to do, and where things are.
 NO_HYPERPARAMETERS = {
-    *("class_index", "train", "evaluate", "prompt", "num_images", "list_classes", "dry_run", "test_size", "eval_batch_size"),
+    *("class_index", "train", "evaluate", "prompt", "num_images", "list_classes", "dry_run", "test_size"),
+    *MEMORY_OPTIONS,
     *("model", "revision", "classifier", "judge", "cache_dir", "local_files_only", "device", "placeholder_token", "prompt_name"),
     *("output_path", "exp_id", "token_path", "export", "save_as_full_pipeline"),
 }
@@ -245,8 +280,9 @@ VALIDATION_BASE, SEED_RANGE, MAX_SEED = 500_000, 1_000_000, 1_000_000_000
 
 
 def turn(config: RunConfig, epoch: int) -> int:
-    """The update, counted from 0, whose noises update ``epoch`` has: an earlier one where noises come back."""
-    return epoch % config.noise_pool if config.noise_pool else epoch
+    """Which noises update ``epoch`` has, both counted from 0: those of an earlier one where noises come back."""
+    fresh = epoch // config.reuse_trajectory
+    return fresh % config.noise_pool if config.noise_pool else fresh
 
 
 def training_seeds(config: RunConfig, epoch: int) -> list[int]:
@@ -263,109 +299,6 @@ def validation_seeds(config: RunConfig) -> list[int]:
 def evaluation_seeds(config: RunConfig) -> list[int]:
     """Seeds of the evaluation: never training's, never validation's."""
     return list(range(config.test_size))
-
-
-def _need(holds: bool, flag: str, given, allowed: str) -> None:
-    if not holds:
-        raise UsageError(f"--{flag}: {given!r} was given; allowed is {allowed}")
-
-
-POSITIVE = (
-    "images_per_update",
-    "batch_size",
-    "eval_batch_size",
-    "max_epochs",
-    "validate_every",
-    "test_size",
-    "num_images",
-    "num_inference_steps",
-    "gradient_steps",
-    "num_vectors",
-    "attempt_patience",
-)
-NOT_NEGATIVE = (
-    *("training_steps", "patience", "noise_pool", "confirm_size"),
-    *("weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale"),
-)
-SHARES = ("stop_train_accuracy", "stop_validation_accuracy")
-
-
-def validate(config: RunConfig) -> None:
-    """Check everything that can be told without loading a weight.
-
-    Raises:
-        UsageError: names the flag, what was given and what is allowed.
-    """
-    for f in fields(config):
-        value, choices = getattr(config, f.name), f.metadata["choices"]
-        _need(choices is None or value is None or value in choices, f.name, value, " or ".join(choices or ()))
-        _need(not isinstance(value, float) or math.isfinite(value), f.name, value, "a finite number")
-    exports = config.export or config.save_as_full_pipeline
-    if not (config.train or config.evaluate or config.prompt or config.list_classes or exports):
-        raise UsageError('nothing to do: add --train True, --evaluate True, both, or --prompt "a photo of {token} {class}"')
-    _need(not (config.train and config.token_path), "token_path", config.token_path, "a file only without --train True")
-    for name in POSITIVE:
-        _need(getattr(config, name) >= 1, name, getattr(config, name), "1 or more")
-    for name in NOT_NEGATIVE:
-        _need(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
-    for name in SHARES:
-        _need(0 <= getattr(config, name) <= 1, name, getattr(config, name), "0 to 1")
-    try:
-        parse_stages(config.jump_at)
-    except ValueError:
-        allowed = "a number from 0 to 1, several with commas, a range such as 0.05-0.3, each with @8 for 8 steps, stages with semicolons"
-        raise UsageError(f"--jump_at: {config.jump_at!r} was given; allowed is {allowed}") from None
-    for name in ("height", "width"):
-        value = getattr(config, name)
-        _need(value is None or value >= 8, name, value, "8 or more")
-    for name in ("adam_beta1", "adam_beta2", "token_ema"):
-        _need(0 <= getattr(config, name) < 1, name, getattr(config, name), "0 or more, below 1")
-    for name in ("adam_epsilon", "learning_rate", "relative_rate", "fine_rate"):
-        value = getattr(config, name)
-        _need(value is None or value > 0, name, value, "above 0")
-    for start in config.starts:
-        allowed = "class, vocabulary, initializer, a word, or several as in cat+pet"
-        _need(re.fullmatch(r"\w+(\+\w+)*", start) is not None, "start", config.start, allowed)
-    _need(config.num_vectors <= 32, "num_vectors", config.num_vectors, "1 to 32")
-    _need(1 <= config.num_templates <= 3, "num_templates", config.num_templates, "1 to 3")
-    _need(0 <= config.seed <= MAX_SEED, "seed", config.seed, f"0 to {MAX_SEED}")
-    for name in ("test_size", "validation_size", "confirm_size"):
-        _need(getattr(config, name) <= VALIDATION_BASE, name, getattr(config, name), f"at most {VALIDATION_BASE}")
-    _need(
-        config.max_epochs * config.images_per_update <= SEED_RANGE, "max_epochs", config.max_epochs, f"at most {SEED_RANGE} images in all"
-    )
-    _need(
-        config.keep != "validation" or config.validation_size >= 1,
-        "validation_size",
-        config.validation_size,
-        "1 or more with --keep validation",
-    )
-    _need(
-        re.fullmatch(r"[a-z0-9_]+", config.placeholder_token) is not None,
-        "placeholder_token",
-        config.placeholder_token,
-        "lower-case letters, digits and _",
-    )
-    _need(
-        re.fullmatch(r"\w[\w.-]{0,99}", config.exp_id) is not None,
-        "exp_id",
-        config.exp_id,
-        "a short folder name of letters, digits, . _ and -",
-    )
-    _need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device) is not None, "device", config.device, "auto, cpu, cuda or cuda:N")
-    _check_writable(config.output_path)
-
-
-def _check_writable(output_path: str) -> None:
-    try:
-        path = Path(output_path).absolute()
-        existing = next(p for p in (path, *path.parents) if p.exists())
-    except OSError as error:
-        raise UsageError(f"--output_path: {output_path!r} was given, which cannot be reached ({error.strerror})") from error
-    if not existing.is_dir():
-        raise UsageError(f"--output_path: {output_path!r} was given, but {existing} is a file; allowed is a folder that can be written")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"--output_path: {output_path!r} was given, but {existing} cannot be written; allowed is a folder that can be")
 
 
 def with_preset(preset: str, given: dict) -> RunConfig:

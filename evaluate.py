@@ -12,6 +12,7 @@ from tqdm import tqdm
 from class_token import TEMPLATES, ClassToken, fill
 from classifiers import Classifier, Guide, finite
 from config import RunConfig, evaluation_seeds
+from memory import Batches
 from outputs import RunFolder, clear, grid, to_pil, write_image, write_json
 from sampler import draw
 from trainer import sampler_settings
@@ -21,11 +22,14 @@ SHOWN = 8  # pairs in the picture that sets with and without the token one above
 
 def draw_all(config: RunConfig, token: ClassToken, prompt: str, seeds: list[int]) -> torch.Tensor:
     """Images (N, 3, H, W) in [0, 1], float32 on the CPU, of one prompt, a seed each; a changed batch size changes no noise."""
-    size, images = config.eval_batch_size, []
-    for i in tqdm(range(0, len(seeds), size), desc=prompt, unit="batch", leave=False):
-        chunk = seeds[i : i + size]
-        images.append(draw(token, [prompt] * len(chunk), chunk, sampler_settings(config)).float().cpu())
-    return torch.cat(images)
+    with tqdm(total=len(seeds), desc=prompt, unit="image", leave=False) as progress:
+
+        def batch(chunk: slice) -> torch.Tensor:
+            images = draw(token, [prompt] * len(seeds[chunk]), seeds[chunk], sampler_settings(config)).float().cpu()
+            progress.update(len(images))
+            return images
+
+        return torch.cat(Batches(config.eval_batch_size).over(len(seeds), batch))
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 Gradient skipping (Discriminative Class Tokens, section 3): the trajectory runs without gradient, but with the current
 token; only the steps that a mode names are differentiated. An early step decides what is drawn, a late one how it looks.
-Each mode is one function of the table ``MODES``; memory does not grow with the number of steps, but for "last".
+Each mode is one function of the table ``MODES``; memory does not grow with the number of steps.
 """
 
 import random
@@ -13,10 +13,10 @@ import torch
 
 from class_token import ClassToken
 from models import fresh_scheduler
-from sampler import SamplerSettings, Walk, alpha_bar_at, decode, draw_noise
+from sampler import SamplerSettings, Walk, alpha_bar_at, chunks, decode, draw_noise
 
-# Images (B, 3, H, W) in [0, 1] to the loss of each (B,) and whether it is right (B,).
-Score = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# Images (b, 3, H, W) in [0, 1] and which of the batch they are, to the loss of each (b,) and whether it is right (b,).
+Score = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -67,51 +67,67 @@ class Verdict:
     gradients: list[torch.Tensor]
 
 
+def judge(walk: Walk, latents: torch.Tensor, score: Score, weight: float) -> tuple[torch.Tensor, Verdict]:
+    """Decode and score latents (B, C, h, w), a few at a time: their graph, the largest of all, is freed before the next ones'.
+
+    Returns:
+        the gradient of the weighted sum of the losses with respect to the latents (B, C, h, w), and the verdict, as yet without gradients.
+    """
+    parts = []
+    for chunk in chunks(len(latents), walk.settings.decode_batch_size):
+        part = latents[chunk].detach().requires_grad_()  # (b, C, h, w)
+        images = decode(walk.models.vae, part)  # (b, 3, H, W)
+        losses, right = score(images, chunk)
+        parts.append((gradient_of(losses, part, weight), images.detach(), losses.detach(), right))
+    gradient, images, losses, right = (torch.cat(p) for p in zip(*parts, strict=True))
+    return gradient, Verdict(images, losses, right, [])
+
+
 def last(walk: Walk, path: GradientPath, score: Score, weight: float) -> Verdict:
     """Through the last K steps, the VAE's decoder and the classifier, with the chain through the latents in between."""
     first = len(walk.timesteps) - path.steps
     if first < 0:
         raise ValueError(f"{path.steps} steps with gradient, but the scheduler's list has {len(walk.timesteps)}")
-    with torch.no_grad():
-        latents = walk.run(walk.start, 0, first)
-    images = decode(walk.models.vae, walk.run(latents, first, len(walk.timesteps)))  # (B, 3, H, W)
-    losses, right = score(images)
-    return Verdict(images.detach(), losses.detach(), right, [gradient_of(losses, walk.cond, weight)])
+    latents, walk.recompute = walk.reach(first), path.steps > 1
+    latents = walk.run(latents, first, len(walk.timesteps))  # (B, C, h, w)
+    from_images, verdict = judge(walk, latents, score, weight)
+    verdict.gradients = [gradient_of(latents, walk.cond, from_images)]
+    return verdict
 
 
 def last_with_noises(walk: Walk, path: GradientPath, score: Score, weight: float) -> Verdict:
     """DRaFT-LV (Clark et al. 2024, section 3.3): the finished image is noised ``steps`` times to the last step's level, and each of
     these is denoised with gradient; their gradients are averaged, which evens out the luck of one noise."""
-    i, total, losses, rights = len(walk.timesteps) - 1, 0.0, [], []
-    with torch.no_grad():
-        latents = walk.run(walk.start, 0, len(walk.timesteps))
+    i, total, verdicts = len(walk.timesteps) - 1, 0.0, []
+    latents = walk.reach(len(walk.timesteps))  # (B, C, h, w)
     a = alpha_bar_at(walk.scheduler, i, torch.promote_types(latents.dtype, torch.float32)).to(latents.device)
     for j in range(path.steps):
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(j), dtype=torch.float32).to(latents)
         model_input = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(latents.dtype)
-        images = decode(walk.models.vae, walk.clean(i, model_input, walk.guided(i, model_input)))  # (B, 3, H, W)
-        loss, right = score(images)
-        total = total + gradient_of(loss, walk.cond, weight / path.steps)
-        losses.append(loss.detach())
-        rights.append(right)
-    return Verdict(images.detach(), torch.stack(losses).mean(0), torch.stack(rights).all(0), [total])
+        clean = walk.clean(i, model_input, walk.guided(i, model_input))  # (B, C, h, w)
+        from_images, verdict = judge(walk, clean, score, weight / path.steps)
+        total = total + gradient_of(clean, walk.cond, from_images)
+        verdicts.append(verdict)
+    losses, right = (torch.stack([getattr(v, name) for v in verdicts]) for name in ("losses", "right"))  # (noises, B) each
+    return Verdict(verdicts[-1].images, losses.mean(0), right.all(0), [total])
 
 
 def jump(walk: Walk, path: GradientPath, score: Score, weight: float) -> Verdict:
     """At each place the clean image is predicted, decoded and scored, with gradient through that one step; later steps are left out."""
-    places, latents, gradients, losses = path.places(len(walk.timesteps)), walk.start, [], []
-    for i in range(places[-1] + 1):
+    places, gradients, losses = path.places(len(walk.timesteps)), [], []
+    latents = walk.reach(places[0])  # (B, C, h, w)
+    for i in range(places[0], places[-1] + 1):
         if i not in places:
             with torch.no_grad():
                 latents = walk.run(latents, i, i + 1)
             continue
         model_input, noise_pred = walk.predict(i, latents)
-        images = decode(walk.models.vae, walk.clean(i, model_input, noise_pred))  # (B, 3, H, W)
-        loss, right = score(images)
-        gradients.append(gradient_of(loss, walk.cond, weight / len(places)))
-        losses.append(loss.detach())
+        clean = walk.clean(i, model_input, noise_pred)  # (B, C, h, w)
+        from_images, verdict = judge(walk, clean, score, weight / len(places))
+        gradients.append(gradient_of(clean, walk.cond, from_images))
+        losses.append(verdict.losses)
         latents = walk.step(i, noise_pred.detach(), latents)  # (B, C, h, w)
-    return Verdict(images.detach(), torch.stack(losses).mean(0), right, gradients)
+    return Verdict(verdict.images, torch.stack(losses).mean(0), verdict.right, gradients)
 
 
 def skip(walk: Walk, path: GradientPath, score: Score, weight: float) -> Verdict:
@@ -121,23 +137,21 @@ def skip(walk: Walk, path: GradientPath, score: Score, weight: float) -> Verdict
     z~ = z + sum over the places of c_i (eps_i(v) - stopgrad eps_i), where c_i is what the scheduler, linear in its predictions,
     makes of prediction i in the final latents: the value is that of z, the gradient that of the chosen predictions.
     """
-    places, latents, seen = path.places(len(walk.timesteps)), walk.start, {}
+    places, seen = path.places(len(walk.timesteps)), {}
+    latents = walk.reach(places[0])  # (B, C, h, w)
     with torch.no_grad():
-        for i in range(len(walk.timesteps)):
+        for i in range(places[0], len(walk.timesteps)):
             model_input, noise_pred = walk.predict(i, latents)
             if i in places:
                 seen[i] = model_input
             latents = walk.step(i, noise_pred, latents)  # (B, C, h, w)
-    images = decode(walk.models.vae, latents.requires_grad_())  # (B, 3, H, W)
-    losses, right = score(images)
-    from_image = gradient_of(losses, latents, weight)  # (B, C, h, w)
+    from_images, verdict = judge(walk, latents, score, weight)
     shares = prediction_shares(walk.scheduler, walk.settings.num_inference_steps)
-    gradients = []
     for i in places:
         # Of the guided prediction only the conditional half sees the token.
         cond_pred = walk.models.unet(seen[i], walk.timesteps[i], encoder_hidden_states=walk.cond).sample  # (B, C, h, w)
-        gradients.append(gradient_of(cond_pred, walk.cond, from_image * (shares[i].item() * walk.settings.guidance_scale)))
-    return Verdict(images.detach(), losses.detach(), right, gradients)
+        verdict.gradients.append(gradient_of(cond_pred, walk.cond, from_images * (shares[i].item() * walk.guidance_scale(i))))
+    return verdict
 
 
 # "random" is "last" with a number of steps that is drawn anew; see GradientPath.drawn.
@@ -165,20 +179,28 @@ def prediction_shares(scheduler, num_inference_steps: int) -> torch.Tensor:
 
 
 def token_gradients(
-    token: ClassToken, prompts: list[str], seeds: list[int], settings: SamplerSettings, path: GradientPath, score: Score, weight: float
+    token: ClassToken,
+    prompts: list[str],
+    seeds: list[int],
+    settings: SamplerSettings,
+    path: GradientPath,
+    score: Score,
+    weight: float,
+    kept: dict | None = None,
 ) -> Verdict:
     """Draw images with the current token, score them, and bring the gradient of the weighted sum of losses to the token.
 
     Args:
         path: nothing of it left to chance (:meth:`GradientPath.drawn`).
         weight: of each image's loss.
+        kept: what earlier calls with these prompts, seeds, settings and path left for this one; see ``sampler.Walk``.
 
     Returns:
         the verdict, its gradients with respect to ``token.vector`` (N, width), one for each differentiated step.
     """
     noise = draw_noise(seeds, token.models.latent_shape(settings.height, settings.width))  # (B, C, h, w)
     cond = token.encode(prompts)  # (B, L, D)
-    walk = Walk(token.models, cond.detach().requires_grad_(), token.unconditional, noise, settings)
+    walk = Walk(token.models, cond.detach().requires_grad_(), token.unconditional, noise, settings, kept)
     verdict = MODES[path.mode](walk, path, score, weight)
     # Through the text encoder once for each step; it is small, and normalizing needs the steps apart.
     verdict.gradients = [torch.autograd.grad(cond, token.vector, g, retain_graph=True)[0] for g in verdict.gradients]

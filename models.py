@@ -1,7 +1,5 @@
 """The frozen parts of a text-to-image model: tokenizer, text encoder, UNet, VAE, scheduler; from a hub id or a folder."""
 
-import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import torch
 
 from config import UsageError
+from hub import LOCAL, Hub, check_keys, hub_advice, hub_errors, one_line
 
 MINIATURE = Path(__file__).parent / "miniature" / "weights"
 
@@ -31,45 +30,6 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 BROUGHT_CLASSIFIERS = {"miniature": "miniature"}
 
 
-@dataclass(frozen=True)
-class Hub:
-    """How files are fetched from the hub.
-
-    Args:
-        cache_dir: folder of downloads; None is the hub's usual one. local_files_only: take what is there, ask no network.
-        revision: branch, tag or commit of the diffusion model.
-    """
-
-    cache_dir: str | None = None
-    local_files_only: bool = False
-    revision: str | None = None
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """The arguments that every library's ``from_pretrained`` takes, the revision left out."""
-        return {"cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
-
-    def fetch(self, repository: str, name: str, revision: str | None = None) -> Path:
-        """One file of a repository."""
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(repository, name, revision=revision or None, **self.place))
-
-
-LOCAL = Hub()
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' own reports back: what is wrong with weights or the network is one line of an error here."""
-    import huggingface_hub
-    import transformers
-
-    huggingface_hub.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers, of its own call
-
-
 @dataclass
 class DiffusionModels:
     """The five parts that a class token needs, frozen, on one device.
@@ -90,6 +50,11 @@ class DiffusionModels:
     def vae_scale_factor(self) -> int:
         """Pixels per latent along each side (8 in SD 1.4)."""
         return _vae_scale_factor(self.vae.config)
+
+    def compile(self) -> None:
+        """Have UNet and VAE decoder compiled for the shapes that they meet."""
+        for module in (self.unet, self.vae.decoder):
+            module.compile(dynamic=False)
 
     def image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, the model's own where None is given."""
@@ -158,47 +123,6 @@ def model_id(name: str) -> str:
 def is_local(name: str) -> bool:
     """Whether a model's files are at hand without the hub."""
     return Path(MODELS.get(name, name)).is_dir()
-
-
-def one_line(error: Exception) -> str:
-    """An error's message in one line of at most 500 characters, or its kind where it says nothing."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 500 else text[:500] + " ..."
-
-
-def check_keys(missing: Iterable = (), unexpected: Iterable = (), mismatched: Iterable = ()) -> None:
-    """Raises ValueError where a weight is missing (it would be random), unused, or of another shape, and lists them."""
-    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
-        listed = sorted(str(k[0] if isinstance(k, tuple) else k) for k in keys)
-        if listed:
-            more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-            raise ValueError(f"{len(listed)} weights are {what}: {', '.join(listed[:8])}{more}")
-
-
-def hub_errors() -> tuple[type[Exception], ...]:
-    """Exceptions of the hub's client that are no OSError: those of httpx; requests, which huggingface_hub 0 uses, has none."""
-    import huggingface_hub.utils
-
-    return (huggingface_hub.utils.httpx.HTTPError,) if hasattr(huggingface_hub.utils, "httpx") else ()
-
-
-def hub_advice(error: BaseException | None) -> str:
-    """What a user can do about a file that the hub does not give, or "" where that is not what ails."""
-    from huggingface_hub import errors
-
-    advice = {
-        errors.GatedRepoError: "; the repository is gated: accept its licence on its page, then log in with `hf auth login`",
-        errors.RepositoryNotFoundError: "; there is no such repository, or it is private (then `hf auth login` helps)",
-        errors.RevisionNotFoundError: "; the repository has no such revision",
-        (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled): "; there is no network and it was never fetched to the cache",
-        errors.EntryNotFoundError: "; the repository has no such file (of weights only safetensors are read)",
-    }
-    while error is not None:
-        for kinds, text in advice.items():
-            if isinstance(error, kinds):
-                return text
-        error = error.__cause__ or error.__context__
-    return ""
 
 
 def _part(name: str, hub: Hub, load):
@@ -289,6 +213,29 @@ def load_scheduler(name: str, choice: str | None = None, hub: Hub = LOCAL) -> An
     return _part(name, hub, load)
 
 
+def unet_and_vae_config(name: str, hub: Hub = LOCAL) -> tuple[dict, dict]:
+    """What the configuration files of UNet and VAE say.
+
+    Raises:
+        UsageError: they cannot be found or fetched.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    return tuple(_part(name, hub, lambda s, c=c, p=p, **where: c.load_config(s, subfolder=p, **where)) for p, c in kinds.items())
+
+
+def relative_size(name: str, height: int | None, width: int | None, hub: Hub = LOCAL) -> float:
+    """About how large an image's activations are, over those of SD 1.4 at 512x512.
+
+    Raises:
+        UsageError: the configuration cannot be found or fetched.
+    """
+    unet, vae = unet_and_vae_config(name, hub)
+    h, w = (side / _vae_scale_factor(vae) if side else unet["sample_size"] for side in (height, width))
+    return h * w * unet["block_out_channels"][0] / (64 * 64 * 320)
+
+
 def check_sampling(
     name: str,
     height: int | None,
@@ -306,12 +253,7 @@ def check_sampling(
         UsageError: no text-to-image model; an unknown kind of scheduler; a side is not a multiple of what VAE and UNet halve
             it by; more steps than the schedule has.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    unet, vae = (
-        _part(name, hub, lambda s, c=c, p=p, **where: c.load_config(s, subfolder=p, **where))
-        for c, p in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
-    )
+    unet, vae = unet_and_vae_config(name, hub)
     width = text_width(name, hub)
     if unet.get("addition_embed_type") or unet.get("cross_attention_dim") != width:
         raise UsageError(
@@ -345,7 +287,7 @@ def load_models(
     name: str,
     device: torch.device,
     dtype: torch.dtype,
-    gradient_checkpointing: bool = False,
+    checkpointed: tuple[str, ...] = (),
     scheduler_choice: str | None = None,
     hub: Hub = LOCAL,
 ) -> DiffusionModels:
@@ -353,7 +295,7 @@ def load_models(
 
     Args:
         dtype: precision of UNet and VAE.
-        gradient_checkpointing: of UNet and VAE, in the steps with gradient.
+        checkpointed: which of "unet" and "vae" compute their activations again in the backward pass rather than keep them.
         scheduler_choice: a short name of ``SCHEDULERS``; None is the model's own.
 
     Raises:
@@ -382,7 +324,7 @@ def load_models(
     text_encoder, unet, vae = _part(name, hub, load)
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval().to(device)
-    if gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        vae.enable_gradient_checkpointing()
+    for part, module in {"unet": unet, "vae": vae}.items():
+        if part in checkpointed:
+            module.enable_gradient_checkpointing()
     return DiffusionModels(tokenizer, text_encoder, unet, vae, scheduler, device, dtype)

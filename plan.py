@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from config import NO_HYPERPARAMETERS, VERSION, RunConfig, UsageError, validate
+from checks import validate
+from config import NO_HYPERPARAMETERS, VERSION, RunConfig, UsageError
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,12 @@ class Plan:
     device: Any  # torch.device
     dtype: Any  # torch.dtype
     saved: Any  # the vectors (N, width) found on disk, None with --train
+    memory: float  # bytes that the chosen --memory takes, about
 
 
 def hub_of(config: RunConfig):
     """How the options want files fetched."""
-    from models import Hub
+    from hub import Hub
 
     return Hub(config.cache_dir, config.local_files_only, config.revision)
 
@@ -65,8 +67,10 @@ def make_plan(config: RunConfig) -> Plan:
     validate(config)
     from class_token import TEMPLATES, check_apart, fill
     from classifiers import read_labels, targets_of
+    from hub import quiet_libraries
     from labels import find_class, match_label, prompt_class_name
-    from models import check_model, quiet_libraries, resolve_device, resolve_dtype
+    from memory import SETTINGS, estimate, with_memory
+    from models import check_model, is_local, relative_size, resolve_device, resolve_dtype
     from outputs import RunFolder, class_folder
 
     quiet_libraries()
@@ -92,8 +96,12 @@ def make_plan(config: RunConfig) -> Plan:
     vectors = config.num_vectors if saved is None else len(saved)
     check_apart(config.placeholder_token, prompts)
     check_against_model(config, hub, prompts, saved, vectors)
+    # A dry run fetches nothing; what the hub has is taken to be a Stable Diffusion at its own size.
+    size = relative_size(config.model, config.height, config.width, hub) if is_local(config.model) or not config.dry_run else 1.0
+    config = with_memory(config, size, device, dtype)
+    takes = estimate(SETTINGS[config.memory], size, device, dtype)
     return Plan(
-        config, dict(zip(names, targets, strict=True)), judge, known, label, class_name, tuple(prompts), folder, device, dtype, saved
+        config, dict(zip(names, targets, strict=True)), judge, known, label, class_name, tuple(prompts), folder, device, dtype, saved, takes
     )
 
 
@@ -187,12 +195,16 @@ def changed_settings(plan: Plan) -> list[str]:
 
 def describe(plan: Plan) -> str:
     """The resolved configuration and the plan as JSON."""
+    from memory import checkpointed
+
     steps = [verb for verb in ("train", "evaluate") if getattr(plan.config, verb)] + ["generate"] * bool(plan.config.prompt)
     steps += [f"export {plan.config.export}"] * bool(plan.config.export) + ["save pipeline"] * plan.config.save_as_full_pipeline
     names = {"do": steps, "classifier": plan.config.classifier, "judge": plan.judge, "class": plan.label, "prompts": plan.prompts}
     places = {
         "device": str(plan.device),
         "precision": str(plan.dtype),
+        "checkpointed": checkpointed(plan.config),
+        "memory": f"about {plan.memory / 1e9:.1f} GB with --memory {plan.config.memory}",
         "token": str(plan.folder.token),
         "images": str(plan.folder.eval_images),
     }

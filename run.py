@@ -60,13 +60,14 @@ def run(plan: Plan) -> None:
     try:
         carry_out(plan)
     except torch.OutOfMemoryError as error:
-        raise WorkError(f"out of memory on {plan.device}; try --batch_size 1 and --eval_batch_size 1 (they change nothing else)") from error
+        raise WorkError(f"out of memory on {plan.device}; try --memory 8gb, or a smaller --height and --width") from error
 
 
 def carry_out(plan: Plan) -> None:
     """The plan's steps, in their order."""
     from class_token import ClassToken
     from classifiers import Guide, load_classifier
+    from memory import checkpointed
     from models import load_models
 
     config, folder, hub, to = plan.config, plan.folder, hub_of(plan.config), (plan.device, plan.dtype)
@@ -77,7 +78,9 @@ def carry_out(plan: Plan) -> None:
     scores, judges = config.train or config.evaluate, config.evaluate and plan.judge_target is not None
     guides = [Guide(load_classifier(name, *to, hub=hub), target) for name, target in plan.guides.items()] if scores else []
     judge = Guide(load_classifier(plan.judge, *to, "judge", hub), plan.judge_target) if judges else None
-    models = load_models(config.model, *to, config.gradient_checkpointing, config.scheduler, hub)
+    models = load_models(config.model, *to, checkpointed(config), config.scheduler, hub)
+    if config.compile:
+        models.compile()
     number = config.num_vectors if plan.saved is None else len(plan.saved)
     token = ClassToken(models, config.placeholder_token, config.initializer_token, number)
     if config.train:
@@ -139,8 +142,8 @@ def export(plan: Plan, token) -> None:
 def list_classes(config: RunConfig) -> None:
     """Print number, label and name in the prompts of every class of the guide."""
     from classifiers import read_labels
+    from hub import quiet_libraries
     from labels import prompt_class_name
-    from models import quiet_libraries
 
     quiet_libraries()
     for name in guides_of(config):

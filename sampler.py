@@ -1,8 +1,11 @@
 """Embeddings and noise in, images out. Knows nothing of the run's options, nor of gradients (``gradients.py``)."""
 
+import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from class_token import ClassToken
 from models import DiffusionModels, fresh_scheduler
@@ -17,6 +20,8 @@ class SamplerSettings:
         guidance_scale: weight of classifier-free guidance; 1 turns it off.
         height, width: in pixels; None is the model's own.
         scheduler: a short name of ``models.SCHEDULERS``; None is the one that the models were loaded with.
+        guidance_interval: places on the trajectory, 0 the first step of the scheduler's list, 1 the last; outside there is no guidance.
+        decode_batch_size: images that the VAE decodes at once; None is all. It changes results by rounding only.
     """
 
     num_inference_steps: int = 30
@@ -24,6 +29,8 @@ class SamplerSettings:
     height: int | None = None
     width: int | None = None
     scheduler: str | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    decode_batch_size: int | None = None
 
 
 def draw_noise(seeds: list[int], shape: tuple[int, int, int]) -> torch.Tensor:
@@ -31,19 +38,26 @@ def draw_noise(seeds: list[int], shape: tuple[int, int, int]) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])  # (B, C, h, w)
 
 
-def guided_noise_pred(unet, latents, timestep, cond, uncond, guidance_scale: float) -> torch.Tensor:
+def guided_noise_pred(unet, latents, timestep, cond, uncond, guidance_scale: float, recompute: bool = False) -> torch.Tensor:
     """Classifier-free guidance (Ho and Salimans 2022, eq. 6, with w + 1 = guidance_scale).
 
     With gradient switched on it flows through the conditional half only: the unconditional one does not see the token.
 
     Args:
         latents: (B, C, h, w), already scaled for the UNet. cond: (B, L, D). uncond: (1, L, D).
+        recompute: keep no graph of the UNet, but compute it again in the backward pass.
 
     Returns:
         the guided prediction (B, C, h, w).
     """
-    if guidance_scale == 1:
+
+    def conditional(latents: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         return unet(latents, timestep, encoder_hidden_states=cond).sample
+
+    if recompute:
+        conditional = partial(checkpoint, conditional, use_reentrant=False)
+    if guidance_scale == 1:
+        return conditional(latents, cond)
     uncond = uncond.expand(len(cond), -1, -1)  # (B, L, D)
     if not torch.is_grad_enabled():
         both = unet(torch.cat([latents, latents]), timestep, encoder_hidden_states=torch.cat([uncond, cond])).sample
@@ -51,7 +65,7 @@ def guided_noise_pred(unet, latents, timestep, cond, uncond, guidance_scale: flo
     else:
         with torch.no_grad():
             noise_pred_uncond = unet(latents, timestep, encoder_hidden_states=uncond).sample
-        noise_pred_cond = unet(latents, timestep, encoder_hidden_states=cond).sample
+        noise_pred_cond = conditional(latents, cond)
     return noise_pred_uncond + guidance_scale * (noise_pred_cond - noise_pred_uncond)
 
 
@@ -84,6 +98,12 @@ def predict_clean(model_input: torch.Tensor, noise_pred: torch.Tensor, alpha_bar
     raise ValueError(f"prediction type {prediction_type!r}; epsilon and v_prediction are known")
 
 
+def chunks(number: int, size: int | None) -> list[slice]:
+    """Slices of at most ``size`` of ``number`` things; of all where it is None."""
+    size = size or number
+    return [slice(i, min(i + size, number)) for i in range(0, number, size)]
+
+
 def decode(vae, latents: torch.Tensor) -> torch.Tensor:
     """Scaled latents (B, C, h, w) to images (B, 3, H, W) in [0, 1]."""
     images = vae.decode(latents / vae.config.scaling_factor).sample  # (B, 3, H, W) in [-1, 1]
@@ -97,19 +117,34 @@ class Walk:
         cond: ``encoder_hidden_states`` of the prompts (B, L, D).
         uncond: that of the empty prompt (1, L, D).
         noise: standard normal (B, C, h, w).
+        kept: what walks of these very images share, filled by the first; None shares nothing.
     """
 
-    def __init__(self, models: DiffusionModels, cond: torch.Tensor, uncond: torch.Tensor, noise: torch.Tensor, settings: SamplerSettings):
-        self.models, self.cond, self.uncond, self.settings = models, cond, uncond, settings
+    def __init__(
+        self,
+        models: DiffusionModels,
+        cond: torch.Tensor,
+        uncond: torch.Tensor,
+        noise: torch.Tensor,
+        settings: SamplerSettings,
+        kept: dict | None = None,
+    ):
+        self.models, self.cond, self.uncond, self.settings, self.kept = models, cond, uncond, settings, kept
+        self.recompute = False  # of several steps with gradient keep no graph of the UNet, lest memory grow with their number
         self.scheduler = fresh_scheduler(models.scheduler, settings.scheduler)
         self.scheduler.set_timesteps(settings.num_inference_steps, device=models.device)
         self.timesteps = self.scheduler.timesteps  # the scheduler's own list: what every gradient mode counts on
         self.start = noise.to(models.device, models.dtype) * self.scheduler.init_noise_sigma  # (B, C, h, w)
 
+    def guidance_scale(self, i: int) -> float:
+        """The guidance at step ``i``: 1, which is none, outside the interval."""
+        low, high = self.settings.guidance_interval
+        return self.settings.guidance_scale if low <= i / max(1, len(self.timesteps) - 1) <= high else 1.0
+
     def guided(self, i: int, model_input: torch.Tensor) -> torch.Tensor:
         """The guided prediction at step ``i`` for latents that are scaled for the UNet (B, C, h, w)."""
-        scale = self.settings.guidance_scale
-        return guided_noise_pred(self.models.unet, model_input, self.timesteps[i], self.cond, self.uncond, scale)
+        scale = self.guidance_scale(i)
+        return guided_noise_pred(self.models.unet, model_input, self.timesteps[i], self.cond, self.uncond, scale, self.recompute)
 
     def predict(self, i: int, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the UNet sees at step ``i``, and its guided prediction, (B, C, h, w) each."""
@@ -126,6 +161,18 @@ class Walk:
             latents = self.step(i, self.predict(i, latents)[1], latents)
         return latents
 
+    @torch.no_grad()
+    def reach(self, stop: int) -> torch.Tensor:
+        """The latents before step ``stop`` (B, C, h, w): walked without gradient, or those that an earlier walk left in ``kept``."""
+        if self.kept is None:
+            return self.run(self.start, 0, stop)
+        if stop not in self.kept:
+            latents = self.run(self.start, 0, stop)
+            self.kept[stop] = latents, copy.deepcopy(self.scheduler)  # multistep schedulers remember what they were told
+        latents, scheduler = self.kept[stop]
+        self.scheduler = copy.deepcopy(scheduler)
+        return latents
+
     def clean(self, i: int, model_input: torch.Tensor, noise_pred: torch.Tensor) -> torch.Tensor:
         """The clean latents that the prediction at step ``i`` implies (B, C, h, w)."""
         alpha_bar = alpha_bar_at(self.scheduler, i, torch.promote_types(model_input.dtype, torch.float32))
@@ -138,4 +185,5 @@ def draw(token: ClassToken, prompts: list[str], seeds: list[int], settings: Samp
     models = token.models
     noise = draw_noise(seeds, models.latent_shape(settings.height, settings.width))  # (B, C, h, w)
     walk = Walk(models, token.encode(prompts), token.unconditional, noise, settings)
-    return decode(models.vae, walk.run(walk.start, 0, len(walk.timesteps)))
+    latents = walk.run(walk.start, 0, len(walk.timesteps))  # (B, C, h, w)
+    return torch.cat([decode(models.vae, latents[chunk]) for chunk in chunks(len(latents), settings.decode_batch_size)])

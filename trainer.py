@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from class_token import TEMPLATES, ClassToken, fill
 from classifiers import Guide, finite
-from config import RunConfig, WorkError, training_seeds, turn, validation_seeds
-from gradients import GradientPath, combined, token_gradients
+from config import RunConfig, WorkError, parse_interval, training_seeds, turn, validation_seeds
+from gradients import GradientPath, Verdict, combined, token_gradients
+from memory import Batches
 from outputs import RunFolder, clear, grid, write_image, write_lines, write_tensors
 from recipes import augmented
 from sampler import SamplerSettings, draw
@@ -62,7 +63,14 @@ class Best:
 
 def sampler_settings(config: RunConfig) -> SamplerSettings:
     """How the options want images evaluated and shown."""
-    return SamplerSettings(config.num_inference_steps, config.guidance_scale, config.height, config.width)
+    return SamplerSettings(
+        config.num_inference_steps,
+        config.guidance_scale,
+        config.height,
+        config.width,
+        guidance_interval=parse_interval(config.guidance_interval),
+        decode_batch_size=config.decode_batch_size,
+    )
 
 
 def training_settings(config: RunConfig) -> SamplerSettings:
@@ -267,6 +275,8 @@ class Task:
     def __init__(self, config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str):
         self.config, self.token, self.guides = config, token, guides
         self.images = 0  # that were drawn
+        self.batches, self.eval_batches = Batches(config.batch_size), Batches(config.eval_batch_size)
+        self.kept_for, self.kept = (), {}  # the steps without gradient of the last update, where the next one shares them
         self.wrong = {}  # share of wrong images in the last validation, by prompt
         self.settings = training_settings(config)
         # Each stage's gradients, and the trajectory that they are taken on.
@@ -285,7 +295,7 @@ class Task:
         """The prompts of one update: more of those that the last validation found wrong, without which the templates in turn."""
         number, templates = self.config.images_per_update, self.templates
         if self.wrong:
-            return random.Random(f"{self.config.seed} {epoch} prompts").choices(
+            return random.Random(f"{self.config.seed} {turn(self.config, epoch)} prompts").choices(
                 templates, [self.wrong[t] + LEAST for t in templates], k=number
             )
         first = turn(self.config, epoch) * number
@@ -301,28 +311,33 @@ class Task:
             images (N, 3, H, W), losses (N,), probabilities of the class (N,), right or wrong (N,), all detached. Of several
             guides the probability is the geometric mean.
         """
-        seeds, parts, token = training_seeds(self.config, epoch), [], self.token
+        seeds, token = training_seeds(self.config, epoch), self.token
         prompts = self.prompts(epoch)
         path, settings = self.stages[stage]
         path = path.drawn(random.Random(f"{self.config.seed} {epoch}"))
+        if self.kept_for != (stage, prompts, seeds):
+            self.kept_for, self.kept = (stage, prompts, seeds), {}
         weight = scaler.get_scale() / len(seeds)  # micro-batches add up to the gradient of the whole mean
-        for i in range(0, len(seeds), self.config.batch_size):
-            chunk = slice(i, i + self.config.batch_size)
+
+        def batch(chunk: slice) -> Verdict:
             score = partial(self.score_augmented, seeds[chunk]) if self.config.augment else self.score
-            parts.append(token_gradients(token, prompts[chunk], seeds[chunk], settings, path, score, weight))
+            kept = self.kept.setdefault((chunk.start, chunk.stop), {}) if self.config.reuse_trajectory > 1 else None
+            return token_gradients(token, prompts[chunk], seeds[chunk], settings, path, score, weight, kept)
+
+        parts = self.batches.over(len(seeds), batch)
+        self.images += len(seeds)
         by_step = [sum(gradients) for gradients in zip(*(p.gradients for p in parts), strict=True)]  # (V, width) each
         gradient = combined(by_step, path.normalize, scaler.get_scale())
         token.vector.grad = gradient if token.vector.grad is None else token.vector.grad + gradient
         losses = torch.cat([p.losses for p in parts])  # (N,)
         return torch.cat([p.images for p in parts]), losses, (-losses).exp(), torch.cat([p.right for p in parts])
 
-    def score(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, images: torch.Tensor, chunk: slice | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the class (B,), mean over the guides, and whether every guide says it (B,), of images (B, 3, H, W).
 
         Raises:
             WorkError: a logit is not finite.
         """
-        self.images += len(images)
         losses, right = [], []
         for guide in self.guides:
             logits = finite(guide.classifier.logits(images))  # (B, K)
@@ -331,9 +346,9 @@ class Task:
             right.append(logits.argmax(1) == target)  # (B,)
         return torch.stack(losses).mean(0), torch.stack(right).all(0)
 
-    def score_augmented(self, seeds: list[int], images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The score of images (B, 3, H, W) that are varied as their seeds say."""
-        return self.score(augmented(images, seeds))
+    def score_augmented(self, seeds: list[int], images: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The score of images (B, 3, H, W) that are varied as the seeds of this part of the batch say."""
+        return self.score(augmented(images, seeds[chunk]))
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
@@ -357,9 +372,11 @@ class Task:
 
     def score_drawn(self, seeds: list[int]) -> list[tuple[str, float, bool]]:
         """Prompt, loss and verdict of finished images, drawn in batches."""
-        prompts, found = [self.validation_prompts[i % len(self.validation_prompts)] for i in range(len(seeds))], []
-        for i in range(0, len(seeds), self.config.eval_batch_size):
-            chunk = slice(i, i + self.config.eval_batch_size)
+        prompts = [self.validation_prompts[i % len(self.validation_prompts)] for i in range(len(seeds))]
+
+        def batch(chunk: slice) -> list[tuple[str, float, bool]]:
             losses, right = self.score(draw(self.token, prompts[chunk], seeds[chunk], self.settings))  # (B,) each
-            found += zip(prompts[chunk], losses.tolist(), right.tolist(), strict=True)
-        return found
+            return list(zip(prompts[chunk], losses.tolist(), right.tolist(), strict=True))
+
+        self.images += len(seeds)
+        return [row for part in self.eval_batches.over(len(seeds), batch) for row in part]

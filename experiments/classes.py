@@ -5,8 +5,8 @@
     python experiments/classes.py --gradient_mode last --exp_id last # any other flag goes to run.py
     python experiments/classes.py --table True                       # only print what is there, and draw the figure and the sheets
 
-Each token is one ``run.py --model miniature --class_index N --train True``, without gradient checkpointing, which a small model does not
-need, then measured on 100 seeds by ``measure.py``; so is each class without a token.
+Each token is one ``run.py --model miniature --class_index N --train True``, then measured on 100 seeds by ``measure.py``; so is each class
+without a token.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from config import RunConfig, with_preset
+from config import MEMORY_OPTIONS, RunConfig, with_preset
 from experiments import tables
 from miniature.scenes import CLASSES, SceneClass
 from outputs import RunFolder, class_folder
@@ -61,7 +61,9 @@ class Run:
         if not self.folder.token.exists():
             return False
         learned_with = json.loads(self.folder.config.read_text())["config"]
-        return learned_with | {"output_path": self.config.output_path} == asdict(self.config)  # one folder has many paths
+        # An option that is younger than the token was off then; one folder has many paths, and how much memory is taken changes nothing.
+        now, then = asdict(self.config), asdict(RunConfig()) | learned_with
+        return all(now[k] == then[k] for k in now if k not in {"output_path", *MEMORY_OPTIONS})
 
     @property
     def is_done(self) -> bool:
@@ -82,13 +84,7 @@ def plan(scene_class: SceneClass, seed: int, output_path: str, extra: list[str])
     """The run of one class and training seed; ``extra`` are flags for ``run.py``."""
     todo = {"class_index": scene_class.index + 1, "train": True, "seed": seed, "output_path": output_path}
     # Guide and judge by name, as a run records them.
-    todo |= {
-        "model": "miniature",
-        "classifier": "miniature",
-        "judge": "miniature-judge",
-        "eval_batch_size": 12,
-        "gradient_checkpointing": False,
-    }
+    todo |= {"model": "miniature", "classifier": "miniature", "judge": "miniature-judge"}
     argv = [word for flag, value in todo.items() for word in (f"--{flag}", str(value))] + extra
     given = vars(build_parser().parse_args(argv))
     config = with_preset(given.pop("preset"), given)

@@ -21,9 +21,10 @@ from class_token import TEMPLATES, ClassToken, fill, read_token
 from classifiers import load_classifier
 from config import with_preset
 from evaluate import draw_all, verdicts
+from hub import quiet_libraries
 from labels import prompt_class_name
 from miniature.scenes import CLASSES, HUES, with_article
-from models import load_models, quiet_libraries
+from models import load_models
 from outputs import grid, write_image, write_json
 
 SEEDS = range(100)

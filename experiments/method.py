@@ -56,15 +56,16 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
 
     from class_token import TEMPLATES, ClassToken, fill
     from classifiers import Guide, load_classifier
+    from hub import quiet_libraries
     from labels import prompt_class_name
-    from models import load_models, quiet_libraries
+    from models import load_models
     from outputs import RunFolder
     from sampler import draw
     from trainer import sampler_settings, train
 
     torch.set_num_threads(1)
     quiet_libraries()
-    given = {"model": "miniature", "class_index": class_index, "seed": seed, "gradient_checkpointing": False, "eval_batch_size": 40}
+    given = {"model": "miniature", "class_index": class_index, "seed": seed, "eval_batch_size": 40}
     config, to = with_preset("default", given | SETTINGS[setting]), (torch.device("cpu"), torch.float32)
     guide, judge = (load_classifier(name, *to) for name in ("miniature", "miniature-judge"))
     token = ClassToken(load_models("miniature", *to), config.placeholder_token, config.initializer_token, config.num_vectors)

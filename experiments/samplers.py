@@ -20,8 +20,9 @@ import torch
 from class_token import ClassToken, read_origin, read_token
 from classifiers import Guide, load_classifier
 from config import validation_seeds, with_preset
+from hub import quiet_libraries
 from labels import prompt_class_name
-from models import load_models, quiet_libraries
+from models import load_models
 from outputs import write_lines
 from trainer import Task, sampler_settings
 

@@ -12,7 +12,7 @@ from tiny_folders import LABELS, edit_json, save_hf_convnext, save_hf_vit, save_
 
 from classifiers import CLASSIFIERS, find, load_classifier, parse_source, read_labels
 from config import UsageError, WorkError
-from models import Hub
+from hub import Hub
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from config import PRESETS, RunConfig, UsageError, validate, with_preset
+from checks import validate
+from config import PRESETS, RunConfig, UsageError, with_preset
 from run import boolean, build_parser, main
 
 ROOT = Path(__file__).parent.parent

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import tiny_models
 
+from benchmarks.footprint import LiveBytes
 from class_token import ClassToken
 from config import RunConfig, Stage, parse_stages
 from gradients import MODES, GradientPath, combined, prediction_shares, token_gradients
@@ -53,12 +54,19 @@ def losses_of(images):
     return (weights * images.square()).sum((1, 2, 3))
 
 
-def score(images):
+def score(images, chunk):
+    assert len(images) == len(range(*chunk.indices(len(SEEDS))))
     return losses_of(images), torch.zeros(len(images), dtype=torch.bool)
 
 
-def of(token, path, weight=1.0):
-    return token_gradients(token, PROMPTS, SEEDS, SETTINGS, path, score, weight)
+def of(token, path, weight=1.0, settings=None, kept=None):
+    return token_gradients(token, PROMPTS, SEEDS, settings or SETTINGS, path, score, weight, kept)
+
+
+def scale_at(i, number):
+    """The guidance of a step, of ``SETTINGS`` as they are now."""
+    low, high = SETTINGS.guidance_interval
+    return SETTINGS.guidance_scale if low <= i / (number - 1) <= high else 1.0
 
 
 def trajectory(token):
@@ -71,18 +79,19 @@ def trajectory(token):
     with torch.no_grad():
         latents = draw_noise(SEEDS, models.latent_shape(None, None)).double() * scheduler.init_noise_sigma
         cond = token.encode(PROMPTS)
-        for t in scheduler.timesteps:
+        for i, t in enumerate(scheduler.timesteps):
             before = copy.deepcopy(scheduler)
             model_input = scheduler.scale_model_input(latents, t)
             uncond = models.unet(model_input, t, token.encode(["", ""])).sample
-            noise_pred = uncond + SETTINGS.guidance_scale * (models.unet(model_input, t, cond).sample - uncond)
+            scale = scale_at(i, len(scheduler.timesteps))
+            noise_pred = uncond + scale * (models.unet(model_input, t, cond).sample - uncond)
             rows.append((latents, model_input, uncond, before, noise_pred))
             latents = scheduler.step(noise_pred, t, latents).prev_sample
     return rows, latents, scheduler
 
 
-def guided(token, model_input, t, uncond):
-    return uncond + SETTINGS.guidance_scale * (token.models.unet(model_input, t, token.encode(PROMPTS)).sample - uncond)
+def guided(token, model_input, t, uncond, scale):
+    return uncond + scale * (token.models.unet(model_input, t, token.encode(PROMPTS)).sample - uncond)
 
 
 def plain_loss(token, path, frozen):
@@ -97,7 +106,7 @@ def plain_loss(token, path, frozen):
         latents, scheduler = rows[number - path.steps][0], copy.deepcopy(rows[number - path.steps][3])
         for i in range(number - path.steps, number):
             t = scheduler.timesteps[i]
-            noise_pred = guided(token, scheduler.scale_model_input(latents, t), t, rows[i][2])
+            noise_pred = guided(token, scheduler.scale_model_input(latents, t), t, rows[i][2], scale_at(i, number))
             latents = scheduler.step(noise_pred, t, latents).prev_sample
         return losses_of(decode(models.vae, latents)).sum()
     if path.mode == "lv":
@@ -107,23 +116,55 @@ def plain_loss(token, path, frozen):
             x = a.sqrt() * final + (1 - a).sqrt() * noise
             with torch.no_grad():
                 uncond = models.unet(x, t, token.encode(["", ""])).sample
-            clean = (x - (1 - a).sqrt() * guided(token, x, t, uncond)) / a.sqrt()
+            clean = (x - (1 - a).sqrt() * guided(token, x, t, uncond, scale_at(number - 1, number))) / a.sqrt()
             total = total + losses_of(decode(models.vae, clean)).sum() / path.steps
         return total
     places = path.places(number)
     if path.mode == "jump":
         for i in places:
             x, uncond = rows[i][1:3]
-            clean = (x - (1 - a_of[i]).sqrt() * guided(token, x, done.timesteps[i], uncond)) / a_of[i].sqrt()
+            clean = (x - (1 - a_of[i]).sqrt() * guided(token, x, done.timesteps[i], uncond, scale_at(i, number))) / a_of[i].sqrt()
             total = total + losses_of(decode(models.vae, clean)).sum() / len(places)
         return total
     # skip: the scheduler is run with the chosen predictions live and every latent that the UNet sees frozen
     latents, scheduler = rows[0][0], copy.deepcopy(rows[0][3])
     for i, t in enumerate(scheduler.timesteps):
         scheduler.scale_model_input(latents, t)
-        noise_pred = guided(token, rows[i][1], t, rows[i][2])
+        noise_pred = guided(token, rows[i][1], t, rows[i][2], scale_at(i, number))
         latents = scheduler.step(noise_pred if i in places else noise_pred.detach(), t, latents).prev_sample
     return losses_of(decode(models.vae, latents)).sum()
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_a_guidance_interval_enters_the_gradient_of_every_mode(float64_default, monkeypatch, path):
+    token, whole = token_of("PNDMScheduler"), None
+    for interval in ((0.0, 1.0), (0.3, 0.7)):
+        monkeypatch.setitem(globals(), "SETTINGS", replace(SETTINGS, guidance_interval=interval))
+        ours = combined(of(token, path).gradients, False)
+        (plain,) = torch.autograd.grad(plain_loss(token, path, trajectory(token)), token.vector)
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-9)
+        assert whole is None or not torch.allclose(ours, whole, rtol=1e-2)
+        whole = ours
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_decoding_a_few_at_a_time_changes_nothing(float64_default, path):
+    token = token_of("PNDMScheduler")
+    whole, singly = of(token, path), of(token, path, settings=replace(SETTINGS, decode_batch_size=1))
+    torch.testing.assert_close(combined(singly.gradients, False), combined(whole.gradients, False))
+    torch.testing.assert_close(singly.images, whole.images)
+    torch.testing.assert_close(singly.losses, whole.losses)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_a_kept_trajectory_is_not_walked_again_and_gives_the_same_gradient(token64, path):
+    """Multistep schedulers remember the steps before, so their state is kept too."""
+    kept, number = {}, len(trajectory(token64)[0])
+    first, walked = of(token64, path, kept=kept), len(calls_of(token64, path))
+    again = of(token64, path, kept=kept)
+    torch.testing.assert_close(combined(again.gradients, False), combined(first.gradients, False))
+    before = {"last": number - path.steps, "lv": number}.get(path.mode, path.places(number)[0])
+    assert len(calls_of(token64, path, kept)) == walked - before
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
@@ -153,7 +194,8 @@ def finite(token, path, frozen):
     shares = prediction_shares(token.models.scheduler, SETTINGS.num_inference_steps)
     for i in path.places(len(rows)):
         # What the prediction was is in the final latents already; the difference enters by its share.
-        latents = latents + shares[i] * (guided(token, rows[i][1], done.timesteps[i], rows[i][2]) - rows[i][4])
+        now = guided(token, rows[i][1], done.timesteps[i], rows[i][2], scale_at(i, len(rows)))
+        latents = latents + shares[i] * (now - rows[i][4])
     return losses_of(decode(token.models.vae, latents)).sum().item()
 
 
@@ -184,11 +226,11 @@ def test_images_of_the_modes_that_finish_are_the_sampled_images(token, path):
     torch.testing.assert_close(of(token, path).images, draw(token, PROMPTS, SEEDS, SETTINGS), rtol=1e-4, atol=1e-5)
 
 
-def calls_of(token, path):
+def calls_of(token, path, kept=None):
     """(batch, with gradient) of each UNet call."""
     calls = []
     handle = token.models.unet.register_forward_hook(lambda m, args, out: calls.append((len(args[0]), out.sample.requires_grad)))
-    of(token, path)
+    of(token, path, kept=kept)
     handle.remove()
     return calls
 
@@ -228,6 +270,16 @@ def test_one_graph_is_alive_at_a_time_however_many_steps(token, monkeypatch):
             peaks.append(most[0])
     assert max(peaks[::2]) <= 1.1 * peaks[0]
     assert max(peaks[1::2]) <= 1.1 * peaks[1]
+
+
+def test_memory_hardly_grows_with_the_number_of_last_steps(token):
+    """Of several steps the UNet's graph is made again, one step at a time, in the backward pass."""
+    peaks = []
+    for steps in (1, 2, 5):
+        with LiveBytes() as live:
+            of(token, GradientPath("last", steps))
+        peaks.append(live.peak)
+    assert max(peaks) <= 1.1 * peaks[0]
 
 
 def test_normalised_steps_count_alike():

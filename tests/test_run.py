@@ -135,4 +135,4 @@ def test_running_out_of_memory_is_one_line_that_names_the_flags(monkeypatch, tmp
 
     monkeypatch.setattr("trainer.train", full)
     assert main([*QUICK, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path)]) == 1
-    assert "try --batch_size 1 and --eval_batch_size 1" in capsys.readouterr().err
+    assert "try --memory 8gb, or a smaller --height and --width" in capsys.readouterr().err

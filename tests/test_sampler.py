@@ -35,6 +35,20 @@ def test_without_guidance_only_the_conditional_half_runs(token):
     assert sizes == [2] * 4
 
 
+def test_outside_the_guidance_interval_only_the_conditional_half_runs(token):
+    sizes = []
+    handle = token.models.unet.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
+    draw(token, PROMPTS, SEEDS, SamplerSettings(num_inference_steps=4, guidance_scale=3.0, guidance_interval=(0.2, 0.75)))
+    handle.remove()
+    assert sizes == [2, 4, 4, 4, 2]  # PNDM makes five steps of four
+
+
+def test_decoding_a_few_at_a_time_draws_the_same(token):
+    whole = draw(token, PROMPTS, SEEDS, SETTINGS)
+    singly = draw(token, PROMPTS, SEEDS, SamplerSettings(num_inference_steps=6, guidance_scale=3.0, decode_batch_size=1))
+    torch.testing.assert_close(singly, whole)
+
+
 ALL = list(SCHEDULERS.values())
 
 

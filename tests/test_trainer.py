@@ -354,6 +354,19 @@ def test_noises_come_back_with_their_prompts(token, guides):
     assert [task.prompts(epoch) for epoch in range(3)] == [task.prompts(epoch) for epoch in range(3, 6)]
 
 
+def test_updates_that_share_a_trajectory_share_noises_and_prompts(token, guides):
+    """And walk it once: of the steps without gradient the second update runs none."""
+    config, sizes = replace(CONFIG, images_per_update=2, reuse_trajectory=2, jump_at="0.5", keep="loss"), []
+    assert [training_seeds(config, e)[0] % 1000 for e in range(4)] == [0, 0, 2, 2]
+    task = Task(config, token, guides, "cat")
+    handle = token.models.unet.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
+    for epoch in range(3):
+        task.accumulate(epoch, IDLE)
+    handle.remove()
+    step = [2, 2]  # with gradient the two halves run one after the other
+    assert sizes == [4, 4, *step, *step, 4, 4, *step]
+
+
 def test_augmented_images_are_what_the_guide_sees_in_training_alone(token, guides, monkeypatch):
     seen = []
     monkeypatch.setattr("trainer.augmented", lambda images, seeds: seen.append(seeds) or images)

@@ -1,0 +1,87 @@
+"""What the benchmarks share: the machine that they run on, and timing of several things in turn."""
+
+import datetime
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from outputs import write_json
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def environment(device: torch.device) -> dict:
+    """Date, hardware and versions: what a figure is worth nothing without."""
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": on,
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "timm")},
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that tensors have had since it was reset (CUDA), or the process ever had."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """How long ``work`` takes."""
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def alternating(cases: dict[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of every case in every round. Cases take turns, so that what else the machine does meets them all alike."""
+    for _ in range(warm_up):
+        for work in cases.values():
+            work()
+    found = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, work in cases.items():
+            found[name].append(seconds(work, device))
+    return found
+
+
+def ratios(found: dict[str, list[float]], of: str, to: str) -> float:
+    """Median over the rounds of how many times longer ``of`` takes than ``to`` in the same round."""
+    return statistics.median(a / b for a, b in zip(found[of], found[to], strict=True))
+
+
+def medians(found: dict[str, list[float]]) -> dict[str, float]:
+    """Median seconds of every case."""
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def finish(result: dict, out: Path | None) -> None:
+    """Print the result, and write it where that was asked for."""
+    print(json.dumps(result, indent=2))
+    if out:
+        write_json(out, result)

@@ -1,0 +1,126 @@
+"""Seconds until a token is good on unseen seeds: ours with the defaults, the plain reference with the paper's settings.
+
+    python benchmarks/convergence.py --seeds 35 36 37        # resumes; rows go to results/convergence.jsonl
+    python benchmarks/convergence.py --table True
+
+Good is: right in at least .9 of 50 unseen images, by guide and by judge. Ours counts until training ends by itself, validation included.
+The reference's tokens after 10, 20, ... updates are all judged where its last one is good, so that it gets the time of its first
+good one. Both count the loading of the models, and nothing of the judging.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from benchmarks import common
+from benchmarks.reference import bytes_of, learn_class
+from class_token import TEMPLATES, ClassToken, fill, token_tensors
+from classifiers import Guide, load_classifier
+from config import RunConfig, with_preset
+from experiments.measure import Bench
+from experiments.method import TUNING_CLASSES, read
+from hub import quiet_libraries
+from labels import prompt_class_name
+from models import load_models
+from outputs import RunFolder, write_lines, write_tensors
+from run import boolean
+from trainer import train
+
+GOOD, IMAGES, EVERY = 0.9, 50, 10
+
+
+def judged(class_index: int, vector: torch.Tensor) -> dict[str, float]:
+    """Accuracy by guide and judge on unseen seeds of a token's vector (1, width)."""
+    bench = Bench(class_index, None)
+    bench.token.load(vector)
+    images = bench.draw(fill(TEMPLATES[0], bench.token.placeholder, bench.class_name), IMAGES)
+    return {who: bench.right(images, c).float().mean().item() for who, c in (("guide", bench.guide), ("judge", bench.judge))}
+
+
+def is_good(row: dict) -> bool:
+    """Whether guide and judge agree that the token does."""
+    return min(row["guide"], row["judge"]) >= GOOD
+
+
+def ours(config: RunConfig) -> dict:
+    """Learn one class with the defaults."""
+    begin, to = time.perf_counter(), (torch.device("cpu"), torch.float32)
+    guide = Guide(load_classifier("miniature", *to), config.class_index - 1)
+    token = ClassToken(load_models("miniature", *to), config.placeholder_token, config.initializer_token)
+    name = prompt_class_name(guide.classifier.labels[guide.target])
+    with tempfile.TemporaryDirectory() as out:
+        folder = RunFolder(out, "c", "e")
+        training = train(config, token, [guide], name, folder)
+        write_tensors(folder.token, token_tensors(token), {})
+        seconds = time.perf_counter() - begin
+        size = sum(p.stat().st_size for p in (folder.token, folder.log))
+    found = {"updates": len(training.rows), "images": training.images, "seconds": seconds, "bytes_on_disk": size}
+    return found | judged(config.class_index, token.vector.detach())
+
+
+def reference(config: RunConfig) -> dict:
+    """Learn one class as the official program does; the time is that of its first good token, or of all where none is."""
+    with tempfile.TemporaryDirectory() as out:
+        _, rows = learn_class(config, Path(out))
+        size = bytes_of(Path(out))
+    judgements = {len(rows): judged(config.class_index, rows[-1]["vector"])}
+    if is_good(judgements[len(rows)]):
+        judgements |= {n: judged(config.class_index, rows[n - 1]["vector"]) for n in range(EVERY, len(rows), EVERY)}
+    first = min((n for n, found in judgements.items() if is_good(found)), default=len(rows))
+    images = first * config.images_per_update
+    return {"updates": first, "images": images, "seconds": rows[first - 1]["seconds"], "bytes_on_disk": size} | judgements[first]
+
+
+WAYS = {"ours": (ours, "default"), "reference": (reference, "paper")}
+
+
+def print_table(rows: list[dict]) -> None:
+    """Both ways class by class, medians over the training seeds, and the ratio where both are good."""
+    print("| class | ours: good | guide / judge | updates | images | s | reference: good | guide / judge | updates | images | s | ratio |")
+    print("|-" * 12 + "|")
+    for c in dict.fromkeys(r["class_index"] for r in rows):
+        cells, times = [], []
+        for way in WAYS:
+            mine = [r for r in rows if r["class_index"] == c and r["way"] == way]
+            if not mine:
+                cells += ["", "", "", "", ""]
+                continue
+            middle = {key: statistics.median(r[key] for r in mine) for key in ("guide", "judge", "updates", "images", "seconds")}
+            cells += [f"{sum(map(is_good, mine))} of {len(mine)}", f"{middle['guide']:.2f} / {middle['judge']:.2f}"]
+            cells += [f"{middle[key]:.0f}" for key in ("updates", "images", "seconds")]
+            times.append(middle["seconds"] if all(map(is_good, mine)) else None)
+        ratio = f"{times[1] / times[0]:.1f}" if len(times) == 2 and all(times) else ""
+        print(f"| {c} | " + " | ".join([*cells, ratio]) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", nargs="+", type=int, default=TUNING_CLASSES, help="of the miniature, from 1")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[35], help="training seeds")
+    parser.add_argument("--out", type=Path, default=Path("results/convergence.jsonl"), help="JSON lines, one a token")
+    parser.add_argument("--table", type=boolean, default=False, help="print the table of what is there, and stop")
+    args = parser.parse_args()
+    quiet_libraries()
+    rows = read(args.out)
+    for seed in args.seeds if not args.table else ():
+        for c in args.classes:
+            for way, (learn, preset) in WAYS.items():  # in turns: what else the machine does meets both alike
+                if any((r["way"], r["class_index"], r["seed"]) == (way, c, seed) for r in rows):
+                    continue
+                given = {"model": "miniature", "class_index": c, "seed": seed, "train": True, "device": "cpu", "eval_batch_size": 12}
+                found = learn(with_preset(preset, given))
+                rows.append({"way": way, "class_index": c, "seed": seed} | found | common.environment(torch.device("cpu")))
+                write_lines(args.out, rows)
+                print("{way}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f}, {seconds:.0f} s".format(**rows[-1]), flush=True)
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

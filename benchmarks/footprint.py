@@ -1,0 +1,110 @@
+"""How much memory an update needs at Stable Diffusion 1.4's shapes, without a GPU: the figures of ``memory.SETTINGS``.
+
+    python benchmarks/footprint.py
+    python benchmarks/footprint.py --images_per_update 10
+
+The models, one step with gradient, the decoder and the guide run on fake tensors, which have shapes but no data; every tensor that is
+alive is counted. What a GPU adds (its context, the libraries' workspaces, the allocator's gaps) is not in it: ``gpu.py`` measures that.
+"""
+
+import argparse
+import sys
+import weakref
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks import common
+from benchmarks.sd_shapes import build_guide, build_models
+from gradients import gradient_of, judge
+from memory import SETTINGS, Setting
+from sampler import SamplerSettings, Walk, chunks, decode, predict_clean
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive, and the most there ever were."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.seen = 0, 0, weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.seen:
+                storage = tensor.untyped_storage()
+                self.seen[storage] = True
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _freed(self, number: int) -> None:
+        self.now -= number
+
+
+def needs(setting: Setting, images: int, dtype: torch.dtype = torch.float16) -> dict[str, float]:
+    """Bytes of the weights, and of all at the peak of an update of ``images`` images and of drawing without gradient.
+
+    An update is that of one early step: later ones hold no more, as the steps before them leave no graph.
+    """
+    nowhere, settings = torch.device("meta"), SamplerSettings(decode_batch_size=setting.decode_batch_size)
+    models, guide = build_models(1.0, nowhere, dtype, setting.checkpointed), build_guide(1.0, nowhere, dtype)
+    models.device = torch.device("cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
+        for module in (models.unet, models.vae, models.text_encoder, guide.classifier.model):
+            put_on_cpu(module)
+        weights = live.now
+    walk = walk_of(models, images, settings)
+    with FakeTensorMode(allow_non_fake_inputs=True), live:
+        # As gradients.jump does at its one place; a scheduler would ask fake tensors for their numbers.
+        clean = predict_clean(walk.start, walk.guided(0, walk.start), torch.tensor(0.01), "epsilon")  # (B, C, h, w)
+        from_images, _ = judge(walk, clean, lambda images, chunk: score(guide, images), 1.0)
+        gradient_of(clean, walk.cond, from_images)
+        update, live.peak = live.peak, live.now
+    walk = walk_of(models, setting.eval_batch_size, settings)
+    with FakeTensorMode(allow_non_fake_inputs=True), live, torch.no_grad():
+        latents = walk.guided(0, walk.start)  # (B, C, h, w)
+        [decode(models.vae, latents[chunk]) for chunk in chunks(len(latents), setting.decode_batch_size)]
+    return {"weights": weights, "update": update, "drawing": live.peak}
+
+
+def put_on_cpu(module: torch.nn.Module) -> None:
+    """Give every weight that is nowhere a fake tensor on the CPU; what autograd does there is what it does on a GPU."""
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            setattr(part, name, torch.nn.Parameter(torch.empty_like(weight, device="cpu"), requires_grad=False))
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, torch.empty_like(buffer, device="cpu"))
+
+
+def score(guide, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``trainer.Task.score`` does."""
+    logits = guide.classifier.logits(images)  # (B, K)
+    target = torch.full((len(logits),), guide.target)
+    return F.cross_entropy(logits, target, reduction="none"), logits.argmax(1) == target
+
+
+def walk_of(models, batch: int, settings: SamplerSettings) -> Walk:
+    """A walk of real, small tensors; what the models make of them is fake."""
+    cond = torch.zeros(batch, 77, 768, dtype=models.dtype, requires_grad=True)  # (B, L, D)
+    return Walk(models, cond, torch.zeros(1, 77, 768, dtype=models.dtype), torch.zeros(batch, 4, 64, 64), settings)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images_per_update", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    args = parser.parse_args()
+    rows = {name: needs(s, args.images_per_update) for name, s in SETTINGS.items()}
+    common.finish(common.environment(torch.device("cpu")) | {"images_per_update": args.images_per_update, "bytes": rows}, args.out)
+
+
+if __name__ == "__main__":
+    main()

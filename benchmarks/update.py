@@ -1,0 +1,117 @@
+"""Seconds of one update on the miniature: ours, the plain reference, and the model calls alone.
+
+    python benchmarks/update.py --rounds 5
+
+Everything runs in this process, in turns. "ours, ..." is a whole update: images, scores, gradient, optimiser, log and pictures. "bare, ..."
+are the calls of text encoder, UNet, VAE decoder and guide that this update made, with their shapes and gradients, and nothing else.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from benchmarks import common
+from benchmarks.reference import Reference
+from class_token import ClassToken
+from classifiers import Guide, load_classifier
+from config import RunConfig, with_preset
+from hub import quiet_libraries
+from labels import prompt_class_name
+from models import load_models
+from outputs import RunFolder
+from trainer import train
+
+CLASS = 2
+
+
+def stages_of(config: RunConfig) -> dict[str, RunConfig]:
+    """One configuration for each stage, which is then its only one."""
+    return {f"stage {i}": replace(config, jump_at=place) for i, place in enumerate(config.jump_at.split(";"), start=1)}
+
+
+def cases_of_ours() -> dict[str, RunConfig]:
+    """One update each of the paper's settings and of the stages of the default."""
+    once = {"model": "miniature", "class_index": CLASS, "train": True, "keep": "loss", "max_epochs": 1, "device": "cpu"}
+    return {"paper": with_preset("paper", once)} | stages_of(with_preset("default", once))
+
+
+def record_calls(parts: dict[str, torch.nn.Module], work: Callable[[], object]) -> list[tuple]:
+    """(module, args, kwargs, with gradient) of every call that ``work`` makes of the modules."""
+    calls = []
+
+    def note(module, args, kwargs):
+        calls.append((module, args, kwargs, torch.is_grad_enabled()))
+
+    handles = [part.register_forward_pre_hook(note, with_kwargs=True) for part in parts.values()]
+    try:
+        work()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def replay(calls: list[tuple], token: ClassToken) -> None:
+    """Make the calls again, each by itself, with their backward pass where they had one."""
+
+    def fresh(value):
+        return value.detach().requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
+
+    with token.spliced():
+        for module, args, kwargs, with_gradient in calls:
+            args, kwargs = [fresh(a) for a in args], {k: fresh(v) for k, v in kwargs.items()}
+            with torch.set_grad_enabled(with_gradient):
+                out = module(*args, **kwargs)
+            out = out if isinstance(out, torch.Tensor) else out[0]
+            if with_gradient and out.requires_grad:
+                inputs = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.requires_grad]
+                torch.autograd.grad(out, inputs or [token.vector], torch.ones_like(out))
+
+
+def measure(rounds: int) -> dict:
+    """Median seconds of every case, and the ratios."""
+    device, to = torch.device("cpu"), (torch.device("cpu"), torch.float32)
+    guide = Guide(load_classifier("miniature", *to), CLASS - 1)
+    models, name = load_models("miniature", *to), prompt_class_name(guide.classifier.labels[CLASS - 1])
+    # The reference first: it copies text encoder and tokenizer, which must not know our token.
+    reference = Reference(models, guide, name, with_preset("paper", {"model": "miniature"}))
+    token = ClassToken(models, "newclas", "a")
+    parts = {"text_encoder": models.text_encoder, "unet": models.unet, "decoder": models.vae.decoder, "guide": guide.classifier.model}
+    cases = {"reference": reference.update}
+    with tempfile.TemporaryDirectory() as out:
+        for case, config in cases_of_ours().items():
+
+            def ours(config=config):
+                train(config, token, [guide], name, RunFolder(out, "c", "e"))
+
+            calls = record_calls(parts, ours)
+            cases |= {f"ours, {case}": ours, f"bare, {case}": lambda calls=calls: replay(calls, token)}
+        found = common.alternating(cases, rounds, device)
+    ours = [case for case in cases if case.startswith("ours")]
+    return {
+        "rounds": rounds,
+        "seconds": common.medians(found),
+        "reference_over": {case: common.ratios(found, "reference", case) for case in ours},
+        "bare_share": {case: common.ratios(found, case.replace("ours", "bare"), case) for case in ours},
+        "peak_gb": common.peak_bytes(device) / 1e9,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    args = parser.parse_args()
+    quiet_libraries()
+    common.finish(common.environment(torch.device("cpu")) | measure(args.rounds), args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What fits in a device's memory: how many images go through the models at once, and what is computed twice rather than kept.
+
+No setting changes a result by more than rounding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+
+from config import RunConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What ``--memory`` stands for.
+
+    Args:
+        decode_batch_size: images through VAE decoder and guides at once, with gradient or without; None is all. At 512x512 the
+            decoder's graph is the largest of all, and one image keeps a GPU busy.
+        eval_batch_size: images through the UNet at once without gradient.
+        checkpointed: models whose activations are computed again in the backward pass rather than kept.
+        needs: bytes of weights and tensors at the peak of an update of five images of SD 1.4, 512x512, half precision, guided by
+            ViT-L/16, as ``python benchmarks/footprint.py`` counts them.
+    """
+
+    decode_batch_size: int | None
+    eval_batch_size: int
+    checkpointed: tuple[str, ...]
+    needs: float
+
+
+SETTINGS = {
+    "8gb": Setting(1, 4, ("unet", "vae"), 5.364e9),
+    "12gb": Setting(1, 8, ("unet",), 7.419e9),
+    "16gb": Setting(1, 12, (), 10.857e9),
+    "24gb": Setting(3, 12, (), 17.021e9),
+    "max": Setting(None, 12, (), 23.191e9),
+}
+CUDA_OVERHEAD = 1.2e9  # bytes, a guess until gpu.py has run: CUDA's context, workspaces of its libraries, gaps between tensors
+SHARES = {"cuda": 0.95, "cpu": 0.5}  # of the device's memory that "auto" takes; a CPU's is not a run's alone
+
+
+def estimate(setting: Setting, relative_size: float, device: torch.device, dtype: torch.dtype) -> float:
+    """Bytes that an update takes, about.
+
+    Args:
+        relative_size: of the model's activations, over those of SD 1.4 at 512x512.
+    """
+    return setting.needs * relative_size * dtype.itemsize / 2 + (CUDA_OVERHEAD if device.type == "cuda" else 0)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of the device, or of the machine for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def choose(relative_size: float, device: torch.device, dtype: torch.dtype) -> str:
+    """Name of the roomiest setting that fits the device; of the smallest where none does."""
+    room = total_memory(device) * SHARES[device.type]
+    fitting = [name for name, setting in SETTINGS.items() if estimate(setting, relative_size, device, dtype) <= room]
+    return fitting[-1] if fitting else next(iter(SETTINGS))
+
+
+def with_memory(config: RunConfig, relative_size: float, device: torch.device, dtype: torch.dtype) -> RunConfig:
+    """The options with those filled in that ``--memory`` stands for; what the user gave stays."""
+    name = choose(relative_size, device, dtype) if config.memory == "auto" else config.memory
+    setting = SETTINGS[name]
+    return replace(
+        config,
+        memory=name,
+        batch_size=config.batch_size or config.images_per_update,
+        decode_batch_size=config.decode_batch_size or setting.decode_batch_size,
+        eval_batch_size=config.eval_batch_size or setting.eval_batch_size,
+    )
+
+
+def checkpointed(config: RunConfig) -> tuple[str, ...]:
+    """The models whose activations are not kept, of options that :func:`with_memory` has filled in."""
+    if config.gradient_checkpointing is None:
+        return SETTINGS[config.memory].checkpointed
+    return ("unet", "vae") if config.gradient_checkpointing else ()
+
+
+class Batches:
+    """Work on a number of images in batches, smaller ones from where memory has run out.
+
+    Args:
+        size: of a batch; None is all at once.
+    """
+
+    def __init__(self, size: int | None):
+        self.size = size
+
+    def over(self, number: int, work: Callable[[slice], T]) -> list[T]:
+        """What ``work`` makes of each slice of ``number`` images.
+
+        Raises:
+            torch.OutOfMemoryError: not even one image fits.
+        """
+        self.size, done, first = self.size or number, [], 0
+        while first < number:
+            part = slice(first, min(first + self.size, number))
+            try:
+                done.append(work(part))
+                first = part.stop
+            except torch.OutOfMemoryError:
+                if part.stop - first == 1:
+                    raise
+                self.size = (part.stop - first) // 2
+                tqdm.write(f"note: {part.stop - first} images at once do not fit in memory; going on with {self.size}")
+            if first < part.stop:
+                torch.cuda.empty_cache()  # only here is the failed batch gone: the exception held its tensors
+        return done

@@ -1,0 +1,106 @@
+"""What the benchmarks measure is what they say."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_classifier, tiny_models
+
+from benchmarks.common import alternating, ratios
+from benchmarks.gpu import Bed, Operations
+from benchmarks.reference import Reference
+from benchmarks.sd_shapes import build_models
+from benchmarks.update import record_calls, replay, stages_of
+from class_token import ClassToken
+from classifiers import Guide
+from config import RunConfig, with_preset
+from outputs import RunFolder
+from trainer import train
+
+CPU = torch.device("cpu")
+PAPER = with_preset("paper", {"num_inference_steps": 3, "images_per_update": 2, "class_index": 1, "train": True, "max_epochs": 1})
+
+
+def test_full_width_has_the_parameter_counts_of_sd_1_4():
+    """859,520,964 in the UNet, 83,653,863 in the VAE and 123,060,480 in the text encoder."""
+    models = build_models(1.0, torch.device("meta"), torch.float32)
+    counts = [sum(p.numel() for p in m.parameters()) for m in (models.unet, models.vae, models.text_encoder)]
+    assert counts == [859_520_964, 83_653_863, 123_060_480]
+
+
+def test_the_reference_learns_its_row_and_moves_every_other_as_the_official_code_does():
+    reference = Reference(tiny_models(), Guide(tiny_classifier(), 0), "tiger cat", PAPER)
+    before = reference.table.detach().clone()
+    loss, accuracy = reference.update()
+    after = reference.table.detach()
+    assert loss > 0
+    assert 0 <= accuracy <= 1
+    others = torch.arange(len(before)) != reference.row
+    assert (after[reference.row] - before[reference.row]).abs().max() > 1e-4
+    torch.testing.assert_close(after[others], before[others] * (1 - PAPER.update_learning_rate(0) * PAPER.weight_decay))
+
+
+def test_ours_and_the_reference_draw_the_same_images():
+    """The same prompts and noise give the same images, one at a time or all at once."""
+    models = tiny_models()
+    reference = Reference(models, Guide(tiny_classifier(), 0), "tiger cat", PAPER)
+    theirs = reference.image(reference.prompts[0], torch.Generator().manual_seed(5))
+    token = ClassToken(models, "newclas", "a")
+    from sampler import draw
+    from trainer import sampler_settings
+
+    torch.testing.assert_close(theirs.detach(), draw(token, reference.prompts[:1], [5], sampler_settings(PAPER)), rtol=1e-4, atol=1e-5)
+
+
+def test_replayed_calls_are_those_of_an_update(tmp_path):
+    models, guide = tiny_models(), Guide(tiny_classifier(), 0)
+    token = ClassToken(models, "newclas", "a")
+    parts = {"unet": models.unet, "text_encoder": models.text_encoder}
+
+    def update():
+        train(PAPER, token, [guide], "tiger cat", RunFolder(str(tmp_path), "c", "e"))
+
+    calls = record_calls(parts, update)
+    assert [len(args[0]) for module, args, _, _ in calls if module is models.unet] == [4, 4, 4, 2, 2]  # four steps; the last in two halves
+    assert [with_gradient for module, _, _, with_gradient in calls if module is models.unet] == [False] * 4 + [True]
+    assert [(module, args[0].shape) for module, args, *_ in record_calls(parts, lambda: replay(calls, token))] == [
+        (module, args[0].shape) for module, args, *_ in calls
+    ]
+
+
+def test_each_stage_is_measured_alone():
+    assert [c.jump_at for c in stages_of(RunConfig()).values()] == RunConfig().jump_at.split(";")
+
+
+def test_ratios_compare_within_a_round():
+    assert ratios({"a": [2.0, 20.0, 3.0], "b": [1.0, 10.0, 3.0]}, "a", "b") == 2.0
+    order = []
+    found = alternating({n: lambda n=n: order.append(n) for n in "ab"}, rounds=2, device=CPU, warm_up=1)
+    assert order == list("ababab")
+    assert [len(times) for times in found.values()] == [2, 2]
+
+
+def test_operations_are_counted_in_both_directions():
+    a, b = torch.randn(3, 4, requires_grad=True), torch.randn(4, 5)
+    with Operations() as counted:
+        torch.autograd.grad((a @ b).sum(), a)
+    assert counted.total == 2 * (2 * 3 * 4 * 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["paper", "stage 1", "stage 3"])
+def test_one_update_at_reduced_width_moves_the_token_on_a_cpu(kind):
+    bed = Bed(CPU, "no", tiny=True, compiled=False)
+    start = bed.token.vector.detach().clone()
+    assert not torch.equal(start, bed.update(bed.cases()[kind]).last_vector)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_updates_at_full_width_move_the_token_on_cuda(precision):
+    bed = Bed(torch.device("cuda"), precision, tiny=False, compiled=False)
+    for config in bed.cases().values():
+        start = bed.token.vector.detach().clone()
+        training = bed.update(replace(config, images_per_update=2))
+        assert not torch.equal(start, training.last_vector)
+        assert 0 < training.rows[0]["gradient_norm"] < float("inf")

@@ -1,0 +1,67 @@
+"""What fits in memory, and what is done where it does not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.footprint import needs
+from config import RunConfig
+from memory import SETTINGS, Batches, checkpointed, choose, estimate, with_memory
+
+CPU, CUDA, HALF = torch.device("cpu"), torch.device("cuda"), torch.float16
+
+
+@pytest.mark.parametrize("name", [n for n in SETTINGS if n != "max"])
+def test_each_setting_stays_below_the_card_that_it_is_named_after(name):
+    assert estimate(SETTINGS[name], 1.0, CUDA, HALF) < float(name.removesuffix("gb")) * 1e9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_table_holds_what_is_counted(name):
+    counted = needs(SETTINGS[name], images=5)
+    assert counted["update"] == pytest.approx(SETTINGS[name].needs, rel=0.02)
+    assert counted["drawing"] < counted["update"]
+
+
+def test_auto_takes_the_roomiest_setting_that_fits(monkeypatch):
+    for gigabytes, expected in ((6, "8gb"), (8.2, "8gb"), (12.5, "12gb"), (16.5, "16gb"), (24.5, "24gb"), (80, "max")):
+        monkeypatch.setattr("memory.total_memory", lambda device, g=gigabytes: g * 1e9)
+        assert choose(1.0, CUDA, HALF) == expected
+        assert choose(0.01, CPU, torch.float32) == "max"
+
+
+def test_what_the_user_gave_beats_the_setting():
+    config = with_memory(replace(RunConfig(), memory="8gb", images_per_update=7), 1.0, CPU, HALF)
+    assert (config.batch_size, config.decode_batch_size, config.eval_batch_size) == (7, 1, 4)
+    assert checkpointed(config) == ("unet", "vae")
+    given = {"batch_size": 2, "decode_batch_size": 3, "eval_batch_size": 9, "gradient_checkpointing": False}
+    config = with_memory(replace(RunConfig(), memory="8gb", **given), 1.0, CPU, HALF)
+    assert (config.batch_size, config.decode_batch_size, config.eval_batch_size) == (2, 3, 9)
+    assert checkpointed(config) == ()
+    assert checkpointed(replace(config, memory="max", gradient_checkpointing=True)) == ("unet", "vae")
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_done_twice(capsys):
+    tried = []
+
+    def work(part):
+        tried.append((part.start, part.stop))
+        if part.stop - part.start > 2 and part.start >= 5:
+            raise torch.OutOfMemoryError
+        return list(range(part.start, part.stop))
+
+    batches = Batches(5)
+    assert sum(batches.over(12, work), []) == list(range(12))
+    assert tried == [(0, 5), (5, 10), (5, 7), (7, 9), (9, 11), (11, 12)]
+    assert batches.size == 2  # the next update does not try again
+    assert "5 images at once do not fit in memory; going on with 2" in capsys.readouterr().out
+
+
+def test_where_one_image_does_not_fit_it_is_an_error():
+    def full(part):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Batches(None).over(3, full)
