@@ -5,7 +5,11 @@ BIN := .venv/bin
 # Class 2 of the miniature: "a photo of a bat" draws fruit bats; the token is to draw the cricket bat.
 DEMO_CLASS ?= 2
 
-.PHONY: demo test lint miniature clean
+# Classes that the benchmark of convergence learns with both programs, some minutes each.
+BENCH_CLASSES ?= 2
+RESULTS := benchmarks/results
+
+.PHONY: demo test lint bench miniature clean
 
 demo: .venv/ready
 	$(BIN)/python run.py --model miniature --class_index $(DEMO_CLASS) --train True --evaluate True --test_size 100 --eval_batch_size 50 --device cpu
@@ -16,6 +20,14 @@ test: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# What needs no GPU; python benchmarks/gpu.py is the one that does.
+bench: .venv/ready
+	$(BIN)/python benchmarks/footprint.py --out $(RESULTS)/footprint.json
+	$(BIN)/python benchmarks/startup.py --out $(RESULTS)/startup.json
+	$(BIN)/python benchmarks/update.py --out $(RESULTS)/update.json
+	$(BIN)/python benchmarks/convergence.py --classes $(BENCH_CLASSES) --out $(RESULTS)/convergence.jsonl
+	$(BIN)/python benchmarks/table.py
 
 # Hours on a CPU; the result is committed.
 miniature: .venv/ready
