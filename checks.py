@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from config import MAX_SEED, SEED_RANGE, VALIDATION_BASE, RunConfig, UsageError, parse_interval, parse_stages
+from hub import one_line
 
 
 def _need(holds: bool, flag: str, given, allowed: str) -> None:
@@ -30,7 +31,7 @@ POSITIVE = (
     "attempt_patience",
 )
 NOT_NEGATIVE = (
-    *("training_steps", "patience", "noise_pool", "confirm_size"),
+    *("training_steps", "patience", "noise_pool", "confirm_size", "export_dataset"),
     *("weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale"),
 )
 SHARES = ("stop_train_accuracy", "stop_validation_accuracy")
@@ -47,7 +48,8 @@ def validate(config: RunConfig) -> None:
         _need(choices is None or value is None or value in choices, f.name, value, " or ".join(choices or ()))
         _need(not isinstance(value, float) or math.isfinite(value), f.name, value, "a finite number")
     exports = config.export or config.save_as_full_pipeline
-    if not (config.train or config.evaluate or config.prompt or config.list_classes or exports):
+    draws = config.prompt or config.prompts_file or config.export_dataset
+    if not (config.train or config.evaluate or draws or config.list_classes or config.report or exports):
         raise UsageError('nothing to do: add --train True, --evaluate True, both, or --prompt "a photo of {token} {class}"')
     _need(not (config.train and config.token_path), "token_path", config.token_path, "a file only without --train True")
     for name in POSITIVE:
@@ -88,10 +90,10 @@ def validate(config: RunConfig) -> None:
         config.max_epochs * config.images_per_update <= SEED_RANGE, "max_epochs", config.max_epochs, f"at most {SEED_RANGE} images in all"
     )
     _need(
-        config.keep != "validation" or config.validation_size >= 1,
+        config.choose_by != "validation" or config.validation_size >= 1,
         "validation_size",
         config.validation_size,
-        "1 or more with --keep validation",
+        "1 or more with --choose_by validation",
     )
     _need(
         re.fullmatch(r"[a-z0-9_]+", config.placeholder_token) is not None,
@@ -107,6 +109,22 @@ def validate(config: RunConfig) -> None:
     )
     _need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device) is not None, "device", config.device, "auto, cpu, cuda or cuda:N")
     _check_writable(config.output_path)
+
+
+def read_prompts(path: str, flag: str) -> list[str]:
+    """The prompts of a text file, one a line; empty lines and those that begin with # are left out.
+
+    Raises:
+        UsageError: it cannot be read, or holds none.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--{flag}: {path!r} was given, which cannot be read ({one_line(error)})") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise UsageError(f"--{flag}: {path!r} was given, which holds no prompt; allowed is a text file with one a line")
+    return prompts
 
 
 def _check_writable(output_path: str) -> None:

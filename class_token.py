@@ -40,12 +40,12 @@ class SplicedEmbedding(torch.nn.Module):
     """An embedding table with a few more words, whose vectors live outside the table.
 
     Args:
-        table: the text encoder's own embedding, frozen.
+        table: the text encoder's own embedding, frozen, or one that knows another token already.
         first_id: id of the first new word, beyond the table; the others follow.
         vectors: (N, width), float32; gradients reach them and nothing else.
     """
 
-    def __init__(self, table: torch.nn.Embedding, first_id: int, vectors: torch.Tensor):
+    def __init__(self, table: torch.nn.Module, first_id: int, vectors: torch.Tensor):
         super().__init__()
         self.table, self.first_id, self.vectors = table, first_id, vectors
 
@@ -78,13 +78,31 @@ class ClassToken:
         models.tokenizer.add_tokens(self.names)
         self.first_id = models.tokenizer.convert_tokens_to_ids(placeholder)
         self.vector = torch.nn.Parameter(self.word_mean(initializer).repeat(num_vectors, 1))  # (N, width)
+        self.others: list[tuple[list[str], int, torch.Tensor]] = []  # names, first id and vectors of tokens that prompts may hold too
+
+    def join(self, placeholder: str, vectors: torch.Tensor) -> None:
+        """Let prompts hold another token beside this one.
+
+        Args:
+            vectors: (M, width), which nothing trains.
+
+        Raises:
+            UsageError: the placeholder is a word already.
+        """
+        check_words(self.models.tokenizer, placeholder, self.initializer, len(vectors))
+        names = vector_names(placeholder, len(vectors))
+        self.models.tokenizer.add_tokens(names)
+        first_id = self.models.tokenizer.convert_tokens_to_ids(placeholder)
+        self.others.append((names, first_id, vectors.to(self.models.device, torch.float32)))
 
     @contextmanager
     def spliced(self):
         """Within the block the text encoder knows the placeholder; afterwards it is as it was."""
         encoder = self.models.text_encoder
-        table = encoder.get_input_embeddings()
-        encoder.set_input_embeddings(SplicedEmbedding(table, self.first_id, self.vector))
+        table = words = encoder.get_input_embeddings()
+        for first_id, vectors in [*((first_id, vectors) for _, first_id, vectors in self.others), (self.first_id, self.vector)]:
+            words = SplicedEmbedding(words, first_id, vectors)
+        encoder.set_input_embeddings(words)
         try:
             yield
         finally:
@@ -97,7 +115,7 @@ class ClassToken:
             UsageError: a prompt is longer than the text encoder takes.
         """
         distinct = list(dict.fromkeys(prompts))
-        input_ids = tokenize(self.models.tokenizer, distinct, self.names).to(self.models.device)  # (D, L)
+        input_ids = tokenize(self.models.tokenizer, distinct, self.names, *(o[0] for o in self.others)).to(self.models.device)  # (D, L)
         with self.spliced():
             hidden = self.models.text_encoder(input_ids).last_hidden_state  # (D, L, width)
         rows = torch.tensor([distinct.index(p) for p in prompts], device=hidden.device)
@@ -198,17 +216,18 @@ def check_apart(placeholder: str, prompts: list[str]) -> None:
         )
 
 
-def tokenize(tokenizer, prompts: list[str], names: list[str]) -> torch.Tensor:
-    """Prompts to token ids (B, L), padded to the text encoder's length; the placeholder becomes the words of all its vectors.
+def tokenize(tokenizer, prompts: list[str], *tokens: list[str]) -> torch.Tensor:
+    """Prompts to token ids (B, L), padded to the text encoder's length; a placeholder becomes the words of all its vectors.
 
     Args:
-        names: from :func:`vector_names`; words of the tokenizer.
+        tokens: the names of each, from :func:`vector_names`; words of the tokenizer.
 
     Raises:
         UsageError: a prompt is longer than that.
     """
     limit = tokenizer.model_max_length
-    prompts = [p.replace(names[0], " ".join(names)) for p in prompts]
+    for names in tokens:
+        prompts = [p.replace(names[0], " ".join(names)) for p in prompts]
     input_ids = [tokenizer(p, verbose=False).input_ids for p in prompts]
     for prompt, ids in zip(prompts, input_ids, strict=True):
         if len(ids) > limit:

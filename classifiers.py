@@ -100,6 +100,22 @@ class Classifier:
             )
         return logits
 
+    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, K), and features (B, D): what the last linear layer is given, the logits themselves where there is none.
+
+        Raises:
+            WorkError: a logit is not finite.
+        """
+        heads, given = [m for m in self.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(self.labels)], []
+        handles = [head.register_forward_pre_hook(lambda module, args: given.append(args[0])) for head in heads[-1:]]
+        try:
+            logits = finite(self.logits(images))
+        finally:
+            for handle in handles:
+                handle.remove()
+        features = at_least_float32(given[-1]) if given else logits  # (B, D) or (B, places, D)
+        return logits, features.reshape(len(features), -1, features.shape[-1]).mean(1)
+
 
 @dataclass
 class Guide:

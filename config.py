@@ -77,12 +77,22 @@ class RunConfig:
 
     # What to do.
     class_index: int | str = option(
-        0, "class to learn or to use, needed: number, from 1 as in the paper (283: ImageNet's tiger cat), or name", parse=number_or_name
+        0,
+        "class to learn or to use: number, from 1 as in the paper (283: ImageNet's tiger cat), or name; all: one after the other; those "
+        "that were learned with the same options are not learned again",
+        parse=number_or_name,
     )
     train: bool = option(False, "learn the class token and save it")
     evaluate: bool = option(False, "evaluate the token: the same unseen seeds with and without it")
-    prompt: str | None = option(None, "generate images for this prompt; {token} and {class} are filled in")
-    num_images: int = option(4, "images to generate for --prompt")
+    prompt: str | None = option(
+        None, "generate images for this prompt; {token} and {class} are filled in, {token:283} is the token of another class"
+    )
+    prompts_file: str | None = option(None, "generate images for each line of this text file, filled in as --prompt")
+    num_images: int = option(4, "images to generate for each prompt")
+    export_dataset: int = option(0, "bring the class's folder in <output_path>/dataset to this many images, with metadata.jsonl; 0: none")
+    keep: str = option("all", "images that --export_dataset keeps: all, or those that the guide takes for the class", ("all", "correct"))
+    report: bool = option(False, "write <output_path>/report.html, of all classes evaluated there")
+    report_to: str = option("none", "where the training's figures and images go too", ("none", "tensorboard", "wandb"))
     list_classes: bool = option(False, "print the classifier's classes (number, label, name in the prompts), and stop")
     dry_run: bool = option(False, "print the resolved configuration and the plan, and stop")
 
@@ -196,17 +206,24 @@ class RunConfig:
     patience: int = option(0, "stop after this many updates without a better token; 0 turns it off")
     stop_train_accuracy: float = option(1.0, "stop once a larger share of an update's images is right; 1 turns it off")
     stop_validation_accuracy: float = option(0.96, "stop once this share of the validation images is right; 0 turns it off")
-    keep: str = option(
+    choose_by: str = option(
         "validation",
         "token to keep: best on the validation seeds; or lowest epoch loss, then without validation, further stages and starts",
         ("validation", "loss"),
     )
-    validation_size: int = option(12, "seeds of the validation, fully sampled without gradient; used with --keep validation")
+    validation_size: int = option(12, "seeds of the validation, fully sampled without gradient; used with --choose_by validation")
     confirm_size: int = option(36, "further validation seeds, drawn as long as the token can still end the training; all drawn count")
     validate_every: int = option(10, "updates between two validations")
 
     # Evaluation and outputs.
     test_size: int = option(10, "seeds of the evaluation, each drawn with and without the token")
+    eval_prompts: str | None = option(None, "text file of further prompts to evaluate, one a line, with {token} and {class} in them")
+    reference_images: str | None = option(
+        None, "folder of real images of the class; the evaluation then tells Fréchet and kernel distance to them, in the judge's features"
+    )
+    clip_model: str | None = option(
+        None, "hub id or folder of a CLIP model; the evaluation then tells how alike images and plain prompt are"
+    )
     output_path: str = option("results", "folder for tokens, records and images")
     exp_id: str = option("default", "name of the experiment, a folder below the class; a preset gives its own")
     token_path: str | None = option(
@@ -255,7 +272,7 @@ PRESETS = {
         "noise_pool": 1,
         "training_scheduler": "same",
         "training_steps": 0,
-        "keep": "loss",
+        "choose_by": "loss",
         "patience": 15,
         "stop_train_accuracy": 0.7,
         "max_epochs": 50,
@@ -268,7 +285,8 @@ MEMORY_OPTIONS = ("memory", "batch_size", "decode_batch_size", "eval_batch_size"
 
 # Options that are no hyperparameters of a token: what to do, and where things are.
 NO_HYPERPARAMETERS = {
-    *("class_index", "train", "evaluate", "prompt", "num_images", "list_classes", "dry_run", "test_size"),
+    *("class_index", "train", "evaluate", "prompt", "prompts_file", "num_images", "export_dataset", "keep", "report", "report_to"),
+    *("list_classes", "dry_run", "test_size", "eval_prompts", "reference_images", "clip_model"),
     *MEMORY_OPTIONS,
     *("model", "revision", "classifier", "judge", "cache_dir", "local_files_only", "device", "placeholder_token", "prompt_name"),
     *("output_path", "exp_id", "token_path", "export", "save_as_full_pipeline"),

@@ -1,35 +1,55 @@
-"""Evaluate a class token: the same unseen seeds with and without it, scored by the guide and by a judge that never guided.
+"""Evaluate a class token: the same unseen seeds with and without it, scored by the guides and by a judge that never guided."""
 
-Also draws images for any prompt with a finished token.
-"""
-
-from dataclasses import asdict
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from class_token import TEMPLATES, ClassToken, fill
+from checks import read_prompts
+from class_token import TEMPLATES, ClassToken
 from classifiers import Classifier, Guide, finite
 from config import RunConfig, evaluation_seeds
-from memory import Batches
-from outputs import RunFolder, clear, grid, to_pil, write_image, write_json
+from memory import Batches, peak_bytes
+from outputs import RunFolder, clear, image_files, read_image, to_pil, write_image, write_json
+from pictures import Shown, framed
 from sampler import draw
-from trainer import sampler_settings
+from scores import distances, interval, paired, spread
+from similarity import TextSimilarity
+from task import sampler_settings
 
 SHOWN = 8  # pairs in the picture that sets with and without the token one above the other
+MOST = 5  # labels in "top 5", and of those most often predicted
+FOOLED = 0.2  # guide over judge, from where a token is said to fool the guide
+
+
+def batches(config: RunConfig, token: ClassToken, prompt: str, seeds: list[int], use: Callable[[torch.Tensor, list[int]], None]) -> None:
+    """Draw one prompt, a seed each, and give one batch after the other to ``use``.
+
+    Args:
+        use: takes images (B, 3, H, W) in [0, 1], float32 on the CPU, and their seeds.
+    """
+    with tqdm(total=len(seeds), desc=prompt, unit="image", leave=False) as progress:
+
+        def work(chunk: slice) -> None:
+            images = draw(token, [prompt] * len(seeds[chunk]), seeds[chunk], sampler_settings(config)).float().cpu()
+            use(images, seeds[chunk])
+            progress.update(len(images))
+
+        Batches(config.eval_batch_size).over(len(seeds), work)
 
 
 def draw_all(config: RunConfig, token: ClassToken, prompt: str, seeds: list[int]) -> torch.Tensor:
     """Images (N, 3, H, W) in [0, 1], float32 on the CPU, of one prompt, a seed each; a changed batch size changes no noise."""
-    with tqdm(total=len(seeds), desc=prompt, unit="image", leave=False) as progress:
-
-        def batch(chunk: slice) -> torch.Tensor:
-            images = draw(token, [prompt] * len(seeds[chunk]), seeds[chunk], sampler_settings(config)).float().cpu()
-            progress.update(len(images))
-            return images
-
-        return torch.cat(Batches(config.eval_batch_size).over(len(seeds), batch))
+    images = []
+    batches(config, token, prompt, seeds, lambda part, _: images.append(part))
+    return torch.cat(images)
 
 
 @torch.no_grad()
@@ -42,73 +62,214 @@ def verdicts(classifier: Classifier, images: torch.Tensor, batch_size: int) -> t
     return torch.cat([finite(classifier.logits(part)).argmax(1).cpu() for part in images.split(batch_size)])
 
 
-def score(classifier: Classifier, target: int, images: dict[str, torch.Tensor], batch_size: int) -> dict[str, torch.Tensor]:
-    """Right or wrong (N,) of each arm's images (N, 3, H, W) as class ``target``, from 0."""
-    return {arm: verdicts(classifier, images[arm], batch_size) == target for arm in images}
+@dataclass
+class Seen:
+    """What a classifier makes of the images of one arm, batch after batch.
+
+    Args:
+        guide: the classifier, and the class in its labels.
+    """
+
+    guide: Guide
+    logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    features: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @torch.no_grad()
+    def look(self, images: torch.Tensor) -> torch.Tensor:
+        """Add images (B, 3, H, W); returns which are right, (B,).
+
+        Raises:
+            WorkError: a logit is not finite.
+        """
+        logits, features = (x.cpu() for x in self.guide.classifier.look(images))  # (B, K), (B, D)
+        self.logits = torch.cat([self.logits, logits]) if len(self.logits) else logits  # (N, K)
+        self.features = torch.cat([self.features, features]) if len(self.features) else features  # (N, D)
+        return logits.argmax(1) == self.guide.target
+
+    @property
+    def right(self) -> torch.Tensor:
+        """Which images are of the class, (N,)."""
+        return self.logits.argmax(1) == self.guide.target
+
+    def figures(self) -> dict[str, Any]:
+        """Top-1 and top-5 accuracy with intervals, the class's mean probability, and the labels most often predicted."""
+        target, number, labels = self.guide.target, len(self.logits), self.guide.classifier.labels
+        among = (self.logits.topk(min(MOST, len(labels)), dim=1).indices == target).any(1)  # (N,)
+        predicted = Counter(self.logits.argmax(1).tolist()).most_common(MOST)
+        return (
+            shares(self.right, "accuracy")
+            | shares(among, "top5")
+            | {
+                "probability": self.logits.softmax(1)[:, target].mean().item(),
+                "predicted": [[labels[i], count / number] for i, count in predicted],
+            }
+        )
 
 
-def accuracies(right: dict[str, torch.Tensor] | None, prefix: str = "") -> dict[str, float | None]:
-    """Share of right images by arm, null where nothing judged."""
-    return {f"{prefix}accuracy_{arm}": right[arm].float().mean().item() if right else None for arm in ("token", "baseline")}
+def shares(right: torch.Tensor, name: str) -> dict[str, Any]:
+    """A share and its interval, of a row of verdicts (N,)."""
+    return {name: right.float().mean().item(), f"{name}_interval": interval(int(right.sum()), len(right))}
+
+
+class Arm:
+    """One prompt, drawn on all seeds: what every classifier makes of it.
+
+    Args:
+        guides: an image is right where every guide says so. judge: which never guided; None where there is none for this class.
+        likeness: of images (B, 3, H, W) to what they are to show, (B,); None where no CLIP model is named.
+    """
+
+    def __init__(self, prompt: str, guides: list[Guide], judge: Guide | None, likeness: Callable | None = None):
+        self.prompt, self.by_guide, self.by_judge = prompt, [Seen(g) for g in guides], Seen(judge) if judge else None
+        self.likeness, self.likenesses = likeness, []
+        self.shown: list[Shown] = []  # the first images
+
+    def look(self, images: torch.Tensor) -> torch.Tensor:
+        """Add images (B, 3, H, W); returns which are right by the guides, (B,)."""
+        right = torch.stack([seen.look(images) for seen in self.by_guide]).all(0)  # (B,)
+        if self.by_judge:
+            self.by_judge.look(images)
+        if self.likeness:
+            self.likenesses += self.likeness(images).tolist()
+        first = self.by_guide[0]
+        labels = [first.guide.classifier.labels[i] for i in first.logits[-len(images) :].argmax(1).tolist()]
+        new = [Shown(*shown) for shown in zip(images, right.tolist(), labels, strict=True)]
+        self.shown += new[: SHOWN - len(self.shown)]
+        return right
+
+    @property
+    def right(self) -> torch.Tensor:
+        """Which images every guide takes for the class, (N,)."""
+        return torch.stack([seen.right for seen in self.by_guide]).all(0)
+
+    @property
+    def features(self) -> torch.Tensor:
+        """Features (N, D) of the judge, or of the first guide where there is none."""
+        return (self.by_judge or self.by_guide[0]).features
+
+    def figures(self, reference: torch.Tensor | None) -> dict[str, Any]:
+        """All that is told of the arm; ``reference`` are features (M, D) of reference images."""
+        guide = self.by_guide[0].figures() | shares(self.right, "accuracy")
+        told = {"prompt": self.prompt, "guide": guide, "judge": self.by_judge.figures() if self.by_judge else None}
+        if len(self.by_guide) > 1:
+            told["guides"] = {seen.guide.classifier.name: seen.figures() for seen in self.by_guide}
+        told["diversity"] = spread(self.features)
+        if self.likeness:
+            told["text_similarity"] = fmean(self.likenesses)
+        return told | (distances(self.features, reference) if reference is not None else {})
+
+
+def arm_prompts(config: RunConfig, template: str, class_name: str) -> dict[str, str]:
+    """The prompts that are compared: with the token, with the initializer in its place, and the plain one where that is another.
+
+    Args:
+        template: holds {token} and {class}.
+    """
+    words = {"token": config.placeholder_token, "baseline": config.initializer_token, "plain": "a"}
+    prompts = {arm: template.replace("{token}", word).replace("{class}", class_name) for arm, word in words.items()}
+    return {arm: prompt for arm, prompt in prompts.items() if arm != "plain" or prompt != prompts["baseline"]}
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """The evaluation in one line."""
+    parts, first = [], result["prompts"][0]
+    accuracies = {}
+    for who in ("guide", "judge"):
+        before, after = (first["arms"][arm][who] for arm in ("baseline", "token"))
+        if after:
+            low, high = after["accuracy_interval"]
+            accuracies[who] = after["accuracy"]
+            parts.append(f"{who} {before['accuracy']:.2f} -> {after['accuracy']:.2f} [{low:.2f}, {high:.2f}]")
+    parts.append(f"p={first['paired']['guide']['p_value']:.1g}")
+    if first["diversity_ratio"] is not None:
+        parts.append(f"diversity {first['diversity_ratio']:.2f}x")
+    fooled = accuracies["guide"] - accuracies.get("judge", accuracies["guide"]) > FOOLED
+    warning = "; the token fools the guide: the judge does not see the class" if fooled else ""
+    return f"{result['class_name']}: {', '.join(parts)}{warning}"
+
+
+def compare(arms: dict[str, Arm], reference: torch.Tensor | None) -> dict[str, Any]:
+    """The figures of one prompt's arms, and of the pairs with and without the token."""
+    with_token, without = arms["token"], arms["baseline"]
+    pairs = {"guide": paired(with_token.right, without.right)}
+    pairs["judge"] = paired(with_token.by_judge.right, without.by_judge.right) if with_token.by_judge else None
+    told = {arm: seen.figures(reference) for arm, seen in arms.items()}
+    with_spread, without_spread = told["token"]["diversity"], told["baseline"]["diversity"]
+    ratio = with_spread / without_spread if with_spread and without_spread else None
+    return {"arms": told, "paired": pairs, "diversity_ratio": ratio}
+
+
+def reference_features(folder: str, classifier: Classifier) -> torch.Tensor:
+    """Features (M, D) of all images of a folder, of whatever size."""
+    rows = []
+    for path in tqdm(image_files(folder), desc="reference images", unit="image", leave=False):
+        with torch.no_grad():
+            rows.append(classifier.look(read_image(path)[None])[1].cpu())
+    return torch.cat(rows)
+
+
+def keep(arm: Arm, folder: Path, name: str, images: torch.Tensor, seeds: list[int]) -> None:
+    """Score a batch of an arm, and write its images (B, 3, H, W), each marked by the verdict."""
+    for seed, image, right in zip(seeds, images, arm.look(images).tolist(), strict=True):
+        write_image(folder / f"{name}_{seed:04d}_{'right' if right else 'wrong'}.png", to_pil(image))
+
+
+def templates_of(config: RunConfig) -> list[str]:
+    """The evaluation's prompts with {token} and {class} in them: training's first, then the user's."""
+    return [TEMPLATES[0].format("{token} {class}"), *(read_prompts(config.eval_prompts, "eval_prompts") if config.eval_prompts else [])]
 
 
 def evaluate(
-    config: RunConfig, token: ClassToken, guides: list[Guide], judge: Guide | None, class_name: str, folder: RunFolder
+    config: RunConfig,
+    token: ClassToken,
+    guides: list[Guide],
+    judge: Guide | None,
+    class_name: str,
+    folder: RunFolder,
+    clip: TextSimilarity | None = None,
 ) -> dict[str, Any]:
-    """Draw ``config.test_size`` pairs, score them, write the images and ``evaluation.json``.
+    """Draw every arm of every prompt on ``config.test_size`` seeds, score them, write images, pictures and ``evaluation.json``.
 
     Args:
         judge: the classifier that never guided; None where there is none, or where ``config.judge`` does not know the class.
         class_name: the name of the class in the prompts.
 
     Returns:
-        what the file holds; accuracies are shares in [0, 1], null where nothing judged. An image is right where every guide
-        says so; ``guides`` has each guide's own accuracies.
+        what the file holds; accuracies are shares in [0, 1]; "judge" is null where nothing judged. An image is right where every
+        guide says so.
+
+    Raises:
+        WorkError: a logit is not finite.
     """
-    seeds, size = evaluation_seeds(config), config.eval_batch_size
-    prompts = {
-        "token": fill(TEMPLATES[0], token.placeholder, class_name),
-        "baseline": fill(TEMPLATES[0], config.initializer_token, class_name),
-    }
-    images = {arm: draw_all(config, token, prompt, seeds) for arm, prompt in prompts.items()}  # (N, 3, H, W) each
-    by_guide = {g.classifier.name: score(g.classifier, g.target, images, size) for g in guides}
-    right = {arm: torch.stack([r[arm] for r in by_guide.values()]).all(0) for arm in images}  # (N,) each
-    judged = score(judge.classifier, judge.target, images, size) if judge else None
+    seeds, start, eyes = evaluation_seeds(config), time.monotonic(), (judge or guides[0]).classifier
+    reference = reference_features(config.reference_images, eyes) if config.reference_images else None
     height, width = token.models.image_size(config.height, config.width)
-    result = {
+    result: dict[str, Any] = {
         "class_index": config.class_index,
         "class_name": guides[0].classifier.labels[guides[0].target],
-        "classifier": ",".join(by_guide),
+        "classifier": config.classifier,
+        "judge": None if config.judge == "none" else config.judge,
         "model": config.model,
         "token_path": config.token_path,
         "test_size": config.test_size,
         "seeds": seeds,
-        "prompt_token": prompts["token"],
-        "prompt_baseline": prompts["baseline"],
-        **accuracies(right),
-        "guides": {name: accuracies(r) for name, r in by_guide.items()},
-        "judge": None if config.judge == "none" else config.judge,
-        **accuracies(judged, "judge_"),
+        "features": eyes.name,
         "settings": asdict(sampler_settings(config))
         | {"height": height, "width": width, "scheduler": type(token.models.scheduler).__name__, "precision": str(token.models.dtype)},
+        "prompts": [],
     }
-    for arm in images:
-        clear(folder.eval_images, f"{arm}_*.png")
-        for seed, image, ok in zip(seeds, images[arm], right[arm].tolist(), strict=True):
-            write_image(folder.eval_images / f"{arm}_{seed:04d}_{'right' if ok else 'wrong'}.png", to_pil(image))
-    # Above without, below with the token, the same seed in a column.
-    pairs = torch.cat([images["baseline"][:SHOWN], images["token"][:SHOWN]])
-    write_image(folder.eval_images / "without_and_with.png", grid(pairs, columns=min(SHOWN, len(seeds))))
+    for number, template in enumerate(templates_of(config), start=1):
+        arms, images = {}, folder.eval_images if number == 1 else folder.eval_images / f"prompt_{number:02d}"
+        clear(images, "*.png")
+        plain = template.replace("{token}", "a").replace("{class}", class_name)
+        for name, prompt in arm_prompts(config, template, class_name).items():
+            arms[name] = Arm(prompt, guides, judge, partial(clip.of, text=plain) if clip else None)
+            batches(config, token, prompt, seeds, partial(keep, arms[name], images, name))
+        result["prompts"].append({"template": template} | compare(arms, reference))
+        # Above without, below with the token, the same seed in a column.
+        rows = {f"{title}: {arms[name].prompt}": arms[name].shown for name, title in (("baseline", "without"), ("token", "with the token"))}
+        write_image(folder.grid if number == 1 else images / "grid.png", framed(rows))
+    result |= {"seconds": time.monotonic() - start, "peak_memory_gb": peak_bytes(token.models.device) / 1e9}
+    result["verdict"] = verdict(result)
     write_json(folder.result, result)
     return result
-
-
-def generate(config: RunConfig, token: ClassToken, prompt: str, folder: RunFolder) -> None:
-    """Draw ``config.num_images`` images of a prompt and write them, and a grid of them, to ``folder.prompt_images``."""
-    seeds = list(range(config.seed, config.seed + config.num_images))
-    images = draw_all(config, token, prompt, seeds)  # (N, 3, H, W)
-    clear(folder.prompt_images, "*.png")
-    for seed, image in zip(seeds, images, strict=True):
-        write_image(folder.prompt_images / f"{seed:04d}.png", to_pil(image))
-    write_image(folder.prompt_images / "grid.png", grid(images, columns=min(SHOWN, len(images))))
-    write_json(folder.prompt_images / "prompt.json", {"prompt": prompt, "seeds": seeds})

@@ -3,6 +3,7 @@
 No setting changes a result by more than rounding.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -61,6 +62,16 @@ def total_memory(device: torch.device) -> int:
     import psutil
 
     return psutil.virtual_memory().total
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that tensors have had since it was reset (CUDA), or that the process ever had."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    # Bytes on a Mac, kilobytes elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def choose(relative_size: float, device: torch.device, dtype: torch.dtype) -> str:

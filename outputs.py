@@ -5,9 +5,15 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from config import WorkError
+
+GAP = 2  # pixels between the images of a grid
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def class_folder(class_index: int, label: str) -> str:
@@ -23,7 +29,7 @@ class RunFolder:
     """
 
     def __init__(self, output_path: str, class_name: str, exp_id: str):
-        root = Path(output_path)
+        root, self.name = Path(output_path), class_name
         self.records = root / "pipeline_token" / class_name / exp_id
         self.token, self.config = self.records / "learned_embeds.safetensors", self.records / "config.json"
         self.partial_token = self.records / "learned_embeds.partial.safetensors"  # the best so far, while training runs
@@ -32,6 +38,8 @@ class RunFolder:
         # Experiments of one class do not mix their pictures; the default one has no folder of its own.
         images = root / "img" / class_name / ("" if exp_id == "default" else exp_id)
         self.train_images, self.eval_images, self.prompt_images = images / "train", images / "eval", images / "prompt"
+        self.dataset = root / "dataset" / class_name
+        self.grid, self.evolution = images / "grid.png", images / "evolution.png"
 
 
 def _replace(path: Path, write) -> None:
@@ -56,6 +64,11 @@ def rename_text_weights(path: Path) -> None:
     write_tensors(path, {f"text_model.{k.removeprefix('text_model.')}": v for k, v in tensors.items()}, {"format": "pt"})
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    _replace(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write an object as indented JSON."""
     _replace(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
@@ -76,12 +89,31 @@ def to_pil(image: torch.Tensor) -> Image.Image:
     return Image.fromarray((image.permute(1, 2, 0).float() * 255).round().byte().cpu().numpy())
 
 
+def image_files(folder: str | Path) -> list[Path]:
+    """All pictures below a folder, in order."""
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
+def read_image(path: Path) -> torch.Tensor:
+    """A picture (3, H, W) in [0, 1].
+
+    Raises:
+        WorkError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            pixels = np.array(picture.convert("RGB"))  # (H, W, 3)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise WorkError(f"{path}: not a readable picture ({error})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
 def write_image(path: Path, picture: Image.Image) -> None:
     """Write a PNG file."""
     _replace(path, lambda p: picture.save(p, format="PNG"))
 
 
-def grid(images: torch.Tensor, columns: int, gap: int = 2) -> Image.Image:
+def grid(images: torch.Tensor, columns: int, gap: int = GAP) -> Image.Image:
     """Images (B, 3, H, W) in [0, 1] as one picture, row by row."""
     height, width = images.shape[-2:]
     rows = -(-len(images) // columns)

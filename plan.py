@@ -1,12 +1,17 @@
 """What a run will do, told from its options and small files before any weight is loaded: names, classes, prompts, folders, checks."""
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from checks import validate
-from config import NO_HYPERPARAMETERS, VERSION, RunConfig, UsageError
+from checks import read_prompts, validate
+from config import NO_HYPERPARAMETERS, VERSION, RunConfig, UsageError, number_or_name
+
+# In a prompt {token} is the run's own token, {token:283} or {token:tiger cat} that of another class.
+MENTION = re.compile(r"\{token(?::([^{}]+))?\}")
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Plan:
     dtype: Any  # torch.dtype
     saved: Any  # the vectors (N, width) found on disk, None with --train
     memory: float  # bytes that the chosen --memory takes, about
+    to_draw: tuple[str, ...] = ()  # prompts for images, filled in
+    others: dict[str, Any] = field(default_factory=dict)  # placeholder -> vectors of tokens of other classes in those prompts
 
 
 def hub_of(config: RunConfig):
@@ -58,13 +65,25 @@ def judge_of(config: RunConfig, guides: list[str]) -> str | None:
     return judge
 
 
-def make_plan(config: RunConfig) -> Plan:
+WORK = ("train", "evaluate", "prompt", "prompts_file", "export_dataset", "export", "save_as_full_pipeline")
+
+
+def works(config: RunConfig) -> bool:
+    """Whether there is more to do than to report what is there."""
+    return not config.report or any(getattr(config, name) for name in WORK)
+
+
+def make_plan(config: RunConfig, resume: bool = False) -> Plan:
     """Resolve names and check them.
+
+    Args:
+        resume: take a token that was learned with these options rather than learn it again.
 
     Raises:
         UsageError: whatever is wrong and can be told before weights are loaded.
     """
     validate(config)
+    check_inputs(config)
     from class_token import TEMPLATES, check_apart, fill
     from classifiers import read_labels, targets_of
     from hub import quiet_libraries
@@ -84,28 +103,114 @@ def make_plan(config: RunConfig) -> Plan:
     number = find_class(names[0], first, config.class_index)
     config = replace(config, class_index=number, classifier=",".join(names), judge=judge or "none")
     targets = targets_of(labels, config.class_index - 1)
-    known = match_label(first, config.class_index - 1, read_labels(judge, "judge", hub)) if judge and config.evaluate else None
+    judges = judge and (config.evaluate or config.export_dataset)
+    judges = judge and (config.evaluate or config.export_dataset)
+    known = match_label(first, config.class_index - 1, read_labels(judge, "judge", hub)) if judges else None
     label = first[config.class_index - 1]
     class_name = config.prompt_name or prompt_class_name(label)
     prompts = [fill(t, config.placeholder_token, class_name) for t in TEMPLATES[: config.num_templates]]
-    if config.prompt:
-        prompts.append(config.prompt.replace("{token}", config.placeholder_token).replace("{class}", class_name))
+    to_draw, mentioned = prompts_to_draw(config, class_name, lambda wanted: find_class(names[0], first, number_or_name(wanted)))
     folder = RunFolder(config.output_path, class_folder(config.class_index, label), config.exp_id)
     check_origin(config, folder.token)
-    saved = None if config.train else find_token(config, folder)
+    saved = None if config.train and not (resume and is_learned(config, folder)) else find_token(config, folder)
     vectors = config.num_vectors if saved is None else len(saved)
-    check_apart(config.placeholder_token, prompts)
-    check_against_model(config, hub, prompts, saved, vectors)
+    others = {}
+    for placeholder, other in mentioned.items():
+        there = RunFolder(config.output_path, class_folder(other, first[other - 1]), config.exp_id)
+        others[placeholder] = find_token(replace(config, class_index=other, token_path=None), there)
+    check_apart(config.placeholder_token, [*prompts, *to_draw])
+    check_against_model(config, hub, [*prompts, *to_draw], saved, vectors, others)
     # A dry run fetches nothing; what the hub has is taken to be a Stable Diffusion at its own size.
     size = relative_size(config.model, config.height, config.width, hub) if is_local(config.model) or not config.dry_run else 1.0
     config = with_memory(config, size, device, dtype)
     takes = estimate(SETTINGS[config.memory], size, device, dtype)
+    guides = dict(zip(names, targets, strict=True))
     return Plan(
-        config, dict(zip(names, targets, strict=True)), judge, known, label, class_name, tuple(prompts), folder, device, dtype, saved, takes
+        config, guides, judge, known, label, class_name, tuple(prompts), folder, device, dtype, saved, takes, tuple(to_draw), others
     )
 
 
-def check_against_model(config: RunConfig, hub, prompts: list[str], saved, number: int) -> None:
+def check_inputs(config: RunConfig) -> None:
+    """Check the files and folders that an evaluation reads, and the summary that it writes.
+
+    Raises:
+        UsageError: a folder without pictures, a file without prompts, a summary of another version.
+    """
+    from outputs import image_files
+    from summary import read
+
+    if config.reference_images and not image_files(config.reference_images):
+        raise UsageError(f"--reference_images: {config.reference_images!r} was given, which holds no picture; allowed is a folder of them")
+    if config.eval_prompts:
+        read_prompts(config.eval_prompts, "eval_prompts")
+    if config.evaluate:
+        read(config.output_path)
+
+
+def prompts_to_draw(config: RunConfig, class_name: str, find: Callable[[str], int]) -> tuple[list[str], dict[str, int]]:
+    """The prompts for images, filled in, and the other classes whose tokens they hold: placeholder -> number.
+
+    Args:
+        find: the number of a class by number or name.
+
+    Raises:
+        UsageError: the file holds none, or there is no such class.
+    """
+    others = {}
+
+    def word(match: re.Match) -> str:
+        if not match[1]:
+            return config.placeholder_token
+        number = find(match[1])
+        if number == config.class_index:
+            return config.placeholder_token
+        placeholder = f"classtoken{number}"
+        others[placeholder] = number
+        return placeholder
+
+    given = [config.prompt] if config.prompt else []
+    given += read_prompts(config.prompts_file, "prompts_file") if config.prompts_file else []
+    return [MENTION.sub(word, prompt).replace("{class}", class_name) for prompt in given], others
+
+
+def make_plans(config: RunConfig) -> list["Plan"]:
+    """The plans of all classes that the options ask for: of one, or of all that the first guide knows.
+
+    Of all classes those without a token are left out where none is to be learned.
+
+    Raises:
+        UsageError: whatever is wrong and can be told before weights are loaded; no class is left.
+    """
+    if config.class_index != "all":
+        return [make_plan(config)]
+    from classifiers import read_labels
+    from outputs import RunFolder, class_folder
+
+    if config.token_path:
+        raise UsageError("--token_path: a file was given with --class_index all; allowed is one class")
+    labels = read_labels(guides_of(config)[0], hub=hub_of(config))
+    folders = [RunFolder(config.output_path, class_folder(i, label), config.exp_id) for i, label in enumerate(labels, start=1)]
+    numbers = [i for i, folder in enumerate(folders, start=1) if config.train or folder.token.exists()]
+    if not numbers:
+        raise UsageError(
+            f"--class_index: 'all' was given, but there is no token below {config.output_path}; add --train True to learn them"
+        )
+    return [make_plan(replace(config, class_index=i), resume=True) for i in numbers]
+
+
+def is_learned(config: RunConfig, folder) -> bool:
+    """Whether the token on disk was learned for this class with these options; one that is younger than the token was off then.
+
+    Where results are, and how much memory is taken, changes no token.
+    """
+    if not (folder.token.exists() and folder.config.exists()):
+        return False
+    now, then = asdict(config), asdict(RunConfig()) | json.loads(folder.config.read_text())["config"]
+    free = NO_HYPERPARAMETERS - {"class_index", "model", "revision", "classifier", "placeholder_token", "prompt_name"}
+    return all(now[k] == then[k] for k in now if k not in free)
+
+
+def check_against_model(config: RunConfig, hub, prompts: list[str], saved, number: int, others: dict[str, Any]) -> None:
     """Check sizes, steps, words, prompts and a token on disk against the model's small files; a dry run fetches none.
 
     Raises:
@@ -123,12 +228,15 @@ def check_against_model(config: RunConfig, hub, prompts: list[str], saved, numbe
     scheduler = fresh_scheduler(load_scheduler(config.model, config.scheduler, hub), training_scheduler)
     check_gradient_steps(config.gradient_steps, scheduler, training_steps)
     tokenizer, width = load_tokenizer(config.model, hub), text_width(config.model, hub)
-    if saved is not None and saved.shape[1] != width:
-        raise UsageError(f"the token's vector is {saved.shape[1]} wide; the text encoder of {config.model!r} takes {width}")
-    check_words(tokenizer, config.placeholder_token, config.initializer_token, number)
-    names = vector_names(config.placeholder_token, number)
-    tokenizer.add_tokens(names)
-    tokenize(tokenizer, prompts, names)
+    for vectors in (saved, *others.values()):
+        if vectors is not None and vectors.shape[1] != width:
+            raise UsageError(f"the token's vector is {vectors.shape[1]} wide; the text encoder of {config.model!r} takes {width}")
+    tokens = []
+    for placeholder, vectors in {config.placeholder_token: number, **{p: len(v) for p, v in others.items()}}.items():
+        check_words(tokenizer, placeholder, config.initializer_token, vectors)
+        tokens.append(vector_names(placeholder, vectors))
+        tokenizer.add_tokens(tokens[-1])
+    tokenize(tokenizer, prompts, *tokens)
 
 
 def check_gradient_steps(gradient_steps: int, scheduler: Any, training_steps: int) -> None:
@@ -197,9 +305,16 @@ def describe(plan: Plan) -> str:
     """The resolved configuration and the plan as JSON."""
     from memory import checkpointed
 
-    steps = [verb for verb in ("train", "evaluate") if getattr(plan.config, verb)] + ["generate"] * bool(plan.config.prompt)
+    steps = [verb for verb in ("train", "evaluate") if getattr(plan.config, verb)] + ["generate"] * bool(plan.to_draw)
+    steps += ["export data set"] * bool(plan.config.export_dataset)
     steps += [f"export {plan.config.export}"] * bool(plan.config.export) + ["save pipeline"] * plan.config.save_as_full_pipeline
-    names = {"do": steps, "classifier": plan.config.classifier, "judge": plan.judge, "class": plan.label, "prompts": plan.prompts}
+    names = {
+        "do": steps,
+        "classifier": plan.config.classifier,
+        "judge": plan.judge,
+        "class": plan.label,
+        "prompts": (*plan.prompts, *plan.to_draw),
+    }
     places = {
         "device": str(plan.device),
         "precision": str(plan.dtype),

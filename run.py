@@ -9,14 +9,16 @@ python run.py --classifier cub --list_classes True                              
 """
 
 import argparse
+import copy
 import sys
 import types
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
 from config import PRESETS, RunConfig, UsageError, WorkError, with_preset
-from plan import Plan, changed_settings, describe, guides_of, hub_of, make_plan, origin
+from plan import Plan, changed_settings, describe, guides_of, hub_of, make_plans, origin, works
 
 
 def boolean(text: str) -> bool:
@@ -49,54 +51,130 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(plan: Plan) -> None:
-    """Do what the plan says: train, evaluate, generate.
+def run(plans: list[Plan]) -> int:
+    """Do what the plans say, one class after the other, with models that are loaded once; returns how many classes failed.
 
     Raises:
-        UsageError, WorkError: in one line what was wrong.
+        UsageError, WorkError: in one line what was wrong; of several classes one that fails is told, and the others go on.
     """
     import torch
 
-    try:
-        carry_out(plan)
-    except torch.OutOfMemoryError as error:
-        raise WorkError(f"out of memory on {plan.device}; try --memory 8gb, or a smaller --height and --width") from error
+    bench, failed = Bench(plans[0]), 0
+    for plan in plans:
+        try:
+            try:
+                carry_out(plan, bench)
+            except torch.OutOfMemoryError as error:
+                raise WorkError(f"out of memory on {plan.device}; try --memory 8gb, or a smaller --height and --width") from error
+        except WorkError as error:
+            if len(plans) == 1:
+                raise
+            print(f"run.py: failed: class {plan.config.class_index} ({plan.label}): {error}", file=sys.stderr, flush=True)
+            failed += 1
+    return failed
 
 
-def carry_out(plan: Plan) -> None:
-    """The plan's steps, in their order."""
-    from class_token import ClassToken
-    from classifiers import Guide, load_classifier
-    from memory import checkpointed
-    from models import load_models
+class Bench:
+    """What all classes of a run share: classifiers and models, each loaded when it is first needed.
 
-    config, folder, hub, to = plan.config, plan.folder, hub_of(plan.config), (plan.device, plan.dtype)
-    print(f"class {config.class_index}: {plan.label}; on {plan.device} in {str(plan.dtype).removeprefix('torch.')}")
+    Raises:
+        UsageError: something cannot be loaded.
+    """
+
+    def __init__(self, plan: Plan):
+        self.config, self.hub, self.to, self.judge_name = plan.config, hub_of(plan.config), (plan.device, plan.dtype), plan.judge
+
+    @cached_property
+    def guides(self) -> dict:
+        """The guides by name. They come before the models: they are small, and what is wrong with them is better told first."""
+        from classifiers import load_classifier
+
+        return {name: load_classifier(name, *self.to, hub=self.hub) for name in self.config.classifier.split(",")}
+
+    @cached_property
+    def judge(self):
+        """The classifier that only judges."""
+        from classifiers import load_classifier
+
+        return load_classifier(self.judge_name, *self.to, "judge", self.hub)
+
+    @cached_property
+    def clip(self):
+        """The model of text similarity, where one is named."""
+        from similarity import TextSimilarity
+
+        return TextSimilarity(self.config.clip_model, self.to[0], self.hub) if self.config.clip_model else None
+
+    @cached_property
+    def models(self):
+        """The frozen parts of the pipeline."""
+        from memory import checkpointed
+        from models import load_models
+
+        models = load_models(self.config.model, *self.to, checkpointed(self.config), self.config.scheduler, self.hub)
+        if self.config.compile:
+            models.compile()
+        return models
+
+    def token(self, plan: Plan):
+        """A class's token, with a tokenizer of its own: it knows no other class's words but those that its prompts hold."""
+        from class_token import ClassToken
+
+        number = plan.config.num_vectors if plan.saved is None else len(plan.saved)
+        models = replace(self.models, tokenizer=copy.deepcopy(self.models.tokenizer))
+        token = ClassToken(models, plan.config.placeholder_token, plan.config.initializer_token, number)
+        for placeholder, vectors in plan.others.items():
+            token.join(placeholder, vectors)
+        if plan.saved is not None:
+            token.load(plan.saved)
+        return token
+
+
+def carry_out(plan: Plan, bench: Bench) -> None:
+    """One class's steps, in their order."""
+    from classifiers import Guide
+
+    config, folder = plan.config, plan.folder
+    print(f"class {config.class_index}: {plan.label}; on {plan.device} in {str(plan.dtype).removeprefix('torch.')}", flush=True)
     for change in changed_settings(plan):
         print(f"note: not as the token was learned: {change}")
-    # The classifiers first: they are small, and what is wrong with them is better told before gigabytes are loaded.
-    scores, judges = config.train or config.evaluate, config.evaluate and plan.judge_target is not None
-    guides = [Guide(load_classifier(name, *to, hub=hub), target) for name, target in plan.guides.items()] if scores else []
-    judge = Guide(load_classifier(plan.judge, *to, "judge", hub), plan.judge_target) if judges else None
-    models = load_models(config.model, *to, checkpointed(config), config.scheduler, hub)
-    if config.compile:
-        models.compile()
-    number = config.num_vectors if plan.saved is None else len(plan.saved)
-    token = ClassToken(models, config.placeholder_token, config.initializer_token, number)
-    if config.train:
+    scores = config.train or config.evaluate or config.export_dataset
+    guides = [Guide(bench.guides[name], target) for name, target in plan.guides.items()] if scores else []
+    judges = (config.evaluate or config.export_dataset) and plan.judge_target is not None
+    judge = Guide(bench.judge, plan.judge_target) if judges else None
+    clip = bench.clip if config.evaluate else None
+    token = bench.token(plan)
+    if config.train and plan.saved is None:
         learn(plan, token, guides)
-    else:
-        token.load(plan.saved)
     export(plan, token)
     if config.evaluate:
-        from evaluate import evaluate
+        from evaluate import evaluate, templates_of
+        from summary import replace_row, row_of
 
-        print_result(plan, evaluate(config, token, guides, judge, plan.class_name, folder))
-    if config.prompt:
-        from evaluate import generate
+        for template in templates_of(config):
+            if "{token}" not in template:
+                print(f"note: {template!r} does not hold {{token}}, so the token is not used in it")
+        result = evaluate(config, token, guides, judge, plan.class_name, folder, clip)
+        print_result(plan, result)
+        print(f"summary: {replace_row(config.output_path, row_of(result, folder, config.exp_id))}")
+    draw(plan, token, guides, judge)
 
-        generate(config, token, plan.prompts[-1], folder)
-        print(f"images of {plan.prompts[-1]!r}: {folder.prompt_images}")
+
+def draw(plan: Plan, token, guides: list, judge) -> None:
+    """Images of the user's prompts, and the data set."""
+    from generate import Dataset, generate
+
+    config, folder = plan.config, plan.folder
+    if plan.to_draw:
+        for prompt in plan.to_draw:
+            if config.placeholder_token not in prompt:
+                print(f"note: {prompt!r} does not hold {{token}}, so the token is not used in it")
+        for prompt, images in zip(plan.to_draw, generate(config, token, list(plan.to_draw), folder), strict=True):
+            print(f"images of {prompt!r}: {images}")
+    if config.export_dataset:
+        dataset = Dataset(folder.dataset, guides, judge)
+        thrown_away = dataset.fill(config, token, plan.class_name)
+        print(f"data set: {folder.dataset}, {len(dataset.rows)} images; {thrown_away} thrown away")
 
 
 def learn(plan: Plan, token, guides: list) -> None:
@@ -106,7 +184,14 @@ def learn(plan: Plan, token, guides: list) -> None:
     from trainer import train
 
     config, folder = plan.config, plan.folder
-    training = train(config, token, guides, plan.class_name, folder)
+    tracker = None
+    if config.report_to != "none":
+        from tracking import Tracker
+
+        tracker = Tracker(config.report_to, Path(config.output_path) / "tracking", f"{folder.name}/{config.exp_id}", asdict(config))
+    training = train(config, token, guides, plan.class_name, folder, tracker.log if tracker else None)
+    if tracker:
+        tracker.close()
     outcome = {
         "updates": len(training.rows),
         "kept_after_updates": training.kept_updates,
@@ -152,39 +237,47 @@ def list_classes(config: RunConfig) -> None:
 
 
 def print_result(plan: Plan, result: dict) -> None:
-    """The closing lines: where everything is, and the accuracies side by side."""
-    print(f"evaluation: {plan.folder.result}\nimages: {plan.folder.eval_images}")
-    print(f"{'':<10}{'without':>9}{'with token':>12}   ({result['test_size']} seeds)")
-    rows = {"guide": ("accuracy_baseline", "accuracy_token")}
-    if result["judge_accuracy_token"] is not None:
-        rows["judge"] = ("judge_accuracy_baseline", "judge_accuracy_token")
-    for name, (without, with_token) in rows.items():
-        print(f"{name:<10}{result[without]:>9.2f}{result[with_token]:>12.2f}")
-    if plan.judge and "judge" not in rows:
-        print(f"judge     not judged: {plan.judge} has no label, or several, for {plan.label!r}")
+    """The closing lines: where everything is, and the verdict."""
+    print(f"evaluation: {plan.folder.result}\nimages: {plan.folder.eval_images}, and side by side {plan.folder.grid}")
+    for prompt in result["prompts"][1:]:
+        before, after = (prompt["arms"][arm]["guide"]["accuracy"] for arm in ("baseline", "token"))
+        print(f"{prompt['template']!r}: guide {before:.2f} -> {after:.2f}")
+    if plan.judge and plan.judge_target is None:
+        print(f"not judged: {plan.judge} has no label, or several, for {plan.label!r}")
+    print(f"{result['verdict']}   ({result['test_size']} seeds)")
+
+
+def report(output_path: str) -> None:
+    """Write the report of all classes that were evaluated below ``output_path``."""
+    from report import write_report
+
+    print(f"report: {write_report(Path(output_path))}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage."""
-    given = vars(build_parser().parse_args(argv))
+    given, failed = vars(build_parser().parse_args(argv)), 0
     preset = given.pop("preset")
     try:
         config = with_preset(preset, given)
         if config.list_classes:
             list_classes(config)
             return 0
-        plan = make_plan(config)
-        if plan.config.dry_run:
-            print(describe(plan))
-        else:
-            run(plan)
+        if works(config):
+            plans = make_plans(config)
+            if config.dry_run:
+                print("\n".join(describe(plan) for plan in plans))
+                return 0
+            failed = run(plans)
+        if config.report:
+            report(config.output_path)
+        return 1 if failed else 0
     except UsageError as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 2
     except WorkError as error:
         print(f"run.py: failed: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

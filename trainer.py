@@ -4,28 +4,22 @@ The loop is the method of Discriminative Class Tokens (ICCV 2023, arXiv 2303.171
 """
 
 import math
-import random
 import time
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean as mean
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from class_token import TEMPLATES, ClassToken, fill
-from classifiers import Guide, finite
-from config import RunConfig, WorkError, parse_interval, training_seeds, turn, validation_seeds
-from gradients import GradientPath, Verdict, combined, token_gradients
-from memory import Batches
+from class_token import ClassToken
+from classifiers import Guide
+from config import RunConfig, WorkError
 from outputs import RunFolder, clear, grid, write_image, write_lines, write_tensors
-from recipes import augmented
-from sampler import SamplerSettings, draw
+from pictures import write_evolution
+from task import FOLLOWED, Task
 
 MORE = 0.25  # share of the way from the start's validation accuracy to 1 after which a token is clearly better
-LEAST = 0.15  # weight in training of a prompt that is always right; of one that never is 1 more
 LONGER = 2  # patience with the last of several stages: a late step makes a token worse before it makes it better
 NEARLY = 0.9  # validation accuracy of a token that is nearly right: large steps would do it harm
 
@@ -53,6 +47,10 @@ class Best:
     file: Path | None = None  # where each better vector is written at once: a run that breaks off loses no more than its last updates
     placeholder: str = ""
 
+    def told(self) -> str:
+        """The best score so far, and the update that it was found after."""
+        return f"{abs(self.score[0]):.2f} after {self.epoch}" if self.score else "none"
+
     def offer(self, score: tuple, vector: torch.Tensor, epoch: int, updates: int) -> None:
         """Keep ``vector`` if its score is the best yet."""
         if self.vector is None or score > self.score:
@@ -61,30 +59,20 @@ class Best:
                 write_tensors(self.file, {self.placeholder: self.vector.cpu()}, {"updates": str(updates)})
 
 
-def sampler_settings(config: RunConfig) -> SamplerSettings:
-    """How the options want images evaluated and shown."""
-    return SamplerSettings(
-        config.num_inference_steps,
-        config.guidance_scale,
-        config.height,
-        config.width,
-        guidance_interval=parse_interval(config.guidance_interval),
-        decode_batch_size=config.decode_batch_size,
-    )
-
-
-def training_settings(config: RunConfig) -> SamplerSettings:
-    """How they want images drawn in training; a solver of higher order draws nearly the same images in fewer steps."""
-    scheduler, steps = config.training_sampler
-    return replace(sampler_settings(config), scheduler=scheduler, num_inference_steps=steps)
-
-
-def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str, folder: RunFolder) -> Training:
+def train(
+    config: RunConfig,
+    token: ClassToken,
+    guides: list[Guide],
+    class_name: str,
+    folder: RunFolder,
+    on_update: Callable[[dict, torch.Tensor], None] | None = None,
+) -> Training:
     """Learn ``token`` for the class that the guides are asked for; several guides count alike.
 
     Args:
         class_name: the name of the class in the prompts.
         folder: where the training images and the log go.
+        on_update: is told each update's log row and images (N, 3, H, W).
 
     Returns:
         the training; ``token`` holds the kept vector.
@@ -96,12 +84,14 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
     # Half-precision gradients underflow without a scaled loss; the scaler is idle in other precisions.
     scaler = torch.amp.GradScaler(token.models.device.type, init_scale=2.0**10, enabled=token.models.dtype == torch.float16)
     task, attempts = Task(config, token, guides, class_name), Attempts(config, token, class_name)
-    clear(folder.train_images, "epoch_*.png")
+    clear(folder.train_images, "*.png")
+    folder.evolution.unlink(missing_ok=True)
 
     # The initial token may do already: a class that its name alone draws needs no update.
     attempts.begin(0)
-    if config.keep == "validation":
+    if config.choose_by == "validation":
         attempts.score(task, best, 0)
+        show_validation(folder, task, 0)
         result.stopped_by = stopping_rule(config, 0, 0.0, best)
     progress = tqdm(range(1, 1 + (0 if result.stopped_by else config.max_epochs)), desc=f"learning {class_name!r}", unit="update")
     for epoch in progress:
@@ -123,13 +113,18 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
 
         # Keep the best token: by unseen seeds, or by the loss of the images that it drew.
         row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item(), **attempts.told()}
-        if config.keep == "loss":
+        if config.choose_by == "loss":
             best.offer((-loss,), drawn_with, epoch, epoch - 1)
         elif is_validated(config, epoch, accuracy):
             row |= zip(("validation_accuracy", "validation_log_probability"), attempts.score(task, best, epoch), strict=True)
+            show_validation(folder, task, epoch)
         row |= {"gradient_norm": norm if math.isfinite(norm) else None, "token_norm": token.norm(), "best_epoch": best.epoch}
-        record(folder, result.rows, row | {"seconds": time.monotonic() - began}, images)
-        progress.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", best=best.epoch)
+        row["seconds"] = time.monotonic() - began
+        record(folder, result.rows, row, images)
+        if on_update:
+            on_update(row, images)
+        shown = {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.2f}", "probability": f"{row['probability']:.2f}", "best": best.told()}
+        progress.set_postfix(shown)
 
         # Stop by train accuracy, validation accuracy, patience or the number of epochs; or go on to a stage or start.
         result.stopped_by = stopping_rule(config, epoch, accuracy, best)
@@ -142,6 +137,7 @@ def train(config: RunConfig, token: ClassToken, guides: list[Guide], class_name:
     result.last_vector = token.vector.detach().clone()
     token.load(best.vector)
     result.kept_updates, result.images, result.seconds = best.updates, task.images, time.monotonic() - start
+    show_evolution(config, folder, result.rows)
     return result
 
 
@@ -190,7 +186,7 @@ class Attempts:
         old = self.config.token_ema
         self.mean, self.weight = old * self.mean + (1 - old) * self.token.vector.detach(), old * self.weight + 1 - old
 
-    def score(self, task: "Task", best: Best, epoch: int) -> tuple[float, float]:
+    def score(self, task: Task, best: Best, epoch: int) -> tuple[float, float]:
         """Score the token, or its running mean, on the validation seeds, and offer it to ``best``; returns the score."""
         current = self.token.vector.detach().clone()
         if self.weight:
@@ -210,7 +206,7 @@ class Attempts:
 
     def is_over(self, epoch: int) -> bool:
         """Whether the stage has done its part, or brings nothing any more."""
-        if self.config.keep != "validation":
+        if self.config.choose_by != "validation":
             return False
         has_left_the_plateau = self.stage == 0 and self.goes_on
         since = max(self.began, self.best.epoch if self.has_progress else 0)
@@ -235,6 +231,22 @@ def record(folder: RunFolder, rows: list[dict], row: dict, images: torch.Tensor)
     write_image(folder.train_images / f"epoch_{row['epoch']:03d}.png", grid(images, columns=len(images)))
 
 
+def show_validation(folder: RunFolder, task: Task, epoch: int) -> None:
+    """Keep what the first validation seeds have become."""
+    if len(task.first_images):
+        write_image(folder.train_images / f"validation_{epoch:03d}.png", grid(task.first_images, columns=FOLLOWED))
+
+
+def show_evolution(config: RunConfig, folder: RunFolder, rows: list[dict]) -> None:
+    """The same noises over the updates: the validation's, or the training's where they always come back."""
+    if config.choose_by == "validation" or config.noise_pool == 1:
+        name = "validation" if config.choose_by == "validation" else "epoch"
+        strips = {int(path.stem.rpartition("_")[2]): path for path in folder.train_images.glob(f"{name}_*.png")}
+        columns = FOLLOWED if name == "validation" else config.images_per_update
+        if strips:
+            write_evolution(folder.evolution, strips, rows, columns, FOLLOWED)
+
+
 def make_optimizer(config: RunConfig, token: ClassToken, rate: float) -> torch.optim.AdamW:
     """AdamW over the token's vectors alone."""
     return torch.optim.AdamW([token.vector], lr=rate, betas=config.betas, eps=config.adam_epsilon, weight_decay=config.weight_decay)
@@ -247,7 +259,7 @@ def is_validated(config: RunConfig, epoch: int, accuracy: float) -> bool:
 
 def is_scored(config: RunConfig, epoch: int, accuracy: float) -> bool:
     """Whether the token of ``epoch`` was compared with the best one."""
-    return config.keep == "loss" or is_validated(config, epoch, accuracy)
+    return config.choose_by == "loss" or is_validated(config, epoch, accuracy)
 
 
 def stopping_rule(config: RunConfig, epoch: int, accuracy: float, best: Best) -> str:
@@ -258,125 +270,8 @@ def stopping_rule(config: RunConfig, epoch: int, accuracy: float, best: Best) ->
     """
     if epoch and accuracy > config.stop_train_accuracy:
         return "train_accuracy"
-    if config.keep == "validation" and 0 < config.stop_validation_accuracy <= best.score[0]:
+    if config.choose_by == "validation" and 0 < config.stop_validation_accuracy <= best.score[0]:
         return "validation_accuracy"
     if config.patience and is_scored(config, epoch, accuracy) and epoch - best.epoch >= config.patience:
         return "patience"
     return "max_epochs" if epoch >= config.max_epochs else ""
-
-
-class Task:
-    """The class to learn, and how its images are drawn and scored.
-
-    Args:
-        class_name: the name of the class in the prompts.
-    """
-
-    def __init__(self, config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str):
-        self.config, self.token, self.guides = config, token, guides
-        self.images = 0  # that were drawn
-        self.batches, self.eval_batches = Batches(config.batch_size), Batches(config.eval_batch_size)
-        self.kept_for, self.kept = (), {}  # the steps without gradient of the last update, where the next one shares them
-        self.wrong = {}  # share of wrong images in the last validation, by prompt
-        self.settings = training_settings(config)
-        # Each stage's gradients, and the trajectory that they are taken on.
-        self.stages = [
-            (
-                GradientPath(config.gradient_mode, config.gradient_steps, stage.places, stage.anywhere, config.normalize_steps),
-                replace(self.settings, num_inference_steps=stage.num_inference_steps or self.settings.num_inference_steps),
-            )
-            for stage in config.stages
-        ]
-        self.templates = [fill(t, token.placeholder, class_name) for t in TEMPLATES[: config.num_templates]]
-        # The evaluation's prompt is the first one, which is also the hardest: most of the validation is of it.
-        self.validation_prompts = [self.templates[i] for i in (0, 0, 1, 0, 0, 2) if i < len(self.templates)]
-
-    def prompts(self, epoch: int) -> list[str]:
-        """The prompts of one update: more of those that the last validation found wrong, without which the templates in turn."""
-        number, templates = self.config.images_per_update, self.templates
-        if self.wrong:
-            return random.Random(f"{self.config.seed} {turn(self.config, epoch)} prompts").choices(
-                templates, [self.wrong[t] + LEAST for t in templates], k=number
-            )
-        first = turn(self.config, epoch) * number
-        return [templates[(first + i) % len(templates)] for i in range(number)]
-
-    def accumulate(self, epoch: int, scaler: torch.amp.GradScaler, stage: int = 0) -> tuple[torch.Tensor, ...]:
-        """Add the gradient of the mean cross-entropy of one update's images to the token, in micro-batches.
-
-        Args:
-            epoch, stage: count from 0.
-
-        Returns:
-            images (N, 3, H, W), losses (N,), probabilities of the class (N,), right or wrong (N,), all detached. Of several
-            guides the probability is the geometric mean.
-        """
-        seeds, token = training_seeds(self.config, epoch), self.token
-        prompts = self.prompts(epoch)
-        path, settings = self.stages[stage]
-        path = path.drawn(random.Random(f"{self.config.seed} {epoch}"))
-        if self.kept_for != (stage, prompts, seeds):
-            self.kept_for, self.kept = (stage, prompts, seeds), {}
-        weight = scaler.get_scale() / len(seeds)  # micro-batches add up to the gradient of the whole mean
-
-        def batch(chunk: slice) -> Verdict:
-            score = partial(self.score_augmented, seeds[chunk]) if self.config.augment else self.score
-            kept = self.kept.setdefault((chunk.start, chunk.stop), {}) if self.config.reuse_trajectory > 1 else None
-            return token_gradients(token, prompts[chunk], seeds[chunk], settings, path, score, weight, kept)
-
-        parts = self.batches.over(len(seeds), batch)
-        self.images += len(seeds)
-        by_step = [sum(gradients) for gradients in zip(*(p.gradients for p in parts), strict=True)]  # (V, width) each
-        gradient = combined(by_step, path.normalize, scaler.get_scale())
-        token.vector.grad = gradient if token.vector.grad is None else token.vector.grad + gradient
-        losses = torch.cat([p.losses for p in parts])  # (N,)
-        return torch.cat([p.images for p in parts]), losses, (-losses).exp(), torch.cat([p.right for p in parts])
-
-    def score(self, images: torch.Tensor, chunk: slice | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy of the class (B,), mean over the guides, and whether every guide says it (B,), of images (B, 3, H, W).
-
-        Raises:
-            WorkError: a logit is not finite.
-        """
-        losses, right = [], []
-        for guide in self.guides:
-            logits = finite(guide.classifier.logits(images))  # (B, K)
-            target = torch.full((len(logits),), guide.target, device=logits.device)
-            losses.append(F.cross_entropy(logits, target, reduction="none"))  # (B,)
-            right.append(logits.argmax(1) == target)  # (B,)
-        return torch.stack(losses).mean(0), torch.stack(right).all(0)
-
-    def score_augmented(self, seeds: list[int], images: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """The score of images (B, 3, H, W) that are varied as the seeds of this part of the batch say."""
-        return self.score(augmented(images, seeds[chunk]))
-
-    @torch.no_grad()
-    def validate(self) -> tuple[float, float]:
-        """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling.
-
-        A few images are lucky now and then: as long as the token can still end the training, one more ``validation_size`` after the
-        other is drawn, up to ``confirm_size`` more, and all count.
-
-        Raises:
-            WorkError: a logit is not finite.
-        """
-        config, seeds, drawn = self.config, validation_seeds(self.config), []
-        for i in range(0, len(seeds), config.validation_size):
-            drawn += self.score_drawn(seeds[i : i + config.validation_size])
-            reachable = (len(seeds) - sum(not right for _, _, right in drawn)) / len(seeds)
-            if not 0 < config.stop_validation_accuracy <= reachable:
-                break
-        accuracy = mean(right for _, _, right in drawn)
-        self.wrong = {t: 1 - mean([right for prompt, _, right in drawn if prompt == t] or [0]) for t in self.templates}
-        return accuracy, -mean(loss for _, loss, _ in drawn)
-
-    def score_drawn(self, seeds: list[int]) -> list[tuple[str, float, bool]]:
-        """Prompt, loss and verdict of finished images, drawn in batches."""
-        prompts = [self.validation_prompts[i % len(self.validation_prompts)] for i in range(len(seeds))]
-
-        def batch(chunk: slice) -> list[tuple[str, float, bool]]:
-            losses, right = self.score(draw(self.token, prompts[chunk], seeds[chunk], self.settings))  # (B,) each
-            return list(zip(prompts[chunk], losses.tolist(), right.tolist(), strict=True))
-
-        self.images += len(seeds)
-        return [row for part in self.eval_batches.over(len(seeds), batch) for row in part]

@@ -3,7 +3,6 @@
 import datetime
 import json
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -40,13 +39,6 @@ def wait(device: torch.device) -> None:
     """Until the device has done all that it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory that tensors have had since it was reset (CUDA), or the process ever had."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

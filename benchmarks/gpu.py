@@ -31,7 +31,7 @@ from class_token import ClassToken
 from classifiers import Guide
 from config import RunConfig, with_preset
 from hub import quiet_libraries
-from memory import SETTINGS, checkpointed, with_memory
+from memory import SETTINGS, checkpointed, peak_bytes, with_memory
 from models import resolve_dtype
 from outputs import RunFolder
 from run import boolean
@@ -72,7 +72,7 @@ class Bed:
 
     def cases(self) -> dict[str, RunConfig]:
         """One update of each kind."""
-        once = {"class_index": 283, "train": True, "keep": "loss", "max_epochs": 1}
+        once = {"class_index": 283, "train": True, "choose_by": "loss", "max_epochs": 1}
         default = replace(with_preset("default", once), **self.changes)
         return {"paper": replace(with_preset("paper", once), **self.paper_changes)} | stages_of(default)
 
@@ -95,7 +95,7 @@ class Bed:
         torch.cuda.reset_peak_memory_stats(self.device)
         work()
         free, total = torch.cuda.mem_get_info(self.device)  # the allocator keeps what it had at its peak
-        return {"tensors_gb": common.peak_bytes(self.device) / 1e9, "card_gb": (total - free) / 1e9}
+        return {"tensors_gb": peak_bytes(self.device) / 1e9, "card_gb": (total - free) / 1e9}
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:

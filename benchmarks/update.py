@@ -24,6 +24,7 @@ from classifiers import Guide, load_classifier
 from config import RunConfig, with_preset
 from hub import quiet_libraries
 from labels import prompt_class_name
+from memory import peak_bytes
 from models import load_models
 from outputs import RunFolder
 from trainer import train
@@ -38,7 +39,7 @@ def stages_of(config: RunConfig) -> dict[str, RunConfig]:
 
 def cases_of_ours() -> dict[str, RunConfig]:
     """One update each of the paper's settings and of the stages of the default."""
-    once = {"model": "miniature", "class_index": CLASS, "train": True, "keep": "loss", "max_epochs": 1, "device": "cpu"}
+    once = {"model": "miniature", "class_index": CLASS, "train": True, "choose_by": "loss", "max_epochs": 1, "device": "cpu"}
     return {"paper": with_preset("paper", once)} | stages_of(with_preset("default", once))
 
 
@@ -100,7 +101,7 @@ def measure(rounds: int) -> dict:
         "seconds": common.medians(found),
         "reference_over": {case: common.ratios(found, "reference", case) for case in ours},
         "bare_share": {case: common.ratios(found, case.replace("ours", "bare"), case) for case in ours},
-        "peak_gb": common.peak_bytes(device) / 1e9,
+        "peak_gb": peak_bytes(device) / 1e9,
     }
 
 

@@ -15,15 +15,16 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from config import MEMORY_OPTIONS, RunConfig, with_preset
+from config import RunConfig, with_preset
 from experiments import tables
 from miniature.scenes import CLASSES, SceneClass
 from outputs import RunFolder, class_folder
+from plan import is_learned
 from run import boolean, build_parser
 
 ROOT = Path(__file__).parent.parent
@@ -58,12 +59,7 @@ class Run:
     @property
     def is_learned(self) -> bool:
         """Whether a token of today's options is there: rows of older defaults must not stand in one table with new ones."""
-        if not self.folder.token.exists():
-            return False
-        learned_with = json.loads(self.folder.config.read_text())["config"]
-        # An option that is younger than the token was off then; one folder has many paths, and how much memory is taken changes nothing.
-        now, then = asdict(self.config), asdict(RunConfig()) | learned_with
-        return all(now[k] == then[k] for k in now if k not in {"output_path", *MEMORY_OPTIONS})
+        return is_learned(self.config, self.folder)
 
     @property
     def is_done(self) -> bool:

@@ -26,6 +26,7 @@ from labels import prompt_class_name
 from miniature.scenes import CLASSES, HUES, with_article
 from models import load_models
 from outputs import grid, write_image, write_json
+from scores import spread
 
 SEEDS = range(100)
 OTHER_TEMPLATES = ("a picture of {}", "a painting of {}", "{}")  # of the model's captions, none of which a token is trained on
@@ -44,14 +45,6 @@ def background(image: np.ndarray) -> str:
     nearest = np.minimum(away, 360 - away).argmin(1)  # (P,)
     found = np.where(saturation < 45, len(HUES), nearest)  # (P,); scenes' colours have at least 70
     return str(names[np.bincount(found, minlength=len(names)).argmax()])
-
-
-def spread(features: torch.Tensor) -> float:
-    """Mean cosine distance of features (N, D) from each other; 0 where there are fewer than two."""
-    if len(features) < 2:
-        return 0.0
-    unit = torch.nn.functional.normalize(features, dim=1)
-    return (1 - (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]).mean().item()
 
 
 class Bench:
@@ -85,8 +78,7 @@ class Bench:
     def diversity(self, images: torch.Tensor) -> float:
         """Spread of the right images in the judge's features."""
         right = images[self.right(images)]
-        model = self.judge.model
-        return spread(model.forward_head(model.forward_features(self.judge.recipe(right)), pre_logits=True)) if len(right) else 0.0
+        return (spread(self.judge.look(right)[1]) if len(right) else None) or 0.0
 
     def prompt_following(self) -> dict[str, float]:
         """Share of images on the background that was asked for, and, of them all, of the class."""

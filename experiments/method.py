@@ -61,7 +61,9 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
     from models import load_models
     from outputs import RunFolder
     from sampler import draw
-    from trainer import sampler_settings, train
+    from scores import spread
+    from task import sampler_settings
+    from trainer import train
 
     torch.set_num_threads(1)
     quiet_libraries()
@@ -75,14 +77,16 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
     prompt = fill(TEMPLATES[0], token.placeholder, name)
     images = draw(token, [prompt] * len(TUNING_SEEDS), list(TUNING_SEEDS), sampler_settings(config))  # (40, 3, 64, 64)
     with torch.no_grad():
-        shares = [(c.logits(images).argmax(1) == class_index - 1).float().mean().item() for c in (guide, judge)]
+        (guide_logits, _), (judge_logits, features) = (c.look(images) for c in (guide, judge))  # (40, K), (40, D)
+    right = guide_logits.argmax(1) == class_index - 1  # (40,)
     return {
         "setting": setting,
         "differs": SETTINGS[setting],
         "class_index": class_index,
         "seed": seed,
-        "guide": shares[0],
-        "judge": shares[1],
+        "guide": right.float().mean().item(),
+        "judge": (judge_logits.argmax(1) == class_index - 1).float().mean().item(),
+        "diversity": spread(features[right]),
         "updates": len(training.rows),
         "kept": training.kept_updates,
         "seconds": round(training.seconds, 1),
@@ -99,8 +103,8 @@ def read(out: Path) -> list[dict]:
 def print_table(rows: list[dict]) -> None:
     """A line for each setting: guide/judge by class, means over seeds, and the means over classes."""
     classes = sorted({r["class_index"] for r in rows}, key=[*TUNING_CLASSES, *range(1, 33)].index)
-    print("| setting | " + " | ".join(str(c) for c in classes) + " | mean | least judge | seconds | norm |")
-    print("|-" * (len(classes) + 5) + "|")
+    print("| setting | " + " | ".join(str(c) for c in classes) + " | mean | least judge | diversity | seconds | norm |")
+    print("|-" * (len(classes) + 6) + "|")
     for setting in dict.fromkeys(r["setting"] for r in rows):
         mine = [r for r in rows if r["setting"] == setting]
 
@@ -110,7 +114,8 @@ def print_table(rows: list[dict]) -> None:
         by_class = [[r for r in mine if r["class_index"] == c] for c in classes]
         cells = [f"{mean('guide', of):.2f}/{mean('judge', of):.2f}" if of else "" for of in by_class]
         ends = [f"{mean('guide', mine):.2f}/{mean('judge', mine):.2f}", f"{min(r['judge'] for r in mine):.2f}"]
-        ends += [f"{mean('seconds', mine):.0f}", f"{mean('norm', mine):.1f}"]
+        varied = [r["diversity"] for r in mine if r.get("diversity") is not None]  # older rows have none
+        ends += [f"{sum(varied) / len(varied):.3f}" if varied else "", f"{mean('seconds', mine):.0f}", f"{mean('norm', mine):.1f}"]
         print(f"| {setting} | " + " | ".join(cells + ends) + " |")
 
 

@@ -24,7 +24,7 @@ from hub import quiet_libraries
 from labels import prompt_class_name
 from models import load_models
 from outputs import write_lines
-from trainer import Task, sampler_settings
+from task import Task, sampler_settings
 
 WAYS = (0.6, 1.0)  # of the way from the start to the token
 EVALUATION = (None, 30)

@@ -60,6 +60,18 @@ TABLE = [
     ([*MINI, *TRAIN, "--guidance_interval", "0.5"], "--guidance_interval: '0.5' was given; allowed are two numbers from 0 to 1"),
     ([*MINI, *TRAIN, "--reuse_trajectory", "0"], "--reuse_trajectory: 0 was given; allowed is 1 or more"),
     ([*MINI, *TRAIN, "--decode_batch_size", "0"], "--decode_batch_size: 0 was given; allowed is 1 or more"),
+    ([*MINI, *EVALUATE, "--reference_images", "{tmp}/empty"], "empty' was given, which holds no picture; allowed is a folder of them"),
+    ([*MINI, *TRAIN, "--evaluate", "True", "--eval_prompts", "{tmp}/no-prompts.txt"], "which holds no prompt; allowed is a text file"),
+    ([*MINI, *TRAIN, "--prompts_file", "{tmp}/nowhere.txt"], "--prompts_file: "),
+    ([*MINI, *TRAIN, "--prompt", "a {token:unicorn}"], "'unicorn' was given, which is no label of the classifier miniature"),
+    ([*MINI, *TRAIN, "--prompt", "a {token:4}"], "learn it with --class_index 4 --train True"),
+    ([*MINI, *TRAIN, "--prompt", "a {token:bat}"], "fits 1 (bat, fruit bat), 2 (bat, cricket bat); give the number"),
+    ([*MINI, *TRAIN, "--evaluate", "True", "--output_path", "{tmp}/old"], "summary.csv has other columns than this version writes"),
+    ([*MINI, "--class_index", "all", "--evaluate", "True"], "'all' was given, but there is no token below"),
+    ([*MINI, "--class_index", "all", "--evaluate", "True", "--token_path", "x"], "--token_path: a file was given with --class_index all"),
+    ([*MINI, *TRAIN, "--report_to", "mlflow"], "argument --report_to: invalid choice: 'mlflow'"),
+    ([*MINI, *TRAIN, "--keep", "wrong"], "argument --keep: invalid choice: 'wrong'"),
+    ([*MINI, *TRAIN, "--export_dataset", "-1"], "--export_dataset: -1 was given; allowed is 0 or more"),
     ([*MINI, *TRAIN, "--memory", "10gb"], "argument --memory: invalid choice: '10gb'"),
     ([*MINI, *TRAIN, "--noise_pool", "-1"], "--noise_pool: -1 was given; allowed is 0 or more"),
     ([*MINI, *TRAIN, "--gradient_steps", "40", "--gradient_mode", "last"], "--gradient_steps: 40 was given; allowed is 1 to 12"),
@@ -116,6 +128,10 @@ def miniature(folder, **changes) -> None:
 def broken(tmp_path_factory):
     """Every damaged thing of the table."""
     tmp = tmp_path_factory.mktemp("broken")
+    (tmp / "empty").mkdir()
+    (tmp / "no-prompts.txt").write_text("# none\n\n")
+    (tmp / "old").mkdir()
+    (tmp / "old" / "summary.csv").write_text("class,accuracy\n")
     miniature(tmp / "no-unet")
     shutil.rmtree(tmp / "no-unet" / "unet")
     miniature(tmp / "no-words")

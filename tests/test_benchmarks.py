@@ -47,7 +47,7 @@ def test_ours_and_the_reference_draw_the_same_images():
     theirs = reference.image(reference.prompts[0], torch.Generator().manual_seed(5))
     token = ClassToken(models, "newclas", "a")
     from sampler import draw
-    from trainer import sampler_settings
+    from task import sampler_settings
 
     torch.testing.assert_close(theirs.detach(), draw(token, reference.prompts[:1], [5], sampler_settings(PAPER)), rtol=1e-4, atol=1e-5)
 

@@ -43,7 +43,7 @@ def test_paper_preset_is_the_official_configuration():
     assert c.update_learning_rate(1.0) == 0.00125
     assert (c.betas, c.weight_decay, c.adam_epsilon, c.max_grad_norm) == ((0.9, 0.999), 1e-2, 1e-8, 1.0)
     assert (c.start, c.max_token_norm, c.token_ema) == ("initializer", 0.0, 0.0)
-    assert (c.gradient_mode, c.gradient_steps, c.keep) == ("last", 1, "loss")
+    assert (c.gradient_mode, c.gradient_steps, c.choose_by) == ("last", 1, "loss")
     assert (c.max_epochs, c.stop_train_accuracy, c.patience, c.test_size) == (50, 0.7, 15, 10)
 
 

@@ -1,23 +1,146 @@
-"""Scoring: the right class by the right classifier."""
+"""Scoring: the right class by the right classifier, and what is made of it."""
+
+import math
+from itertools import product
 
 import pytest
 import torch
-from conftest import tiny_classifier
+from conftest import tiny_classifier, tiny_models, tiny_tokenizer
 
-from config import WorkError
-from evaluate import accuracies, score, verdicts
+from class_token import ClassToken
+from classifiers import Classifier, Guide
+from config import RunConfig, UsageError, WorkError
+from evaluate import Arm, Seen, arm_prompts, evaluate, verdicts
+from outputs import RunFolder, to_pil
+from scores import distances, interval, mcnemar, paired, spread
+from similarity import TextSimilarity
+
+
+def certain(target: int, classes: int = 3) -> Guide:
+    """A classifier that sees class ``target`` in every image, asked for class 0."""
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, classes))
+    with torch.no_grad():
+        model[2].weight.zero_()
+        model[2].bias.copy_(torch.eye(classes)[target] * 9)
+    return Guide(Classifier(f"sees {target}", model.requires_grad_(False), ["cat", "bat", "tiger"][:classes], lambda images: images), 0)
 
 
 def test_accuracy_is_the_share_of_images_given_to_the_class():
     classifier = tiny_classifier()
     images = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    expected = (classifier.logits(images).argmax(1) == 2).float().mean().item()
-    right = score(classifier, 2, {"token": images, "baseline": images}, 4)
-    assert accuracies(right)["accuracy_token"] == expected
-    assert accuracies(None, "judge_") == {"judge_accuracy_token": None, "judge_accuracy_baseline": None}
+    seen = Seen(Guide(classifier, 2))
+    right = torch.cat([seen.look(images[:4]), seen.look(images[4:])])
+    expected = verdicts(classifier, images, 9) == 2
+    assert torch.equal(right, expected)
+    assert torch.equal(seen.right, expected)
+    assert seen.figures()["accuracy"] == expected.float().mean().item()
+    assert seen.figures()["probability"] == pytest.approx(classifier.logits(images).softmax(1)[:, 2].mean().item())
 
 
 def test_images_whose_logits_are_not_finite_are_no_verdict():
     """The most probable of NaNs would be the first class."""
     with pytest.raises(WorkError, match="not finite"):
         verdicts(tiny_classifier(), torch.full((2, 3, 16, 16), float("nan")), 2)
+    with pytest.raises(WorkError, match="not finite"):
+        Seen(Guide(tiny_classifier(), 0)).look(torch.full((2, 3, 16, 16), float("nan")))
+
+
+def test_features_are_what_the_last_layer_is_given():
+    classifier = tiny_classifier()
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    logits, features = classifier.look(images)
+    (head,) = [m for m in classifier.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(classifier.labels)][-1:]
+    torch.testing.assert_close(head(features), logits)
+    assert not any(m._forward_pre_hooks for m in classifier.model.modules())
+
+
+def test_a_token_that_only_its_guide_likes_is_called_out(tmp_path):
+    token, folder = ClassToken(tiny_models(), "newclas", "a"), RunFolder(str(tmp_path), "c", "e")
+    config = RunConfig(class_index=1, evaluate=True, num_inference_steps=2, test_size=3, classifier="g", judge="j")
+    result = evaluate(config, token, [certain(0)], certain(1), "cat", folder)
+    assert result["verdict"].endswith("judge 0.00 -> 0.00 [0.00, 0.56], p=1, diversity 1.00x; the token fools the guide: "
+                                      "the judge does not see the class")  # fmt: skip
+    assert result["prompts"][0]["arms"]["token"]["judge"]["predicted"] == [["bat", 1.0]]
+    agreed = evaluate(config, token, [certain(0)], certain(0), "cat", folder)
+    assert "fools" not in agreed["verdict"]
+    assert agreed["verdict"].startswith("cat: guide 1.00 -> 1.00 [0.44, 1.00], judge 1.00 -> 1.00 [0.44, 1.00], p=1")
+
+
+def test_an_image_is_right_where_every_guide_says_so():
+    images = torch.rand(2, 3, 8, 8)
+    assert Arm("a cat", [certain(0), certain(0)], None).look(images).tolist() == [True, True]
+    assert Arm("a cat", [certain(0), certain(1)], None).look(images).tolist() == [False, False]
+
+
+def test_the_plain_prompt_is_drawn_where_it_is_another_than_the_initializers():
+    config = RunConfig(initializer_token="pet")
+    assert arm_prompts(RunConfig(), "A photo of {token} {class}", "cat") == {
+        "token": "A photo of newclas cat",
+        "baseline": "A photo of a cat",
+    }
+    assert arm_prompts(config, "A photo of {token} {class}", "cat")["plain"] == "A photo of a cat"
+
+
+def test_intervals_are_wilsons():
+    """By the formula; 8 of 10 is the textbook's [0.490, 0.943]."""
+    z = 1.959963984540054
+    for right, number in ((0, 10), (8, 10), (94, 100), (100, 100)):
+        p = right / number
+        middle, half = p + z * z / (2 * number), z * math.sqrt(p * (1 - p) / number + z * z / (4 * number * number))
+        expected = [(middle + sign * half) / (1 + z * z / number) for sign in (-1, 1)]
+        assert interval(right, number) == pytest.approx(expected, abs=1e-9)
+    assert [round(end, 3) for end in interval(8, 10)] == [0.49, 0.943]
+
+
+def test_p_values_are_mcnemars_exact_ones():
+    """Counted out: all ways in which the pairs that differ could have fallen."""
+    for only_with, only_without in ((5, 1), (3, 3), (0, 7), (0, 0), (9, 2)):
+        number = only_with + only_without
+        ways = [sum(way) for way in product((0, 1), repeat=number)]
+        as_uneven = sum(abs(ones - number / 2) >= abs(only_with - number / 2) for ones in ways) / len(ways)
+        assert mcnemar(only_with, only_without) == pytest.approx(as_uneven)
+
+
+def test_pairs_are_compared_seed_by_seed():
+    with_token, without = torch.tensor([1, 1, 1, 0, 1]).bool(), torch.tensor([0, 1, 0, 1, 0]).bool()
+    assert paired(with_token, without) == {"difference": 0.4, "only_with": 3, "only_without": 1, "p_value": 0.625}
+
+
+def test_diversity_is_the_mean_distance_of_pairs():
+    features = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
+    assert spread(features) == pytest.approx(2 / 3)  # two of the three pairs stand at a right angle
+    assert spread(features[:1]) is None
+
+
+def test_distances_are_nothing_for_the_same_images_and_grow_with_the_shift():
+    features = torch.randn(80, 4, generator=torch.Generator().manual_seed(0))
+    same, near, far = (distances(features + shift, features) for shift in (0.0, 1.0, 2.0))
+    assert same["frechet_distance"] == pytest.approx(0, abs=1e-6)
+    # Of clouds of one shape the Fréchet distance is the squared distance of their means: four coordinates.
+    assert near["frechet_distance"] == pytest.approx(4, rel=1e-3)
+    assert far["frechet_distance"] == pytest.approx(16, rel=1e-3)
+    assert same["kernel_distance"] < near["kernel_distance"] < far["kernel_distance"]
+    assert distances(features, features[:1]) == {"frechet_distance": None, "kernel_distance": None}
+    assert distances(features + 1, features) == near  # its subsets are drawn the same every time
+
+
+def test_likeness_to_a_text_is_that_of_the_clip_model_itself(tmp_path):
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": tokenizer.eos_token_id}
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
+    CLIPModel(
+        CLIPConfig(text_config=text | small, vision_config={"image_size": 16, "patch_size": 8} | small, projection_dim=8)
+    ).save_pretrained(tmp_path)
+    size = {"height": 16, "width": 16}
+    CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size), tokenizer).save_pretrained(tmp_path)
+    images = torch.rand(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    found = TextSimilarity(str(tmp_path), torch.device("cpu")).of(images, "a photo of a cat")
+    model, processor = CLIPModel.from_pretrained(tmp_path), CLIPProcessor.from_pretrained(tmp_path)
+    with torch.no_grad():
+        told = model(**processor(text=["a photo of a cat"], images=[to_pil(i) for i in images], return_tensors="pt", padding=True))
+    torch.testing.assert_close(found, (told.logits_per_text / model.logit_scale.exp())[0])
+    with pytest.raises(UsageError, match="--clip_model: .* could not be loaded"):
+        TextSimilarity(str(tmp_path / "nowhere"), torch.device("cpu"))

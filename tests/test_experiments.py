@@ -9,7 +9,7 @@ import torch
 from config import RunConfig
 from experiments import tables
 from experiments.classes import AMBIGUOUS, plan
-from experiments.measure import background, spread
+from experiments.measure import background
 from experiments.method import SETTINGS, TUNING_CLASSES, TUNING_SEEDS
 from miniature.scenes import HUES, render
 from outputs import write_json, write_tensors
@@ -51,12 +51,6 @@ def test_diversity_is_told_where_enough_images_are_right():
     assert tables.cells([found(2, 9)])[-1] == "–"
 
 
-def test_spread_is_the_mean_cosine_distance_of_pairs():
-    assert spread(torch.tensor([[1.0, 0.0], [2.0, 0.0]])) == pytest.approx(0.0, abs=1e-6)
-    assert spread(torch.eye(3)) == pytest.approx(1.0)
-    assert spread(torch.eye(1)) == 0.0
-
-
 def test_backgrounds_are_read_off_renders():
     scenes = [render("test", i) for i in range(300)]
     read = [background(np.asarray(s.image)) for s in scenes]
@@ -69,7 +63,7 @@ def test_every_class_and_seed_has_a_folder_of_its_own():
     assert len({r.folder.records for r in runs}) == 64
     assert [c.kind for c in AMBIGUOUS] == ["rare"] * 16 + ["common"] * 16
     paper = plan(AMBIGUOUS[0], 36, "r", ["--preset", "paper"])
-    assert (paper.config.keep, paper.config.seed, paper.config.exp_id) == ("loss", 36, "paper_seed36")
+    assert (paper.config.choose_by, paper.config.seed, paper.config.exp_id) == ("loss", 36, "paper_seed36")
     assert not paper.is_done
 
 

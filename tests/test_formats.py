@@ -86,9 +86,9 @@ def test_several_guides_and_a_judge_of_another_label_set(saved, tmp_path):
     guides = f"{saved('timm')},{saved('hf-vit')}"
     result = run(saved, tmp_path, "sd1", guides, "--judge", saved("timm-file"))
     assert result["classifier"] == guides
-    assert set(result["guides"]) == {saved("timm"), saved("hf-vit")}
+    assert set(result["prompts"][0]["arms"]["token"]["guides"]) == {saved("timm"), saved("hf-vit")}
     assert result["judge"] == saved("timm-file")  # its tiger cat is number 283
-    assert result["judge_accuracy_token"] is not None
+    assert 0 <= result["prompts"][0]["arms"]["token"]["judge"]["accuracy"] <= 1
 
 
 def test_a_class_that_the_judge_lacks_is_told_as_not_judged(saved, tmp_path, capsys):
@@ -109,7 +109,8 @@ def test_a_class_that_the_judge_lacks_is_told_as_not_judged(saved, tmp_path, cap
     assert "not judged: " in capsys.readouterr().out
     (result,) = tmp_path.rglob("evaluation.json")
     result = json.loads(result.read_text())
-    assert (result["judge"], result["judge_accuracy_token"]) == (saved("timm-file"), None)
+    first = result["prompts"][0]
+    assert (result["judge"], first["arms"]["token"]["judge"], first["paired"]["judge"]) == (saved("timm-file"), None, None)
 
 
 OWN = """

@@ -1,9 +1,11 @@
 """The command line, on the bundled miniature: what a user does, and what a user gets wrong."""
 
+import csv
 import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from run import main
@@ -49,29 +51,93 @@ def test_a_run_leaves_token_configuration_log_and_evaluation(trained):
     assert config["training"]["stopped_by"] in ("max_epochs", "validation_accuracy")
 
 
+def evaluation(out):
+    return json.loads((records(out) / "evaluation.json").read_text())
+
+
 def test_evaluation_holds_what_it_promises(trained):
-    result = json.loads((records(trained) / "evaluation.json").read_text())
+    result = evaluation(trained)
+    (first,) = result["prompts"]
     assert result["class_name"] == "bat, cricket bat"
-    assert (result["prompt_token"], result["prompt_baseline"]) == ("A photo of newclas bat", "A photo of a bat")
+    assert {name: arm["prompt"] for name, arm in first["arms"].items()} == {
+        "token": "A photo of newclas bat",
+        "baseline": "A photo of a bat",
+    }
     assert result["seeds"] == [0, 1, 2]
-    assert result["judge"] == "miniature-judge"
-    for key in ("accuracy_token", "accuracy_baseline", "judge_accuracy_token", "judge_accuracy_baseline"):
-        assert 0 <= result[key] <= 1
+    assert (result["judge"], result["features"]) == ("miniature-judge", "miniature-judge")
+    for arm in first["arms"].values():
+        for who in ("guide", "judge"):
+            low, high = arm[who]["accuracy_interval"]
+            assert 0 <= low <= arm[who]["accuracy"] <= high <= 1
+            assert arm[who]["accuracy"] <= arm[who]["top5"]
+            assert sum(share for _, share in arm[who]["predicted"]) == pytest.approx(1)  # three images have three labels at most
     assert result["settings"]["scheduler"] == "PNDMScheduler"
     assert (result["settings"]["height"], result["settings"]["num_inference_steps"]) == (64, 4)
+    assert result["verdict"].startswith("bat, cricket bat: guide ")
 
 
-def test_images_are_written_for_both_arms(trained):
-    names = sorted(p.name for p in (trained / "img" / "0002_bat_cricket_bat" / "eval").iterdir())
-    assert len(names) == 7
-    assert names[-1] == "without_and_with.png"
-    assert [n.rsplit("_", 1)[0] for n in names[:6]] == [f"{arm}_{seed:04d}" for arm in ("baseline", "token") for seed in range(3)]
+def test_images_are_written_for_both_arms_and_pictures_can_be_read(trained):
+    images = trained / "img" / "0002_bat_cricket_bat"
+    names = sorted(p.name for p in (images / "eval").iterdir())
+    assert [n.rsplit("_", 1)[0] for n in names] == [f"{arm}_{seed:04d}" for arm in ("baseline", "token") for seed in range(3)]
+    for name in ("grid.png", "evolution.png"):
+        with Image.open(images / name) as picture:
+            assert picture.width >= 1200
+    strips = sorted(p.name for p in (images / "train").glob("validation_*.png"))
+    assert strips == [f"validation_{epoch:03d}.png" for epoch in range(len(strips))]
 
 
 def test_a_token_on_disk_can_be_evaluated_again_with_the_same_result(trained):
-    before = json.loads((records(trained) / "evaluation.json").read_text())
+    before, measured = evaluation(trained), {"seconds": 0, "peak_memory_gb": 0}
     assert main([*QUICK, "--class_index", "2", "--evaluate", "True", "--output_path", str(trained)]) == 0
-    assert json.loads((records(trained) / "evaluation.json").read_text()) == before
+    assert evaluation(trained) | measured == before | measured
+
+
+def test_the_images_of_an_evaluation_are_those_of_the_stock_pipeline_bit_for_bit(trained):
+    from diffusers import StableDiffusionPipeline
+
+    from models import MINIATURE
+    from outputs import to_pil
+    from sampler import draw_noise
+
+    pipeline = StableDiffusionPipeline.from_pretrained(MINIATURE / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_textual_inversion(str(records(trained) / "learned_embeds.safetensors"))
+    noise = draw_noise([0, 1, 2], (4, 16, 16))  # three at once, as the evaluation drew them
+    theirs = pipeline(["A photo of newclas bat"] * 3, num_inference_steps=4, guidance_scale=7.0, latents=noise, output_type="pt").images
+    for seed, image in enumerate(theirs):
+        (path,) = (trained / "img" / "0002_bat_cricket_bat" / "eval").glob(f"token_{seed:04d}_*.png")
+        with Image.open(path) as picture:
+            assert picture.tobytes() == to_pil(image).tobytes()
+
+
+def test_a_second_evaluation_replaces_its_row_of_the_summary(trained):
+    argv = [*QUICK, "--class_index", "2", "--evaluate", "True", "--output_path", str(trained), "--test_size", "2"]
+    assert main(argv) == 0
+    rows = list(csv.DictReader((trained / "summary.csv").open()))
+    assert [(r["class_index"], r["exp_id"], r["test_size"]) for r in rows] == [("2", "default", "2")]
+    assert main([*argv[:-1], "3"]) == 0
+    (row,) = csv.DictReader((trained / "summary.csv").open())
+    assert row["test_size"] == "3"
+    assert float(row["guide_with"]) == evaluation(trained)["prompts"][0]["arms"]["token"]["guide"]["accuracy"]
+    assert int(row["updates"]) <= 2
+
+
+def test_further_prompts_and_reference_images_are_evaluated(trained, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("# unseen\na painting of a {token} {class}\n\na bat\n")
+    reference = trained / "img" / "0002_bat_cricket_bat" / "eval"
+    more = ["--eval_prompts", str(prompts), "--reference_images", str(reference), "--exp_id", "more"]
+    argv = [*QUICK, "--class_index", "2", "--evaluate", "True", "--output_path", str(tmp_path), *more]
+    assert main([*argv, "--token_path", str(records(trained) / "learned_embeds.safetensors")]) == 0
+    assert "'a bat' does not hold {token}, so the token is not used in it" in capsys.readouterr().out
+    (path,) = tmp_path.rglob("evaluation.json")
+    first, painting, without = json.loads(path.read_text())["prompts"]
+    assert painting["arms"]["baseline"]["prompt"] == "a painting of a a bat"
+    assert first["arms"]["token"]["frechet_distance"] > 0
+    assert without["arms"]["token"]["guide"] == without["arms"]["baseline"]["guide"]
+    assert without["paired"]["guide"] == {"difference": 0, "only_with": 0, "only_without": 0, "p_value": 1}
+    assert len(list(tmp_path.glob("img/*/more/eval/prompt_02/*.png"))) == 7
 
 
 def test_a_prompt_is_drawn_with_the_token(trained, capsys):
@@ -136,3 +202,45 @@ def test_running_out_of_memory_is_one_line_that_names_the_flags(monkeypatch, tmp
     monkeypatch.setattr("trainer.train", full)
     assert main([*QUICK, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path)]) == 1
     assert "try --memory 8gb, or a smaller --height and --width" in capsys.readouterr().err
+
+
+def test_all_classes_are_gone_through_and_a_run_that_broke_off_goes_on(tmp_path, capsys, monkeypatch):
+    """Models are loaded once; what is learned is not learned again; one class that fails stops no other."""
+    import models
+    import trainer
+    from config import WorkError
+
+    loaded, learned, load, train = [], [], models.load_models, trainer.train
+    monkeypatch.setattr("models.load_models", lambda *args: loaded.append(args) or load(*args))
+    monkeypatch.setattr("classifiers.read_labels", lambda name, *a, **k: ["bat, fruit bat", "bat, cricket bat", "mouse, field mouse"])
+
+    def first_fails(config, token, guides, class_name, folder, on_update):
+        learned.append(config.class_index)
+        if config.class_index == 1 and len(learned) == 1:
+            raise WorkError("loss nan")
+        return train(config, token, guides, class_name, folder, on_update)
+
+    monkeypatch.setattr("trainer.train", first_fails)
+    monkeypatch.setattr("classifiers.Classifier.look", lambda self, images: (torch.eye(44)[[1] * len(images)], torch.rand(len(images), 4)))
+    argv = [*QUICK, "--class_index", "all", "--train", "True", "--evaluate", "True", "--report", "True", "--output_path", str(tmp_path)]
+    assert main(argv) == 1
+    assert "run.py: failed: class 1 (bat, fruit bat): loss nan" in capsys.readouterr().err
+    assert main(argv) == 0
+    assert learned == [1, 2, 3, 1]
+    assert len(loaded) == 2
+    assert [r["class_index"] for r in csv.DictReader((tmp_path / "summary.csv").open())] == ["1", "2", "3"]
+    assert (tmp_path / "report.html").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert all(name in page for name in ("bat, fruit bat", "bat, cricket bat", "mouse, field mouse"))
+
+
+def test_trainings_are_told_to_tensorboard(trained, tmp_path):
+    argv = [*QUICK, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path)]
+    assert main([*argv, "--report_to", "tensorboard"]) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next((tmp_path / "tracking").glob("*/default"))))
+    events.Reload()
+    log = [json.loads(line) for line in (records(tmp_path) / "log.jsonl").read_text().splitlines()]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([row["loss"] for row in log])
+    assert events.Tags()["images"] == ["images"]

@@ -12,7 +12,8 @@ from classifiers import Guide
 from config import RunConfig, WorkError, evaluation_seeds, training_seeds, validation_seeds, with_preset
 from outputs import RunFolder
 from sampler import draw
-from trainer import Best, Task, sampler_settings, stopping_rule, train
+from task import Task, sampler_settings
+from trainer import Best, stopping_rule, train
 
 CONFIG = replace(
     RunConfig(),
@@ -40,7 +41,7 @@ def test_every_weight_and_every_other_prompt_is_bit_identical_after_training(mod
     frozen = (models.text_encoder, models.unet, models.vae, guides[0].classifier.model)
     before, start = weight_hashes(*frozen), token.vector.detach().clone()
     picture = draw(token, ["a photo of cat"], [5], sampler_settings(CONFIG))
-    training = train(replace(CONFIG, gradient_mode=mode, keep="loss"), token, guides, "tiger cat", folder)
+    training = train(replace(CONFIG, gradient_mode=mode, choose_by="loss"), token, guides, "tiger cat", folder)
     assert weight_hashes(*frozen) == before
     assert torch.equal(picture, draw(token, ["a photo of cat"], [5], sampler_settings(CONFIG)))
     assert not torch.equal(start, training.last_vector)
@@ -72,7 +73,7 @@ def test_micro_batches_add_up_to_the_whole_batch(token, guides):
 
 
 def test_same_seed_gives_the_same_token_and_another_seed_another(tmp_path):
-    first, second, other = (learned(tmp_path, seed=s, keep="loss")[1].last_vector for s in (1, 1, 2))
+    first, second, other = (learned(tmp_path, seed=s, choose_by="loss")[1].last_vector for s in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
@@ -140,7 +141,7 @@ def test_a_good_start_is_improved_too(tmp_path, monkeypatch):
 
 def test_a_stage_has_its_own_trajectory(token, guides, monkeypatch):
     drawn = []
-    monkeypatch.setattr("trainer.token_gradients", lambda *args: drawn.append(args[3:5]) or 1 / 0)
+    monkeypatch.setattr("task.token_gradients", lambda *args: drawn.append(args[3:5]) or 1 / 0)
     task = Task(replace(CONFIG, jump_at="0@2;0.5", training_steps=3), token, guides, "cat")
     for stage in (0, 1):
         with pytest.raises(ZeroDivisionError):
@@ -158,7 +159,7 @@ def test_a_stage_has_its_own_trajectory(token, guides, monkeypatch):
 )
 def test_training_draws_with_its_own_sampler_and_evaluation_with_the_models(token, guides, monkeypatch, changes, scheduler, steps):
     drawn = []
-    monkeypatch.setattr("trainer.draw", lambda token, prompts, seeds, settings: drawn.append(settings) or torch.rand(3, 3, 16, 16))
+    monkeypatch.setattr("task.draw", lambda token, prompts, seeds, settings: drawn.append(settings) or torch.rand(3, 3, 16, 16))
     config = replace(CONFIG, training_scheduler="dpmsolver++", training_steps=12, confirm_size=0)
     task = Task(replace(config, **changes), token, guides, "cat")
     task.validate()
@@ -169,7 +170,7 @@ def test_training_draws_with_its_own_sampler_and_evaluation_with_the_models(toke
 
 def test_most_of_the_validation_has_the_prompt_of_the_evaluation(token, guides, monkeypatch):
     prompts = []
-    monkeypatch.setattr("trainer.draw", lambda token, drawn, seeds, settings: prompts.extend(drawn) or torch.rand(len(seeds), 3, 16, 16))
+    monkeypatch.setattr("task.draw", lambda token, drawn, seeds, settings: prompts.extend(drawn) or torch.rand(len(seeds), 3, 16, 16))
     Task(replace(CONFIG, validation_size=12, confirm_size=0, eval_batch_size=5), token, guides, "cat").validate()
     assert len(prompts) == 12
     assert prompts.count("A photo of newclas cat") == 8
@@ -240,9 +241,9 @@ def test_a_validation_that_can_just_end_the_training_is_confirmed(token, guides,
 
 def test_a_bounded_token_stays_as_short_as_asked(tmp_path):
     """Unbounded it grows at every update: a long vector deforms what the other words say."""
-    free, training = learned(tmp_path, learning_rate=0.05, keep="loss", max_token_norm=0.0)
+    free, training = learned(tmp_path, learning_rate=0.05, choose_by="loss", max_token_norm=0.0)
     assert training.rows[-1]["token_norm"] > 3
-    token, training = learned(tmp_path, learning_rate=0.05, keep="loss", max_token_norm=1.5)
+    token, training = learned(tmp_path, learning_rate=0.05, choose_by="loss", max_token_norm=1.5)
     assert max(r["token_norm"] for r in training.rows) == pytest.approx(1.5, rel=1e-5)
     assert training.last_vector.norm().item() == pytest.approx(1.5 * token.word_norm, rel=1e-5)
 
@@ -256,7 +257,7 @@ def test_the_kept_token_is_the_best_of_validation(tmp_path, monkeypatch):
 
 
 def test_with_keep_loss_the_kept_token_drew_the_lowest_loss(tmp_path):
-    token, training = learned(tmp_path, keep="loss", noise_pool=1, max_epochs=4)
+    token, training = learned(tmp_path, choose_by="loss", noise_pool=1, max_epochs=4)
     lowest = min(training.rows, key=lambda row: row["loss"])
     assert training.kept_updates == lowest["epoch"] - 1
     _, losses, _, _ = Task(replace(CONFIG, noise_pool=1), token, [Guide(tiny_classifier(), 0)], "tiger cat").accumulate(0, IDLE)
@@ -270,7 +271,7 @@ def test_the_log_has_one_object_an_update(tmp_path):
     assert rows == training.rows
     assert [r["epoch"] for r in rows] == [1, 2, 3]
     assert set(rows[0]) >= {"epoch", "loss", "accuracy", "probability", "gradient_norm", "seconds"}
-    assert len(list(folder.train_images.glob("*.png"))) == 3
+    assert len(list(folder.train_images.glob("epoch_*.png"))) == 3
 
 
 def test_stopping_rules_are_told_apart():
@@ -304,13 +305,13 @@ def test_a_token_that_does_already_needs_no_update(tmp_path, monkeypatch):
 def test_logits_that_are_not_finite_are_reported(token, guides, folder):
     guides[0].classifier.model[1].weight.data.fill_(float("nan"))
     with pytest.raises(WorkError, match="logits are not finite; try --mixed_precision"):
-        train(replace(CONFIG, keep="loss"), token, guides, "tiger cat", folder)
+        train(replace(CONFIG, choose_by="loss"), token, guides, "tiger cat", folder)
 
 
 def test_a_gradient_that_is_not_finite_is_reported(token, guides, folder, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: torch.tensor(float("inf")))
     with pytest.raises(WorkError, match="update 1: loss .* gradient norm inf"):
-        train(replace(CONFIG, keep="loss"), token, guides, "tiger cat", folder)
+        train(replace(CONFIG, choose_by="loss"), token, guides, "tiger cat", folder)
 
 
 def test_several_guides_have_the_gradient_of_their_mean_loss(token):
@@ -356,7 +357,7 @@ def test_noises_come_back_with_their_prompts(token, guides):
 
 def test_updates_that_share_a_trajectory_share_noises_and_prompts(token, guides):
     """And walk it once: of the steps without gradient the second update runs none."""
-    config, sizes = replace(CONFIG, images_per_update=2, reuse_trajectory=2, jump_at="0.5", keep="loss"), []
+    config, sizes = replace(CONFIG, images_per_update=2, reuse_trajectory=2, jump_at="0.5", choose_by="loss"), []
     assert [training_seeds(config, e)[0] % 1000 for e in range(4)] == [0, 0, 2, 2]
     task = Task(config, token, guides, "cat")
     handle = token.models.unet.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
@@ -369,7 +370,7 @@ def test_updates_that_share_a_trajectory_share_noises_and_prompts(token, guides)
 
 def test_augmented_images_are_what_the_guide_sees_in_training_alone(token, guides, monkeypatch):
     seen = []
-    monkeypatch.setattr("trainer.augmented", lambda images, seeds: seen.append(seeds) or images)
+    monkeypatch.setattr("task.augmented", lambda images, seeds: seen.append(seeds) or images)
     task = Task(replace(CONFIG, augment=True, batch_size=3), token, guides, "cat")
     task.accumulate(0, IDLE)
     assert seen == [[*training_seeds(CONFIG, 0)[:3]], [*training_seeds(CONFIG, 0)[3:]]]
@@ -386,7 +387,7 @@ def test_patience_of_the_paper_counts_updates_without_a_lower_loss(tmp_path, mon
         return images, torch.full((4,), next(losses)), probabilities, right
 
     monkeypatch.setattr(Task, "accumulate", worse_and_worse)
-    _, training = learned(tmp_path, keep="loss", patience=3, max_epochs=10, stop_train_accuracy=1.0)
+    _, training = learned(tmp_path, choose_by="loss", patience=3, max_epochs=10, stop_train_accuracy=1.0)
     assert (len(training.rows), training.stopped_by, training.kept_updates) == (5, "patience", 1)
 
 

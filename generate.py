@@ -1,0 +1,98 @@
+"""Draw with finished tokens: any prompts, and data sets with the verdicts beside each image."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from class_token import TEMPLATES, ClassToken, fill
+from classifiers import Guide
+from config import MAX_SEED, SEED_RANGE, RunConfig, WorkError
+from evaluate import SHOWN, batches
+from outputs import RunFolder, clear, grid, to_pil, write_image, write_json, write_lines
+
+DATASET_BASE = 2 * SEED_RANGE * MAX_SEED  # seeds of data sets: beyond those of any training
+TRIES = 20  # images drawn for each that is wanted before a token is given up
+
+
+def generate(config: RunConfig, token: ClassToken, prompts: list[str], folder: RunFolder) -> list[Path]:
+    """Draw ``config.num_images`` images of each prompt, singly and as a grid; returns the folders that they are in.
+
+    Args:
+        prompts: filled in; one has ``folder.prompt_images`` to itself, several are numbered below it.
+    """
+    seeds, folders = list(range(config.seed, config.seed + config.num_images)), []
+    for number, prompt in enumerate(prompts, start=1):
+        out, drawn = folder.prompt_images if len(prompts) == 1 else folder.prompt_images / f"{number:02d}", []
+
+        def use(images: torch.Tensor, chunk: list[int], out: Path = out, drawn: list = drawn) -> None:
+            for seed, image in zip(chunk, images, strict=True):
+                write_image(out / f"{seed:04d}.png", to_pil(image))
+            drawn += images
+
+        clear(out, "*.png")
+        batches(config, token, prompt, seeds, use)
+        write_image(out / "grid.png", grid(torch.stack(drawn), columns=min(SHOWN, len(drawn))))
+        write_json(out / "prompt.json", {"prompt": prompt, "seeds": seeds})
+        folders.append(out)
+    return folders
+
+
+class Dataset:
+    """One class's folder of labelled images, as ``torchvision.datasets.ImageFolder`` and ``datasets`` read it.
+
+    ``metadata.jsonl`` has a row an image: file_name, prompt, seed, and whether guide and judge take it for the class;
+    ``thrown_away.jsonl`` the same of those that were not kept. A seed is used once, however often the folder is added to.
+
+    Args:
+        judge: None where there is none for this class.
+    """
+
+    def __init__(self, folder: Path, guides: list[Guide], judge: Guide | None):
+        self.folder, self.guides, self.judge = folder, guides, judge
+        self.metadata, self.discard = folder / "metadata.jsonl", folder / "thrown_away.jsonl"
+        self.rows, self.thrown = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else [] for path in (self.metadata, self.discard)
+        )
+
+    def next_seeds(self, number: int) -> list[int]:
+        """Seeds that were never used here."""
+        first = 1 + max((row["seed"] for row in (*self.rows, *self.thrown)), default=DATASET_BASE - 1)
+        return list(range(first, first + number))
+
+    @torch.no_grad()
+    def add(self, prompt: str, only_correct: bool, images: torch.Tensor, seeds: list[int]) -> None:
+        """Write a batch of images (B, 3, H, W) that are kept, and the rows of all."""
+        by_guide = torch.stack([g.classifier.look(images)[0].argmax(1).cpu() == g.target for g in self.guides]).all(0)  # (B,)
+        by_judge = self.judge.classifier.look(images)[0].argmax(1).cpu() == self.judge.target if self.judge else None  # (B,)
+        for i, seed in enumerate(seeds):
+            row = {"prompt": prompt, "seed": seed, "guide": bool(by_guide[i]), "judge": bool(by_judge[i]) if self.judge else None}
+            if only_correct and not row["guide"]:
+                self.thrown.append(row)
+                continue
+            name = f"{seed - DATASET_BASE:06d}.png"
+            write_image(self.folder / name, to_pil(images[i]))
+            self.rows.append({"file_name": name} | row)
+        if self.rows:
+            write_lines(self.metadata, self.rows)
+        if self.thrown:
+            write_lines(self.discard, self.thrown)
+
+    def fill(self, config: RunConfig, token: ClassToken, class_name: str) -> int:
+        """Draw until the folder holds ``config.export_dataset`` images; returns how many were drawn and thrown away now.
+
+        Raises:
+            WorkError: far too few are right.
+        """
+        prompts = [fill(t, token.placeholder, class_name) for t in TEMPLATES[: config.num_templates]]
+        before, drawn, wanted = len(self.thrown), 0, config.export_dataset - len(self.rows)
+        while len(self.rows) < config.export_dataset:
+            if drawn >= TRIES * wanted:
+                kept = wanted - (config.export_dataset - len(self.rows))
+                raise WorkError(f"{self.folder}: only {kept} of {drawn} images were right; gave up")
+            prompt = prompts[(len(self.rows) + len(self.thrown)) // config.eval_batch_size % len(prompts)]
+            seeds = self.next_seeds(min(config.eval_batch_size, config.export_dataset - len(self.rows)))
+            batches(config, token, prompt, seeds, partial(self.add, prompt, config.keep == "correct"))
+            drawn += len(seeds)
+        return len(self.thrown) - before

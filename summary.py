@@ -1,0 +1,77 @@
+"""One row a class and experiment in ``<output_path>/summary.csv``: what the evaluations of many runs came to."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from config import UsageError
+from outputs import RunFolder, write_text
+
+COLUMNS = (
+    *("class_index", "class_name", "exp_id", "model", "classifier", "judge", "test_size"),
+    *("guide_without", "guide_with", "guide_low", "guide_high", "judge_without", "judge_with", "judge_low", "judge_high"),
+    *("p_value", "diversity_ratio"),
+    *("updates", "images", "training_seconds", "stopped_by", "evaluation_seconds"),
+)
+KEY = ("class_index", "class_name", "exp_id")
+
+
+def path_of(output_path: str) -> Path:
+    """Where the summary is."""
+    return Path(output_path) / "summary.csv"
+
+
+def read(output_path: str) -> list[dict[str, str]]:
+    """The rows; none where there is no summary yet.
+
+    Raises:
+        UsageError: it has other columns, as those of another version have.
+    """
+    path = path_of(output_path)
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UsageError(f"--output_path: {path} has other columns than this version writes; move it away, or give another folder")
+        return list(reader)
+
+
+def row_of(result: dict[str, Any], folder: RunFolder, exp_id: str) -> dict[str, Any]:
+    """An evaluation, and the training before it where it was here, as a row."""
+    first = result["prompts"][0]
+    with_token, without = (first["arms"][arm] for arm in ("token", "baseline"))
+    row = {key: result[key] for key in ("class_index", "class_name", "model", "classifier", "judge", "test_size")} | {"exp_id": exp_id}
+    for who in ("guide", "judge"):
+        if with_token[who]:
+            low, high = with_token[who]["accuracy_interval"]
+            row |= {f"{who}_without": without[who]["accuracy"], f"{who}_with": with_token[who]["accuracy"]}
+            row |= {f"{who}_low": low, f"{who}_high": high}
+    row |= {"p_value": first["paired"]["guide"]["p_value"], "diversity_ratio": first["diversity_ratio"]}
+    if folder.config.exists() and not result["token_path"]:
+        training = json.loads(folder.config.read_text())["training"]
+        row |= {key: training[key] for key in ("updates", "images", "stopped_by")} | {"training_seconds": training["seconds"]}
+    return row | {"evaluation_seconds": round(result["seconds"], 2)}
+
+
+def replace_row(output_path: str, row: dict[str, Any]) -> Path:
+    """Write the row in the place of the one of the same class and experiment, or as a new one; several processes may do so at once.
+
+    Raises:
+        UsageError: the summary has other columns.
+    """
+    from filelock import FileLock
+
+    path, row = path_of(output_path), {key: "" if row.get(key) is None else str(row[key]) for key in COLUMNS}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        rows = [r for r in read(output_path) if any(r[key] != row[key] for key in KEY)]
+        rows = sorted([*rows, row], key=lambda r: (int(r["class_index"]), r["exp_id"]))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, text.getvalue())
+    return path

@@ -1,0 +1,159 @@
+"""The class to learn, and how images of it are drawn and scored: one update's gradient, one validation."""
+
+import random
+from dataclasses import replace
+from functools import partial
+from statistics import fmean as mean
+
+import torch
+import torch.nn.functional as F
+
+from class_token import TEMPLATES, ClassToken, fill
+from classifiers import Guide, finite
+from config import VALIDATION_BASE, RunConfig, parse_interval, training_seeds, turn, validation_seeds
+from gradients import GradientPath, Verdict, combined, token_gradients
+from memory import Batches
+from recipes import augmented
+from sampler import SamplerSettings, draw
+
+LEAST = 0.15  # weight in training of a prompt that is always right; of one that never is 1 more
+FOLLOWED = 3  # noises whose images are followed over the updates
+
+
+def sampler_settings(config: RunConfig) -> SamplerSettings:
+    """How the options want images evaluated and shown."""
+    return SamplerSettings(
+        config.num_inference_steps,
+        config.guidance_scale,
+        config.height,
+        config.width,
+        guidance_interval=parse_interval(config.guidance_interval),
+        decode_batch_size=config.decode_batch_size,
+    )
+
+
+def training_settings(config: RunConfig) -> SamplerSettings:
+    """How they want images drawn in training; a solver of higher order draws nearly the same images in fewer steps."""
+    scheduler, steps = config.training_sampler
+    return replace(sampler_settings(config), scheduler=scheduler, num_inference_steps=steps)
+
+
+class Task:
+    """The class to learn, and how its images are drawn and scored.
+
+    Args:
+        class_name: the name of the class in the prompts.
+    """
+
+    def __init__(self, config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str):
+        self.config, self.token, self.guides = config, token, guides
+        self.images = 0  # that were drawn
+        self.first_images = torch.empty(0)  # (FOLLOWED, 3, H, W) of the last validation
+        self.batches, self.eval_batches = Batches(config.batch_size), Batches(config.eval_batch_size)
+        self.kept_for, self.kept = (), {}  # the steps without gradient of the last update, where the next one shares them
+        self.wrong = {}  # share of wrong images in the last validation, by prompt
+        self.settings = training_settings(config)
+        # Each stage's gradients, and the trajectory that they are taken on.
+        self.stages = [
+            (
+                GradientPath(config.gradient_mode, config.gradient_steps, stage.places, stage.anywhere, config.normalize_steps),
+                replace(self.settings, num_inference_steps=stage.num_inference_steps or self.settings.num_inference_steps),
+            )
+            for stage in config.stages
+        ]
+        self.templates = [fill(t, token.placeholder, class_name) for t in TEMPLATES[: config.num_templates]]
+        # The evaluation's prompt is the first one, which is also the hardest: most of the validation is of it.
+        self.validation_prompts = [self.templates[i] for i in (0, 0, 1, 0, 0, 2) if i < len(self.templates)]
+
+    def prompts(self, epoch: int) -> list[str]:
+        """The prompts of one update: more of those that the last validation found wrong, without which the templates in turn."""
+        number, templates = self.config.images_per_update, self.templates
+        if self.wrong:
+            return random.Random(f"{self.config.seed} {turn(self.config, epoch)} prompts").choices(
+                templates, [self.wrong[t] + LEAST for t in templates], k=number
+            )
+        first = turn(self.config, epoch) * number
+        return [templates[(first + i) % len(templates)] for i in range(number)]
+
+    def accumulate(self, epoch: int, scaler: torch.amp.GradScaler, stage: int = 0) -> tuple[torch.Tensor, ...]:
+        """Add the gradient of the mean cross-entropy of one update's images to the token, in micro-batches.
+
+        Args:
+            epoch, stage: count from 0.
+
+        Returns:
+            images (N, 3, H, W), losses (N,), probabilities of the class (N,), right or wrong (N,), all detached. Of several
+            guides the probability is the geometric mean.
+        """
+        seeds, token = training_seeds(self.config, epoch), self.token
+        prompts = self.prompts(epoch)
+        path, settings = self.stages[stage]
+        path = path.drawn(random.Random(f"{self.config.seed} {epoch}"))
+        if self.kept_for != (stage, prompts, seeds):
+            self.kept_for, self.kept = (stage, prompts, seeds), {}
+        weight = scaler.get_scale() / len(seeds)  # micro-batches add up to the gradient of the whole mean
+
+        def batch(chunk: slice) -> Verdict:
+            score = partial(self.score_augmented, seeds[chunk]) if self.config.augment else self.score
+            kept = self.kept.setdefault((chunk.start, chunk.stop), {}) if self.config.reuse_trajectory > 1 else None
+            return token_gradients(token, prompts[chunk], seeds[chunk], settings, path, score, weight, kept)
+
+        parts = self.batches.over(len(seeds), batch)
+        self.images += len(seeds)
+        by_step = [sum(gradients) for gradients in zip(*(p.gradients for p in parts), strict=True)]  # (V, width) each
+        gradient = combined(by_step, path.normalize, scaler.get_scale())
+        token.vector.grad = gradient if token.vector.grad is None else token.vector.grad + gradient
+        losses = torch.cat([p.losses for p in parts])  # (N,)
+        return torch.cat([p.images for p in parts]), losses, (-losses).exp(), torch.cat([p.right for p in parts])
+
+    def score(self, images: torch.Tensor, chunk: slice | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of the class (B,), mean over the guides, and whether every guide says it (B,), of images (B, 3, H, W).
+
+        Raises:
+            WorkError: a logit is not finite.
+        """
+        losses, right = [], []
+        for guide in self.guides:
+            logits = finite(guide.classifier.logits(images))  # (B, K)
+            target = torch.full((len(logits),), guide.target, device=logits.device)
+            losses.append(F.cross_entropy(logits, target, reduction="none"))  # (B,)
+            right.append(logits.argmax(1) == target)  # (B,)
+        return torch.stack(losses).mean(0), torch.stack(right).all(0)
+
+    def score_augmented(self, seeds: list[int], images: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The score of images (B, 3, H, W) that are varied as the seeds of this part of the batch say."""
+        return self.score(augmented(images, seeds[chunk]))
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float]:
+        """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling.
+
+        A few images are lucky now and then: as long as the token can still end the training, one more ``validation_size`` after the
+        other is drawn, up to ``confirm_size`` more, and all count.
+
+        Raises:
+            WorkError: a logit is not finite.
+        """
+        config, seeds, drawn = self.config, validation_seeds(self.config), []
+        for i in range(0, len(seeds), config.validation_size):
+            drawn += self.score_drawn(seeds[i : i + config.validation_size])
+            reachable = (len(seeds) - sum(not right for _, _, right in drawn)) / len(seeds)
+            if not 0 < config.stop_validation_accuracy <= reachable:
+                break
+        accuracy = mean(right for _, _, right in drawn)
+        self.wrong = {t: 1 - mean([right for prompt, _, right in drawn if prompt == t] or [0]) for t in self.templates}
+        return accuracy, -mean(loss for _, loss, _ in drawn)
+
+    def score_drawn(self, seeds: list[int]) -> list[tuple[str, float, bool]]:
+        """Prompt, loss and verdict of finished images, drawn in batches."""
+        prompts = [self.validation_prompts[i % len(self.validation_prompts)] for i in range(len(seeds))]
+
+        def batch(chunk: slice) -> list[tuple[str, float, bool]]:
+            images = draw(self.token, prompts[chunk], seeds[chunk], self.settings)  # (B, 3, H, W)
+            if seeds[chunk.start] == VALIDATION_BASE:
+                self.first_images = images[:FOLLOWED]
+            losses, right = self.score(images)  # (B,) each
+            return list(zip(prompts[chunk], losses.tolist(), right.tolist(), strict=True))
+
+        self.images += len(seeds)
+        return [row for part in self.eval_batches.over(len(seeds), batch) for row in part]

@@ -1,0 +1,88 @@
+"""Finished tokens at work: prompts, several tokens in one, data sets."""
+
+import json
+
+import pytest
+import torch
+from conftest import tiny_classifier, tiny_models
+from PIL import Image
+
+from class_token import ClassToken
+from classifiers import Guide
+from config import RunConfig, WorkError, training_seeds
+from generate import DATASET_BASE, Dataset, generate
+from outputs import RunFolder
+from plan import prompts_to_draw
+from sampler import SamplerSettings, draw
+
+CONFIG = RunConfig(num_inference_steps=2, eval_batch_size=2, num_images=3)
+FAST = SamplerSettings(num_inference_steps=2)
+
+
+def test_several_prompts_have_a_folder_each(token, tmp_path):
+    folders = generate(CONFIG, token, ["a photo of newclas cat", "a bat"], RunFolder(str(tmp_path), "c", "e"))
+    assert [f.name for f in folders] == ["01", "02"]
+    for folder in folders:
+        assert {p.name for p in folder.iterdir()} == {"0035.png", "0036.png", "0037.png", "grid.png", "prompt.json"}
+
+
+def test_prompts_name_tokens_of_other_classes(tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_text("{token} {class} and {token:7} bat\n# a comment\n\n{token:house cat}, {token:3}\n")
+    config = RunConfig(class_index=3, prompt="a {token:7}", prompts_file=str(file))
+    prompts, others = prompts_to_draw(config, "cat", {"7": 7, "house cat": 24, "3": 3}.get)
+    assert prompts == ["a classtoken7", "newclas cat and classtoken7 bat", "classtoken24, newclas"]
+    assert others == {"classtoken7": 7, "classtoken24": 24}
+
+
+def test_a_second_token_in_a_prompt_is_its_own_word():
+    """Each token's vectors stand for it alone, however many it has, and words that are no tokens draw as before."""
+    token, alone = (ClassToken(tiny_models(), "newclas", "a") for _ in range(2))
+    plain = draw(token, ["a photo of cat"], [3], FAST)
+    words = torch.cat([token.word_mean("tiger"), token.word_mean("bat")])
+    token.load(token.word_mean("blue"))
+    token.join("classtoken7", words)
+    assert torch.equal(draw(token, ["a newclas photo of classtoken7"], [3], FAST), draw(alone, ["a blue photo of tiger bat"], [3], FAST))
+    assert torch.equal(draw(token, ["a photo of cat"], [3], FAST), plain)
+
+
+def dataset_of(path):
+    return Dataset(path, [Guide(tiny_classifier(), 0)], Guide(tiny_classifier(), 1))
+
+
+def test_a_data_set_is_added_to_and_no_seed_comes_twice(token, tmp_path):
+    dataset_of(tmp_path).fill(RunConfig(num_inference_steps=2, eval_batch_size=2, export_dataset=3), token, "cat")
+    dataset_of(tmp_path).fill(RunConfig(num_inference_steps=2, eval_batch_size=2, export_dataset=5), token, "cat")
+    rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert [r["seed"] - DATASET_BASE for r in rows] == [0, 1, 2, 3, 4]
+    assert {r["file_name"] for r in rows} == {p.name for p in tmp_path.glob("*.png")}
+    assert set(rows[0]) == {"file_name", "prompt", "seed", "guide", "judge"}
+    assert rows[0]["prompt"] == "A photo of newclas cat"
+    with Image.open(tmp_path / rows[0]["file_name"]) as picture:
+        assert picture.size == (16, 16)
+    assert dataset_of(tmp_path).fill(RunConfig(export_dataset=5), token, "cat") == 0  # it is full
+
+
+def test_data_sets_and_training_share_no_seed():
+    last = training_seeds(RunConfig(seed=1_000_000_000), 100_000)[-1]
+    assert last < DATASET_BASE
+
+
+def test_only_images_that_the_guide_accepts_are_kept(token, tmp_path):
+    dataset, verdicts = dataset_of(tmp_path), iter([0, 5, 0, 0, 5])
+
+    def look(images):
+        return torch.nn.functional.one_hot(torch.tensor([next(verdicts) for _ in images]), 6).float(), None
+
+    dataset.guides[0].classifier.look = look
+    thrown = dataset.fill(RunConfig(num_inference_steps=2, eval_batch_size=1, export_dataset=3, keep="correct"), token, "cat")
+    assert thrown == 1
+    assert [r["seed"] - DATASET_BASE for r in dataset.rows] == [0, 2, 3]
+    assert [json.loads(line)["seed"] - DATASET_BASE for line in (tmp_path / "thrown_away.jsonl").read_text().splitlines()] == [1]
+
+
+def test_a_token_that_draws_no_right_image_is_given_up(token, tmp_path):
+    dataset = dataset_of(tmp_path)
+    dataset.guides[0].classifier.look = lambda images: (torch.eye(6)[[5] * len(images)], None)
+    with pytest.raises(WorkError, match="only 0 of 20 images were right; gave up"):
+        dataset.fill(RunConfig(num_inference_steps=2, eval_batch_size=10, export_dataset=1, keep="correct"), token, "cat")
