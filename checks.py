@@ -34,7 +34,7 @@ NOT_NEGATIVE = (
     *("training_steps", "patience", "noise_pool", "confirm_size", "export_dataset"),
     *("weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale"),
 )
-SHARES = ("stop_train_accuracy", "stop_validation_accuracy")
+SHARES = ("stop_train_accuracy", "stop_validation_accuracy", "enough_validation_accuracy")
 
 
 def validate(config: RunConfig) -> None:

@@ -131,6 +131,9 @@ def train(
         if result.stopped_by:
             break
         if attempts.is_over(epoch):
+            if attempts.is_enough(best):
+                result.stopped_by = "enough"
+                break
             attempts.begin(epoch)
     progress.close()
     write_lines(folder.log, result.rows)  # empty where no update was needed
@@ -160,8 +163,8 @@ class Attempts:
 
     @property
     def has_progress(self) -> bool:
-        """Whether the attempt's best token is clearly better than the first start."""
-        return bool(self.best.score) and self.best.score[0] > self.first + MORE * (1 - self.first)
+        """Whether the attempt's best token is clearly better than the first start, or better and nearly right."""
+        return bool(self.best.score) and self.best.score[0] > min(self.first + MORE * (1 - self.first), max(self.first, NEARLY))
 
     @property
     def goes_on(self) -> bool:
@@ -212,6 +215,10 @@ class Attempts:
         since = max(self.began, self.best.epoch if self.has_progress else 0)
         is_last = 0 < self.stage == len(self.config.stages) - 1
         return has_left_the_plateau or epoch - since >= self.config.attempt_patience * (LONGER if is_last else 1)
+
+    def is_enough(self, best: Best) -> bool:
+        """Whether the best token of all is too good to begin anew for, once an attempt brings nothing any more."""
+        return not self.goes_on and 0 < self.config.enough_validation_accuracy <= best.score[0]
 
     def told(self) -> dict:
         """The attempt for the log."""

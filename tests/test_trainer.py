@@ -190,7 +190,9 @@ def test_the_step_is_smaller_once_the_token_is_nearly_right(tmp_path, monkeypatc
     rates, step = [], torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
     accuracies = [0.1, 0.5, 0.95, 0.7, 0.7, 0.7, 0.7, 0.7]
-    token, *_ = attempted(tmp_path, monkeypatch, accuracies, jump_at="0@8;0.5", fine_rate=0.25, max_epochs=7)
+    token, *_ = attempted(
+        tmp_path, monkeypatch, accuracies, jump_at="0@8;0.5", fine_rate=0.25, max_epochs=7, enough_validation_accuracy=0.0
+    )
     assert rates == pytest.approx([4 * 0.05 * token.word_rms * share for share in (1, 1, 0.25, 0.25, 0.25, 0.25, 1)])
 
 
@@ -426,3 +428,21 @@ def test_a_training_that_breaks_off_leaves_the_best_token_so_far(tmp_path, monke
     placeholder, vector = read_token(RunFolder(str(tmp_path), "c", "e").partial_token)
     assert placeholder == "newclas"
     assert torch.equal(vector, seen[1])
+
+
+@pytest.mark.parametrize(("enough", "stopped_by", "updates"), [(0.93, "enough", 3), (0.0, "max_epochs", 8)])
+def test_a_good_token_is_enough_where_an_attempt_brings_nothing_any_more(tmp_path, monkeypatch, enough, stopped_by, updates):
+    scores = iter([(0.5, -1.0), (0.94, -0.1), *[(0.8, -0.5)] * 20])
+    monkeypatch.setattr(Task, "validate", lambda self: next(scores))
+    changes = {"validate_every": 1, "max_epochs": 8, "jump_at": "0.1;0.5", "attempt_patience": 1, "enough_validation_accuracy": enough}
+    _, training = learned(tmp_path, **changes)
+    assert (training.stopped_by, len(training.rows)) == (stopped_by, updates)
+    assert training.kept_updates == 1
+
+
+def test_a_start_that_is_nearly_right_goes_on_with_the_least_progress(tmp_path, monkeypatch):
+    """From .92 a quarter of the way to 1 is .94: a token at .93 would never leave the first stage."""
+    scores = iter([(0.92, -1.0), (0.93, -0.5), *[(0.9, -0.5)] * 9])
+    monkeypatch.setattr(Task, "validate", lambda self: next(scores))
+    _, training = learned(tmp_path, validate_every=1, max_epochs=2, jump_at="0.1;0.5", attempt_patience=9)
+    assert [row["stage"] for row in training.rows] == [1, 2]
