@@ -73,11 +73,12 @@ def works(config: RunConfig) -> bool:
     return not config.report or any(getattr(config, name) for name in WORK)
 
 
-def make_plan(config: RunConfig, resume: bool = False) -> Plan:
+def make_plan(config: RunConfig, resume: bool = False, check_model: bool = True) -> Plan:
     """Resolve names and check them.
 
     Args:
         resume: take a token that was learned with these options rather than learn it again.
+        check_model: check what the model's small files tell too, which takes a second and is the same for most classes.
 
     Raises:
         UsageError: whatever is wrong and can be told before weights are loaded.
@@ -119,7 +120,8 @@ def make_plan(config: RunConfig, resume: bool = False) -> Plan:
         there = RunFolder(config.output_path, class_folder(other, first[other - 1]), config.exp_id)
         others[placeholder] = find_token(replace(config, class_index=other, token_path=None), there)
     check_apart(config.placeholder_token, [*prompts, *to_draw])
-    check_against_model(config, hub, [*prompts, *to_draw], saved, vectors, others)
+    if check_model:
+        check_against_model(config, hub, [*prompts, *to_draw], saved, vectors, others)
     # A dry run fetches nothing; what the hub has is taken to be a Stable Diffusion at its own size.
     size = relative_size(config.model, config.height, config.width, hub) if is_local(config.model) or not config.dry_run else 1.0
     config = with_memory(config, size, device, dtype)
@@ -195,7 +197,7 @@ def make_plans(config: RunConfig) -> list["Plan"]:
         raise UsageError(
             f"--class_index: 'all' was given, but there is no token below {config.output_path}; add --train True to learn them"
         )
-    return [make_plan(replace(config, class_index=i), resume=True) for i in numbers]
+    return [make_plan(replace(config, class_index=i), resume=True, check_model=i == numbers[0]) for i in numbers]
 
 
 def is_learned(config: RunConfig, folder) -> bool:
@@ -208,6 +210,24 @@ def is_learned(config: RunConfig, folder) -> bool:
     now, then = asdict(config), asdict(RunConfig()) | json.loads(folder.config.read_text())["config"]
     free = NO_HYPERPARAMETERS - {"class_index", "model", "revision", "classifier", "placeholder_token", "prompt_name"}
     return all(now[k] == then[k] for k in now if k not in free)
+
+
+def is_evaluated(plan: Plan) -> bool:
+    """Whether the evaluation on disk is of this token, and of these options."""
+    from evaluate import templates_of
+    from models import SCHEDULERS
+    from task import sampler_settings
+
+    path = plan.folder.result
+    if not path.exists() or path.stat().st_mtime < plan.folder.token.stat().st_mtime:
+        return False
+    result, config = json.loads(path.read_text()), plan.config
+    same = {k: getattr(config, k) for k in ("model", "classifier", "test_size", "token_path")} | {"judge": plan.judge}
+    drawn = json.loads(json.dumps(asdict(sampler_settings(config)))) | {"precision": str(plan.dtype)}  # tuples are lists in a file
+    drawn = {k: v for k, v in drawn.items() if v is not None} | ({"scheduler": SCHEDULERS[config.scheduler]} if config.scheduler else {})
+    templates = [prompt["template"] for prompt in result.get("prompts", [])]
+    alike = all(result.get(k) == v for k, v in same.items()) and all(result["settings"].get(k) == v for k, v in drawn.items())
+    return alike and templates == templates_of(config) and not (config.reference_images or config.clip_model)
 
 
 def check_against_model(config: RunConfig, hub, prompts: list[str], saved, number: int, others: dict[str, Any]) -> None:

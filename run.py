@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import get_args
 
 from config import PRESETS, RunConfig, UsageError, WorkError, with_preset
-from plan import Plan, changed_settings, describe, guides_of, hub_of, make_plans, origin, works
+from plan import Plan, changed_settings, describe, guides_of, hub_of, is_evaluated, make_plans, origin, works
 
 
 def boolean(text: str) -> bool:
@@ -63,10 +63,10 @@ def run(plans: list[Plan]) -> int:
     for plan in plans:
         try:
             try:
-                carry_out(plan, bench)
+                carry_out(plan, bench, resume=len(plans) > 1)
             except torch.OutOfMemoryError as error:
                 raise WorkError(f"out of memory on {plan.device}; try --memory 8gb, or a smaller --height and --width") from error
-        except WorkError as error:
+        except (WorkError, UsageError) as error:
             if len(plans) == 1:
                 raise
             print(f"run.py: failed: class {plan.config.class_index} ({plan.label}): {error}", file=sys.stderr, flush=True)
@@ -130,11 +130,17 @@ class Bench:
         return token
 
 
-def carry_out(plan: Plan, bench: Bench) -> None:
-    """One class's steps, in their order."""
+def carry_out(plan: Plan, bench: Bench, resume: bool) -> None:
+    """One class's steps, in their order.
+
+    Args:
+        resume: leave out an evaluation that is there already.
+    """
     from classifiers import Guide
 
     config, folder = plan.config, plan.folder
+    if resume and config.evaluate and plan.saved is not None and is_evaluated(plan):
+        config = replace(config, evaluate=False)
     print(f"class {config.class_index}: {plan.label}; on {plan.device} in {str(plan.dtype).removeprefix('torch.')}", flush=True)
     for change in changed_settings(plan):
         print(f"note: not as the token was learned: {change}")

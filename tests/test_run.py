@@ -227,6 +227,8 @@ def test_all_classes_are_gone_through_and_a_run_that_broke_off_goes_on(tmp_path,
     assert "run.py: failed: class 1 (bat, fruit bat): loss nan" in capsys.readouterr().err
     assert main(argv) == 0
     assert learned == [1, 2, 3, 1]
+    out = capsys.readouterr().out
+    assert [f"{name}: guide" in out for name in ("bat, fruit bat", "bat, cricket bat", "mouse, field mouse")] == [True, False, False]
     assert len(loaded) == 2
     assert [r["class_index"] for r in csv.DictReader((tmp_path / "summary.csv").open())] == ["1", "2", "3"]
     assert (tmp_path / "report.html").exists()
