@@ -9,7 +9,7 @@ from conftest import tiny_classifier, tiny_models, weight_hashes
 
 from class_token import ClassToken, read_token
 from classifiers import Guide
-from config import RunConfig, WorkError, evaluation_seeds, training_seeds, validation_seeds, with_preset
+from config import RunConfig, WorkError
 from outputs import RunFolder
 from sampler import draw
 from task import Task, sampler_settings
@@ -57,19 +57,6 @@ def test_the_optimiser_holds_one_vector(monkeypatch, tmp_path):
     assert len(held[0]) == 1
     assert held[0][0] is token.vector
     assert token.vector.shape == (1, 16)
-
-
-def test_micro_batches_add_up_to_the_whole_batch(token, guides):
-    gradients = []
-    for batch_size in (4, 3, 1):
-        token.vector.grad = None
-        task = Task(replace(CONFIG, batch_size=batch_size), token, guides, "tiger cat")
-        images, losses, _, _ = task.accumulate(0, IDLE)
-        assert images.shape == (4, 3, 16, 16)
-        assert losses.shape == (4,)
-        gradients.append(token.vector.grad.clone())
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-7)
-    torch.testing.assert_close(gradients[2], gradients[0], rtol=1e-3, atol=1e-7)
 
 
 def test_same_seed_gives_the_same_token_and_another_seed_another(tmp_path):
@@ -139,44 +126,6 @@ def test_a_good_start_is_improved_too(tmp_path, monkeypatch):
     assert [stage for stage, _ in started] == [0, 0, 1]
 
 
-def test_a_stage_has_its_own_trajectory(token, guides, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("task.token_gradients", lambda *args: drawn.append(args[3:5]) or 1 / 0)
-    task = Task(replace(CONFIG, jump_at="0@2;0.5", training_steps=3), token, guides, "cat")
-    for stage in (0, 1):
-        with pytest.raises(ZeroDivisionError):
-            task.accumulate(0, IDLE, stage)
-    assert [(settings.num_inference_steps, path.at) for settings, path in drawn] == [(2, (0.0,)), (3, (0.5,))]
-
-
-@pytest.mark.parametrize(
-    ("changes", "scheduler", "steps"),
-    [
-        ({}, "dpmsolver++", 12),
-        ({"training_scheduler": "ddim", "training_steps": 5}, "ddim", 5),
-        ({"training_scheduler": "same", "training_steps": 0}, None, 4),
-    ],
-)
-def test_training_draws_with_its_own_sampler_and_evaluation_with_the_models(token, guides, monkeypatch, changes, scheduler, steps):
-    drawn = []
-    monkeypatch.setattr("task.draw", lambda token, prompts, seeds, settings: drawn.append(settings) or torch.rand(3, 3, 16, 16))
-    config = replace(CONFIG, training_scheduler="dpmsolver++", training_steps=12, confirm_size=0)
-    task = Task(replace(config, **changes), token, guides, "cat")
-    task.validate()
-    assert {(s.scheduler, s.num_inference_steps, s.guidance_scale) for s in drawn} == {(scheduler, steps, config.guidance_scale)}
-    assert {(s.scheduler, s.num_inference_steps) for _, s in task.stages} >= {(scheduler, 8)}  # the first stage, "0@8"
-    assert (sampler_settings(config).scheduler, sampler_settings(config).num_inference_steps) == (None, 4)
-
-
-def test_most_of_the_validation_has_the_prompt_of_the_evaluation(token, guides, monkeypatch):
-    prompts = []
-    monkeypatch.setattr("task.draw", lambda token, drawn, seeds, settings: prompts.extend(drawn) or torch.rand(len(seeds), 3, 16, 16))
-    Task(replace(CONFIG, validation_size=12, confirm_size=0, eval_batch_size=5), token, guides, "cat").validate()
-    assert len(prompts) == 12
-    assert prompts.count("A photo of newclas cat") == 8
-    assert len(set(prompts)) == 3
-
-
 def test_the_averaged_token_is_what_is_scored_and_kept(tmp_path, monkeypatch):
     """As in Adam, the mean has no bias to the beginning; learning itself goes on with the token as it is."""
     token, training, started, seen = attempted(tmp_path, monkeypatch, [0.1, 0.2, 0.3], token_ema=0.5, max_epochs=2)
@@ -194,51 +143,6 @@ def test_the_step_is_smaller_once_the_token_is_nearly_right(tmp_path, monkeypatc
         tmp_path, monkeypatch, accuracies, jump_at="0@8;0.5", fine_rate=0.25, max_epochs=7, enough_validation_accuracy=0.0
     )
     assert rates == pytest.approx([4 * 0.05 * token.word_rms * share for share in (1, 1, 0.25, 0.25, 0.25, 0.25, 1)])
-
-
-def test_prompts_that_fail_are_trained_more(token, guides):
-    task = Task(replace(CONFIG, images_per_update=30), token, guides, "cat")
-    assert [task.prompts(0).count(t) for t in task.templates] == [10, 10, 10]
-    task.wrong = dict(zip(task.templates, (0.9, 0.0, 0.0), strict=True))
-    counts = [[task.prompts(epoch).count(t) for t in task.templates] for epoch in range(20)]
-    first, *others = (sum(c) for c in zip(*counts, strict=True))
-    assert first > 3 * max(others)
-    assert min(others) > 0
-    assert task.prompts(3) == task.prompts(3)
-
-
-def test_a_validation_tells_which_prompts_fail(token, guides, monkeypatch):
-    monkeypatch.setattr(Task, "score", lambda self, images: (torch.ones(4), torch.tensor([False, True, True, True])))
-    task = Task(replace(CONFIG, validation_size=8, confirm_size=0, eval_batch_size=4), token, guides, "cat")
-    assert task.validate() == (0.75, -1.0)
-    assert list(task.wrong.values()) == [pytest.approx(1 / 3), 0.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "drawn_in_all", "accuracy"),
-    [((0, 0, 0), 9, 1.0), ((1, 0, 0), 9, 8 / 9), ((1, 1, 0), 6, 4 / 6), ((0, 2, 0), 6, 4 / 6), ((2, 0, 0), 3, 1 / 3)],
-)
-def test_a_lucky_validation_is_confirmed_before_it_ends_the_training(token, guides, monkeypatch, wrong, drawn_in_all, accuracy):
-    """Twelve images of a class that is drawn right four times in five are all right now and then. Here one of nine may be wrong."""
-    drawn = []
-
-    def score(self, images):
-        right = torch.tensor([i >= wrong[len(drawn)] for i in range(len(images))])
-        drawn.append(len(images))
-        return torch.ones(len(images)), right
-
-    monkeypatch.setattr(Task, "score", score)
-    config = replace(CONFIG, validation_size=3, confirm_size=6, eval_batch_size=9, stop_validation_accuracy=0.88)
-    assert Task(config, token, guides, "cat").validate() == (pytest.approx(accuracy), -1.0)
-    assert sum(drawn) == drawn_in_all
-
-
-def test_a_validation_that_can_just_end_the_training_is_confirmed(token, guides, monkeypatch):
-    """One wrong image of ten is .9, not less by a rounding."""
-    drawn = []
-    monkeypatch.setattr(Task, "score", lambda self, images: (drawn.append(1), (torch.ones(1), torch.tensor([len(drawn) > 1])))[1])
-    config = replace(CONFIG, validation_size=1, confirm_size=9, eval_batch_size=1, stop_validation_accuracy=0.9)
-    assert Task(config, token, guides, "cat").validate() == (0.9, -1.0)
 
 
 def test_a_bounded_token_stays_as_short_as_asked(tmp_path):
@@ -314,70 +218,6 @@ def test_a_gradient_that_is_not_finite_is_reported(token, guides, folder, monkey
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: torch.tensor(float("inf")))
     with pytest.raises(WorkError, match="update 1: loss .* gradient norm inf"):
         train(replace(CONFIG, choose_by="loss"), token, guides, "tiger cat", folder)
-
-
-def test_several_guides_have_the_gradient_of_their_mean_loss(token):
-    """The second knows the class under another index."""
-    first, second = Guide(tiny_classifier(), 0), Guide(replace(tiny_classifier(), labels=["bat", "cat", "tiger cat"]), 2)
-    gradients, losses = [], []
-    for guides in ([first], [second], [first, second]):
-        token.vector.grad = None
-        losses.append(Task(CONFIG, token, guides, "tiger cat").accumulate(0, IDLE)[1])
-        gradients.append(token.vector.grad.clone())
-    torch.testing.assert_close(losses[2], (losses[0] + losses[1]) / 2)
-    torch.testing.assert_close(gradients[2], (gradients[0] + gradients[1]) / 2, rtol=1e-3, atol=1e-7)
-
-
-def test_an_image_is_right_where_every_guide_says_so(token):
-    images = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    each = [Guide(tiny_classifier(), target) for target in (1, 2)]
-    singly = [Task(CONFIG, token, [g], "cat").score(images)[1] for g in each]
-    assert singly[0].any()
-    assert singly[1].any()
-    assert not Task(CONFIG, token, each, "cat").score(images)[1].any()  # no image is of two classes
-
-
-def test_seeds_of_training_validation_and_evaluation_never_meet():
-    for preset in ("default", "paper"):
-        for seed in (0, 35):
-            config = with_preset(preset, {"seed": seed, "test_size": 1000, "validation_size": 1000})
-            trained = {s for epoch in range(1000) for s in training_seeds(config, epoch)}
-            assert len(trained) == (5 if config.noise_pool else 5000)
-            assert not trained & set(validation_seeds(config))
-            assert not trained & set(evaluation_seeds(config))
-            assert not set(validation_seeds(config)) & set(evaluation_seeds(config))
-
-
-def test_noises_come_back_with_their_prompts(token, guides):
-    config = replace(CONFIG, images_per_update=2, noise_pool=3)
-    seeds = [training_seeds(config, epoch) for epoch in range(6)]
-    assert seeds[:3] == seeds[3:]
-    assert len({s for pair in seeds for s in pair}) == 6
-    task = Task(config, token, guides, "cat")
-    assert [task.prompts(epoch) for epoch in range(3)] == [task.prompts(epoch) for epoch in range(3, 6)]
-
-
-def test_updates_that_share_a_trajectory_share_noises_and_prompts(token, guides):
-    """And walk it once: of the steps without gradient the second update runs none."""
-    config, sizes = replace(CONFIG, images_per_update=2, reuse_trajectory=2, jump_at="0.5", choose_by="loss"), []
-    assert [training_seeds(config, e)[0] % 1000 for e in range(4)] == [0, 0, 2, 2]
-    task = Task(config, token, guides, "cat")
-    handle = token.models.unet.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
-    for epoch in range(3):
-        task.accumulate(epoch, IDLE)
-    handle.remove()
-    step = [2, 2]  # with gradient the two halves run one after the other
-    assert sizes == [4, 4, *step, *step, 4, 4, *step]
-
-
-def test_augmented_images_are_what_the_guide_sees_in_training_alone(token, guides, monkeypatch):
-    seen = []
-    monkeypatch.setattr("task.augmented", lambda images, seeds: seen.append(seeds) or images)
-    task = Task(replace(CONFIG, augment=True, batch_size=3), token, guides, "cat")
-    task.accumulate(0, IDLE)
-    assert seen == [[*training_seeds(CONFIG, 0)[:3]], [*training_seeds(CONFIG, 0)[3:]]]
-    task.validate()
-    assert len(seen) == 2
 
 
 def test_patience_of_the_paper_counts_updates_without_a_lower_loss(tmp_path, monkeypatch):
