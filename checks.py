@@ -51,6 +51,13 @@ def validate(config: RunConfig) -> None:
     draws = config.prompt or config.prompts_file or config.export_dataset
     if not (config.train or config.evaluate or draws or config.list_classes or config.report or exports):
         raise UsageError('nothing to do: add --train True, --evaluate True, both, or --prompt "a photo of {token} {class}"')
+    for name, flag, holds in (
+        ("eval_prompts", "evaluate", config.evaluate),
+        ("reference_images", "evaluate", config.evaluate),
+        ("clip_model", "evaluate", config.evaluate),
+    ):
+        _need(holds or not getattr(config, name), name, getattr(config, name), f"a value only with --{flag} True")
+    _need(config.train or config.report_to == "none", "report_to", config.report_to, "none without --train True")
     _need(not (config.train and config.token_path), "token_path", config.token_path, "a file only without --train True")
     for name in POSITIVE:
         value = getattr(config, name)

@@ -227,7 +227,7 @@ def tokenize(tokenizer, prompts: list[str], *tokens: list[str]) -> torch.Tensor:
     """
     limit = tokenizer.model_max_length
     for names in tokens:
-        prompts = [p.replace(names[0], " ".join(names)) for p in prompts]
+        prompts = [re.sub(rf"\b{names[0]}\b", " ".join(names), p) for p in prompts]
     input_ids = [tokenizer(p, verbose=False).input_ids for p in prompts]
     for prompt, ids in zip(prompts, input_ids, strict=True):
         if len(ids) > limit:

@@ -124,7 +124,9 @@ class RunConfig:
     batch_size: int | None = option(
         None, "images that go through the UNet at once with gradient; default: all of an update; halved where memory runs out"
     )
-    decode_batch_size: int | None = option(None, "images that go through VAE decoder and classifier at once; default: from --memory")
+    decode_batch_size: int | None = option(
+        None, "images that go through the VAE's decoder at once, with gradient also through the classifier; default: from --memory"
+    )
     eval_batch_size: int | None = option(
         None, "images that go through the UNet at once without gradient (validation, evaluation, --prompt); default: from --memory"
     )

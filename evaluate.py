@@ -75,13 +75,16 @@ class Seen:
     features: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     @torch.no_grad()
-    def look(self, images: torch.Tensor) -> torch.Tensor:
-        """Add images (B, 3, H, W); returns which are right, (B,).
+    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the classifier makes of images (B, 3, H, W), logits (B, K) and features (B, D); nothing is kept yet.
 
         Raises:
             WorkError: a logit is not finite.
         """
-        logits, features = (x.cpu() for x in self.guide.classifier.look(images))  # (B, K), (B, D)
+        return tuple(x.cpu() for x in self.guide.classifier.look(images))
+
+    def keep(self, logits: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Add what was seen; returns which images are right, (B,)."""
         self.logits = torch.cat([self.logits, logits]) if len(self.logits) else logits  # (N, K)
         self.features = torch.cat([self.features, features]) if len(self.features) else features  # (N, D)
         return logits.argmax(1) == self.guide.target
@@ -126,11 +129,12 @@ class Arm:
 
     def look(self, images: torch.Tensor) -> torch.Tensor:
         """Add images (B, 3, H, W); returns which are right by the guides, (B,)."""
-        right = torch.stack([seen.look(images) for seen in self.by_guide]).all(0)  # (B,)
-        if self.by_judge:
-            self.by_judge.look(images)
-        if self.likeness:
-            self.likenesses += self.likeness(images).tolist()
+        # First all that may run out of memory: such a batch comes again in parts, and nothing of it may be kept yet.
+        seen = [(eye, eye.look(images)) for eye in (*self.by_guide, *([self.by_judge] if self.by_judge else []))]
+        likenesses = self.likeness(images).tolist() if self.likeness else []
+        verdicts = [eye.keep(*found) for eye, found in seen]  # (B,) each
+        right = torch.stack(verdicts[: len(self.by_guide)]).all(0)  # (B,)
+        self.likenesses += likenesses
         first = self.by_guide[0]
         labels = [first.guide.classifier.labels[i] for i in first.logits[-len(images) :].argmax(1).tolist()]
         new = [Shown(*shown) for shown in zip(images, right.tolist(), labels, strict=True)]
@@ -227,12 +231,14 @@ def evaluate(
     class_name: str,
     folder: RunFolder,
     clip: TextSimilarity | None = None,
+    options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Draw every arm of every prompt on ``config.test_size`` seeds, score them, write images, pictures and ``evaluation.json``.
 
     Args:
         judge: the classifier that never guided; None where there is none, or where ``config.judge`` does not know the class.
         class_name: the name of the class in the prompts.
+        options: what the evaluation was asked for with, for the record.
 
     Returns:
         what the file holds; accuracies are shares in [0, 1]; "judge" is null where nothing judged. An image is right where every
@@ -253,14 +259,17 @@ def evaluate(
         "token_path": config.token_path,
         "test_size": config.test_size,
         "seeds": seeds,
+        "options": options,
         "features": eyes.name,
         "settings": asdict(sampler_settings(config))
         | {"height": height, "width": width, "scheduler": type(token.models.scheduler).__name__, "precision": str(token.models.dtype)},
         "prompts": [],
     }
+    clear(folder.eval_images, "**/*.png")
+    if token.models.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(token.models.device)
     for number, template in enumerate(templates_of(config), start=1):
         arms, images = {}, folder.eval_images if number == 1 else folder.eval_images / f"prompt_{number:02d}"
-        clear(images, "*.png")
         plain = template.replace("{token}", "a").replace("{class}", class_name)
         for name, prompt in arm_prompts(config, template, class_name).items():
             arms[name] = Arm(prompt, guides, judge, partial(clip.of, text=plain) if clip else None)

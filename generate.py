@@ -1,16 +1,20 @@
 """Draw with finished tokens: any prompts, and data sets with the verdicts beside each image."""
 
+import hashlib
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from class_token import TEMPLATES, ClassToken, fill
 from classifiers import Guide
-from config import MAX_SEED, SEED_RANGE, RunConfig, WorkError
+from config import MAX_SEED, SEED_RANGE, RunConfig, UsageError, WorkError
 from evaluate import SHOWN, batches
 from outputs import RunFolder, clear, grid, to_pil, write_image, write_json, write_lines
+from task import sampler_settings
 
 DATASET_BASE = 2 * SEED_RANGE * MAX_SEED  # seeds of data sets: beyond those of any training
 TRIES = 20  # images drawn for each that is wanted before a token is given up
@@ -23,6 +27,8 @@ def generate(config: RunConfig, token: ClassToken, prompts: list[str], folder: R
         prompts: filled in; one has ``folder.prompt_images`` to itself, several are numbered below it.
     """
     seeds, folders = list(range(config.seed, config.seed + config.num_images)), []
+    for pattern in ("**/*.png", "**/prompt.json"):
+        clear(folder.prompt_images, pattern)
     for number, prompt in enumerate(prompts, start=1):
         out, drawn = folder.prompt_images if len(prompts) == 1 else folder.prompt_images / f"{number:02d}", []
 
@@ -31,12 +37,20 @@ def generate(config: RunConfig, token: ClassToken, prompts: list[str], folder: R
                 write_image(out / f"{seed:04d}.png", to_pil(image))
             drawn += images
 
-        clear(out, "*.png")
         batches(config, token, prompt, seeds, use)
         write_image(out / "grid.png", grid(torch.stack(drawn), columns=min(SHOWN, len(drawn))))
         write_json(out / "prompt.json", {"prompt": prompt, "seeds": seeds})
         folders.append(out)
     return folders
+
+
+def made_with(config: RunConfig, token: ClassToken) -> dict[str, Any]:
+    """What the images of a data set depend on."""
+    vector = hashlib.sha256(token.vector.detach().cpu().numpy().tobytes()).hexdigest()
+    names = ("model", "classifier", "judge", "placeholder_token", "prompt_name", "num_templates", "keep")
+    drawn = {k: v for k, v in asdict(sampler_settings(config)).items() if k not in ("decode_batch_size", "guidance_interval")}
+    names += ("guidance_interval", "scheduler")
+    return {"token": vector} | drawn | {name: getattr(config, name) for name in names}
 
 
 class Dataset:
@@ -47,9 +61,17 @@ class Dataset:
 
     Args:
         judge: None where there is none for this class.
+        made_with: token and options; a folder that was made with others is not added to.
+
+    Raises:
+        UsageError: it was.
     """
 
-    def __init__(self, folder: Path, guides: list[Guide], judge: Guide | None):
+    def __init__(self, folder: Path, guides: list[Guide], judge: Guide | None, made_with: dict[str, Any]):
+        record = folder / "dataset.json"
+        if record.exists() and json.loads(record.read_text()) != made_with:
+            raise UsageError(f"--export_dataset: {folder} was made with another token or other options; move it, or give another --exp_id")
+        write_json(record, made_with)
         self.folder, self.guides, self.judge = folder, guides, judge
         self.metadata, self.discard = folder / "metadata.jsonl", folder / "thrown_away.jsonl"
         self.rows, self.thrown = (

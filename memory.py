@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from config import RunConfig
+from models import Size
 
 T = TypeVar("T")
 
@@ -21,8 +22,8 @@ class Setting:
     """What ``--memory`` stands for.
 
     Args:
-        decode_batch_size: images through VAE decoder and guides at once, with gradient or without; None is all. At 512x512 the
-            decoder's graph is the largest of all, and one image keeps a GPU busy.
+        decode_batch_size: images through the VAE's decoder at once, and with gradient through the guides; None is all. At 512x512
+            the decoder's graph is the largest of all, and one image keeps a GPU busy.
         eval_batch_size: images through the UNet at once without gradient.
         checkpointed: models whose activations are computed again in the backward pass rather than kept.
         needs: bytes of weights and tensors at the peak of an update of five images of SD 1.4, 512x512, half precision, guided by
@@ -42,17 +43,15 @@ SETTINGS = {
     "24gb": Setting(3, 12, (), 17.021e9),
     "max": Setting(None, 12, (), 23.191e9),
 }
+WEIGHTS = 2.987e9  # bytes of SD 1.4's and the guide's, in half precision, of those
 CUDA_OVERHEAD = 1.2e9  # bytes, a guess until gpu.py has run: CUDA's context, workspaces of its libraries, gaps between tensors
 SHARES = {"cuda": 0.95, "cpu": 0.5}  # of the device's memory that "auto" takes; a CPU's is not a run's alone
 
 
-def estimate(setting: Setting, relative_size: float, device: torch.device, dtype: torch.dtype) -> float:
-    """Bytes that an update takes, about.
-
-    Args:
-        relative_size: of the model's activations, over those of SD 1.4 at 512x512.
-    """
-    return setting.needs * relative_size * dtype.itemsize / 2 + (CUDA_OVERHEAD if device.type == "cuda" else 0)
+def estimate(setting: Setting, size: Size, device: torch.device, dtype: torch.dtype) -> float:
+    """Bytes that an update of five images takes, about, where no option overrides the setting."""
+    counted = WEIGHTS * size.weights + (setting.needs - WEIGHTS) * size.activations
+    return counted * dtype.itemsize / 2 + (CUDA_OVERHEAD if device.type == "cuda" else 0)
 
 
 def total_memory(device: torch.device) -> int:
@@ -74,16 +73,16 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def choose(relative_size: float, device: torch.device, dtype: torch.dtype) -> str:
+def choose(size: Size, device: torch.device, dtype: torch.dtype) -> str:
     """Name of the roomiest setting that fits the device; of the smallest where none does."""
     room = total_memory(device) * SHARES[device.type]
-    fitting = [name for name, setting in SETTINGS.items() if estimate(setting, relative_size, device, dtype) <= room]
+    fitting = [name for name, setting in SETTINGS.items() if estimate(setting, size, device, dtype) <= room]
     return fitting[-1] if fitting else next(iter(SETTINGS))
 
 
-def with_memory(config: RunConfig, relative_size: float, device: torch.device, dtype: torch.dtype) -> RunConfig:
+def with_memory(config: RunConfig, size: Size, device: torch.device, dtype: torch.dtype) -> RunConfig:
     """The options with those filled in that ``--memory`` stands for; what the user gave stays."""
-    name = choose(relative_size, device, dtype) if config.memory == "auto" else config.memory
+    name = choose(size, device, dtype) if config.memory == "auto" else config.memory
     setting = SETTINGS[name]
     return replace(
         config,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -225,15 +225,26 @@ def unet_and_vae_config(name: str, hub: Hub = LOCAL) -> tuple[dict, dict]:
     return tuple(_part(name, hub, lambda s, c=c, p=p, **where: c.load_config(s, subfolder=p, **where)) for p, c in kinds.items())
 
 
-def relative_size(name: str, height: int | None, width: int | None, hub: Hub = LOCAL) -> float:
-    """About how large an image's activations are, over those of SD 1.4 at 512x512.
+class Size(NamedTuple):
+    """How large a model is, about, over SD 1.4 at 512x512."""
+
+    activations: float  # of one image
+    weights: float
+
+
+SD_1_4 = Size(1.0, 1.0)
+
+
+def relative_size(name: str, height: int | None, width: int | None, hub: Hub = LOCAL) -> Size:
+    """How large a model and its images are, from its configuration files.
 
     Raises:
-        UsageError: the configuration cannot be found or fetched.
+        UsageError: they cannot be found or fetched.
     """
     unet, vae = unet_and_vae_config(name, hub)
     h, w = (side / _vae_scale_factor(vae) if side else unet["sample_size"] for side in (height, width))
-    return h * w * unet["block_out_channels"][0] / (64 * 64 * 320)
+    channels = unet["block_out_channels"][0] / 320
+    return Size(h * w / (64 * 64) * channels, channels**2)
 
 
 def check_sampling(

@@ -38,7 +38,7 @@ class RunFolder:
         # Experiments of one class do not mix their pictures; the default one has no folder of its own.
         images = root / "img" / class_name / ("" if exp_id == "default" else exp_id)
         self.train_images, self.eval_images, self.prompt_images = images / "train", images / "eval", images / "prompt"
-        self.dataset = root / "dataset" / class_name
+        self.dataset = root / "dataset" / ("" if exp_id == "default" else exp_id) / class_name
         self.grid, self.evolution = images / "grid.png", images / "evolution.png"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from checks import read_prompts, validate
-from config import NO_HYPERPARAMETERS, VERSION, RunConfig, UsageError, number_or_name
+from config import MEMORY_OPTIONS, NO_HYPERPARAMETERS, VERSION, RunConfig, UsageError, number_or_name
 
 # In a prompt {token} is the run's own token, {token:283} or {token:tiger cat} that of another class.
 MENTION = re.compile(r"\{token(?::([^{}]+))?\}")
@@ -65,6 +65,14 @@ def judge_of(config: RunConfig, guides: list[str]) -> str | None:
     return judge
 
 
+# What options that are younger than a token did then, where that is not their default.
+OFF = {"enough_validation_accuracy": 0.0}
+# What an evaluation depends on, beside the token.
+EVALUATION_OPTIONS = (
+    *("model", "revision", "classifier", "judge", "mixed_precision", "scheduler", "num_inference_steps", "guidance_scale"),
+    *("guidance_interval", "height", "width", "placeholder_token", "initializer_token", "prompt_name", "test_size"),
+    *("eval_prompts", "reference_images", "clip_model", "token_path"),
+)
 WORK = ("train", "evaluate", "prompt", "prompts_file", "export_dataset", "export", "save_as_full_pipeline")
 
 
@@ -73,24 +81,26 @@ def works(config: RunConfig) -> bool:
     return not config.report or any(getattr(config, name) for name in WORK)
 
 
-def make_plan(config: RunConfig, resume: bool = False, check_model: bool = True) -> Plan:
+def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None) -> Plan:
     """Resolve names and check them.
 
     Args:
         resume: take a token that was learned with these options rather than learn it again.
-        check_model: check what the model's small files tell too, which takes a second and is the same for most classes.
+        like: the plan of another class of this run, whose model has been checked.
 
     Raises:
         UsageError: whatever is wrong and can be told before weights are loaded.
     """
     validate(config)
-    check_inputs(config)
+    if not like:
+        check_inputs(config)
     from class_token import TEMPLATES, check_apart, fill
     from classifiers import read_labels, targets_of
+    from evaluate import arm_prompts, templates_of
     from hub import quiet_libraries
     from labels import find_class, match_label, prompt_class_name
     from memory import SETTINGS, estimate, with_memory
-    from models import check_model, is_local, relative_size, resolve_device, resolve_dtype
+    from models import SD_1_4, check_model, is_local, relative_size, resolve_device, resolve_dtype
     from outputs import RunFolder, class_folder
 
     quiet_libraries()
@@ -118,14 +128,22 @@ def make_plan(config: RunConfig, resume: bool = False, check_model: bool = True)
     others = {}
     for placeholder, other in mentioned.items():
         there = RunFolder(config.output_path, class_folder(other, first[other - 1]), config.exp_id)
+        check_origin(config, there.token)
         others[placeholder] = find_token(replace(config, class_index=other, token_path=None), there)
-    check_apart(config.placeholder_token, [*prompts, *to_draw])
-    if check_model:
-        check_against_model(config, hub, [*prompts, *to_draw], saved, vectors, others)
-    # A dry run fetches nothing; what the hub has is taken to be a Stable Diffusion at its own size.
-    size = relative_size(config.model, config.height, config.width, hub) if is_local(config.model) or not config.dry_run else 1.0
-    config = with_memory(config, size, device, dtype)
-    takes = estimate(SETTINGS[config.memory], size, device, dtype)
+    if config.evaluate:
+        to_evaluate = [prompt for template in templates_of(config) for prompt in arm_prompts(config, template, class_name).values()]
+        if any("{token:" in prompt for prompt in to_evaluate):
+            raise UsageError(f"--eval_prompts: {config.eval_prompts!r} names another class's token; allowed are {{token}} and {{class}}")
+    checked = [*prompts, *to_draw, *(to_evaluate if config.evaluate else ())]
+    check_apart(config.placeholder_token, checked)
+    if like:
+        config, takes = replace(config, **{name: getattr(like.config, name) for name in MEMORY_OPTIONS}), like.memory
+    else:
+        check_against_model(config, hub, checked, saved, vectors, others)
+        # A dry run fetches nothing; what the hub has is taken to be a Stable Diffusion at its own size.
+        size = relative_size(config.model, config.height, config.width, hub) if is_local(config.model) or not config.dry_run else SD_1_4
+        config = with_memory(config, size, device, dtype)
+        takes = estimate(SETTINGS[config.memory], size, device, dtype)
     guides = dict(zip(names, targets, strict=True))
     return Plan(
         config, guides, judge, known, label, class_name, tuple(prompts), folder, device, dtype, saved, takes, tuple(to_draw), others
@@ -175,21 +193,22 @@ def prompts_to_draw(config: RunConfig, class_name: str, find: Callable[[str], in
     return [MENTION.sub(word, prompt).replace("{class}", class_name) for prompt in given], others
 
 
-def make_plans(config: RunConfig) -> list["Plan"]:
-    """The plans of all classes that the options ask for: of one, or of all that the first guide knows.
+def make_plans(config: RunConfig) -> tuple[list[Plan], list[str]]:
+    """The plans of all classes that the options ask for: of one, or of all that the first guide knows; and what is wrong with the others.
 
     Of all classes those without a token are left out where none is to be learned.
 
     Raises:
-        UsageError: whatever is wrong and can be told before weights are loaded; no class is left.
+        UsageError: whatever is wrong and can be told before weights are loaded, with one class, or with every one.
     """
     if config.class_index != "all":
-        return [make_plan(config)]
+        return [make_plan(config)], []
     from classifiers import read_labels
     from outputs import RunFolder, class_folder
 
-    if config.token_path:
-        raise UsageError("--token_path: a file was given with --class_index all; allowed is one class")
+    for name in ("token_path", "reference_images"):
+        if getattr(config, name):
+            raise UsageError(f"--{name}: {getattr(config, name)!r} was given with --class_index all; allowed is one class")
     labels = read_labels(guides_of(config)[0], hub=hub_of(config))
     folders = [RunFolder(config.output_path, class_folder(i, label), config.exp_id) for i, label in enumerate(labels, start=1)]
     numbers = [i for i, folder in enumerate(folders, start=1) if config.train or folder.token.exists()]
@@ -197,7 +216,15 @@ def make_plans(config: RunConfig) -> list["Plan"]:
         raise UsageError(
             f"--class_index: 'all' was given, but there is no token below {config.output_path}; add --train True to learn them"
         )
-    return [make_plan(replace(config, class_index=i), resume=True, check_model=i == numbers[0]) for i in numbers]
+    plans, wrong = [], []
+    for i in numbers:
+        try:
+            plans.append(make_plan(replace(config, class_index=i), resume=True, like=plans[0] if plans else None))
+        except UsageError as error:
+            wrong.append(f"class {i} ({labels[i - 1]}): {error}")
+    if not plans:
+        raise UsageError(f"no class can be done; {wrong[0]}")
+    return plans, wrong
 
 
 def is_learned(config: RunConfig, folder) -> bool:
@@ -207,7 +234,7 @@ def is_learned(config: RunConfig, folder) -> bool:
     """
     if not (folder.token.exists() and folder.config.exists()):
         return False
-    now, then = asdict(config), asdict(RunConfig()) | json.loads(folder.config.read_text())["config"]
+    now, then = asdict(config), asdict(RunConfig()) | OFF | json.loads(folder.config.read_text())["config"]
     free = NO_HYPERPARAMETERS - {"class_index", "model", "revision", "classifier", "placeholder_token", "prompt_name"}
     return all(now[k] == then[k] for k in now if k not in free)
 
@@ -215,19 +242,18 @@ def is_learned(config: RunConfig, folder) -> bool:
 def is_evaluated(plan: Plan) -> bool:
     """Whether the evaluation on disk is of this token, and of these options."""
     from evaluate import templates_of
-    from models import SCHEDULERS
-    from task import sampler_settings
 
     path = plan.folder.result
     if not path.exists() or path.stat().st_mtime < plan.folder.token.stat().st_mtime:
         return False
-    result, config = json.loads(path.read_text()), plan.config
-    same = {k: getattr(config, k) for k in ("model", "classifier", "test_size", "token_path")} | {"judge": plan.judge}
-    drawn = json.loads(json.dumps(asdict(sampler_settings(config)))) | {"precision": str(plan.dtype)}  # tuples are lists in a file
-    drawn = {k: v for k, v in drawn.items() if v is not None} | ({"scheduler": SCHEDULERS[config.scheduler]} if config.scheduler else {})
+    result = json.loads(path.read_text())
     templates = [prompt["template"] for prompt in result.get("prompts", [])]
-    alike = all(result.get(k) == v for k, v in same.items()) and all(result["settings"].get(k) == v for k, v in drawn.items())
-    return alike and templates == templates_of(config) and not (config.reference_images or config.clip_model)
+    return result.get("options") == evaluation_options(plan.config) and templates == templates_of(plan.config)
+
+
+def evaluation_options(config: RunConfig) -> dict[str, Any]:
+    """What an evaluation depends on, as its file has it."""
+    return {name: getattr(config, name) for name in EVALUATION_OPTIONS}
 
 
 def check_against_model(config: RunConfig, hub, prompts: list[str], saved, number: int, others: dict[str, Any]) -> None:
@@ -318,6 +344,7 @@ def changed_settings(plan: Plan) -> list[str]:
         return []
     then, now = json.loads(plan.folder.config.read_text())["config"], asdict(plan.config)
     names = ("revision", "scheduler", "prompt_name", "initializer_token", "num_inference_steps", "guidance_scale", "height", "width")
+    names += ("guidance_interval",)
     return [f"{n} {then[n]} -> {now[n]}" for n in names if n in then and then[n] != now[n]]
 
 

@@ -122,7 +122,7 @@ def table_row(result: dict[str, Any]) -> str:
 
 def anchor(result: dict[str, Any]) -> str:
     """The class's place in the page."""
-    return text(f"c{result['class_index']}-{result['exp_id']}")
+    return text(f"{result['grid'].parent.name}-{result['class_index']}-{result['exp_id']}")
 
 
 def text(value: object) -> str:
@@ -162,7 +162,7 @@ def settings(results: list[dict[str, Any]]) -> str:
     """The options of every experiment, those that all its classes share."""
     by_experiment = defaultdict(list)
     for r in results:
-        chosen = {k: r[k] for k in ("model", "classifier", "judge", "test_size")} | r["training"].get("config", {}) | r["settings"]
+        chosen = r["training"].get("config", {}) | {k: r[k] for k in ("model", "classifier", "judge", "test_size")} | r["settings"]
         by_experiment[r["exp_id"]].append(chosen)
     parts = []
     for exp_id, all_chosen in by_experiment.items():

@@ -10,6 +10,7 @@ python run.py --classifier cub --list_classes True                              
 
 import argparse
 import copy
+import json
 import sys
 import types
 from dataclasses import asdict, fields, replace
@@ -17,8 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
+from checks import validate
 from config import PRESETS, RunConfig, UsageError, WorkError, with_preset
-from plan import Plan, changed_settings, describe, guides_of, hub_of, is_evaluated, make_plans, origin, works
+from plan import Plan, changed_settings, describe, evaluation_options, guides_of, hub_of, is_evaluated, make_plans, origin, works
 
 
 def boolean(text: str) -> bool:
@@ -60,6 +62,7 @@ def run(plans: list[Plan]) -> int:
     import torch
 
     bench, failed = Bench(plans[0]), 0
+    bench.load()
     for plan in plans:
         try:
             try:
@@ -83,6 +86,14 @@ class Bench:
 
     def __init__(self, plan: Plan):
         self.config, self.hub, self.to, self.judge_name = plan.config, hub_of(plan.config), (plan.device, plan.dtype), plan.judge
+        self.judges = bool(plan.judge and (plan.config.evaluate or plan.config.export_dataset))
+        self.scores = bool(plan.config.train or plan.config.evaluate or plan.config.export_dataset)
+
+    def load(self) -> None:
+        """Load all that will be needed: what is missing ends the run, not one class."""
+        for name, needed in {"guides": self.scores, "judge": self.judges, "clip": self.config.evaluate, "models": True}.items():
+            if needed:
+                getattr(self, name)
 
     @cached_property
     def guides(self) -> dict:
@@ -117,14 +128,12 @@ class Bench:
         return models
 
     def token(self, plan: Plan):
-        """A class's token, with a tokenizer of its own: it knows no other class's words but those that its prompts hold."""
+        """A class's token, with a tokenizer of its own, which knows no other class's word."""
         from class_token import ClassToken
 
         number = plan.config.num_vectors if plan.saved is None else len(plan.saved)
         models = replace(self.models, tokenizer=copy.deepcopy(self.models.tokenizer))
         token = ClassToken(models, plan.config.placeholder_token, plan.config.initializer_token, number)
-        for placeholder, vectors in plan.others.items():
-            token.join(placeholder, vectors)
         if plan.saved is not None:
             token.load(plan.saved)
         return token
@@ -139,36 +148,39 @@ def carry_out(plan: Plan, bench: Bench, resume: bool) -> None:
     from classifiers import Guide
 
     config, folder = plan.config, plan.folder
-    if resume and config.evaluate and plan.saved is not None and is_evaluated(plan):
-        config = replace(config, evaluate=False)
+    evaluates = config.evaluate and not (resume and plan.saved is not None and is_evaluated(plan))
     print(f"class {config.class_index}: {plan.label}; on {plan.device} in {str(plan.dtype).removeprefix('torch.')}", flush=True)
     for change in changed_settings(plan):
         print(f"note: not as the token was learned: {change}")
-    scores = config.train or config.evaluate or config.export_dataset
-    guides = [Guide(bench.guides[name], target) for name, target in plan.guides.items()] if scores else []
-    judges = (config.evaluate or config.export_dataset) and plan.judge_target is not None
-    judge = Guide(bench.judge, plan.judge_target) if judges else None
+    guides = [Guide(bench.guides[name], target) for name, target in plan.guides.items()] if bench.scores else []
+    judge = Guide(bench.judge, plan.judge_target) if bench.judges and plan.judge_target is not None else None
     clip = bench.clip if config.evaluate else None
     token = bench.token(plan)
     if config.train and plan.saved is None:
         learn(plan, token, guides)
     export(plan, token)
-    if config.evaluate:
+    if evaluates:
         from evaluate import evaluate, templates_of
-        from summary import replace_row, row_of
 
         for template in templates_of(config):
             if "{token}" not in template:
                 print(f"note: {template!r} does not hold {{token}}, so the token is not used in it")
-        result = evaluate(config, token, guides, judge, plan.class_name, folder, clip)
-        print_result(plan, result)
-        print(f"summary: {replace_row(config.output_path, row_of(result, folder, config.exp_id))}")
+        print_result(plan, evaluate(config, token, guides, judge, plan.class_name, folder, clip, evaluation_options(config)))
+    elif config.evaluate:
+        print(f"evaluated already: {folder.result}")
+    if config.evaluate:
+        from summary import replace_row, row_of
+
+        row = row_of(json.loads(folder.result.read_text()), folder, config.exp_id)
+        print(f"summary: {replace_row(config.output_path, row)}")
+    for placeholder, vectors in plan.others.items():
+        token.join(placeholder, vectors)
     draw(plan, token, guides, judge)
 
 
 def draw(plan: Plan, token, guides: list, judge) -> None:
     """Images of the user's prompts, and the data set."""
-    from generate import Dataset, generate
+    from generate import Dataset, generate, made_with
 
     config, folder = plan.config, plan.folder
     if plan.to_draw:
@@ -178,7 +190,7 @@ def draw(plan: Plan, token, guides: list, judge) -> None:
         for prompt, images in zip(plan.to_draw, generate(config, token, list(plan.to_draw), folder), strict=True):
             print(f"images of {prompt!r}: {images}")
     if config.export_dataset:
-        dataset = Dataset(folder.dataset, guides, judge)
+        dataset = Dataset(folder.dataset, guides, judge, made_with(config, token))
         thrown_away = dataset.fill(config, token, plan.class_name)
         print(f"data set: {folder.dataset}, {len(dataset.rows)} images; {thrown_away} thrown away")
 
@@ -195,9 +207,11 @@ def learn(plan: Plan, token, guides: list) -> None:
         from tracking import Tracker
 
         tracker = Tracker(config.report_to, Path(config.output_path) / "tracking", f"{folder.name}/{config.exp_id}", asdict(config))
-    training = train(config, token, guides, plan.class_name, folder, tracker.log if tracker else None)
-    if tracker:
-        tracker.close()
+    try:
+        training = train(config, token, guides, plan.class_name, folder, tracker.log if tracker else None)
+    finally:
+        if tracker:
+            tracker.close()
     outcome = {
         "updates": len(training.rows),
         "kept_after_updates": training.kept_updates,
@@ -205,8 +219,9 @@ def learn(plan: Plan, token, guides: list) -> None:
         "images": training.images,
         "seconds": round(training.seconds, 2),
     }
-    write_json(folder.config, {"config": asdict(config), "class_name": plan.label, "classifier": config.classifier, "training": outcome})
+    folder.config.unlink(missing_ok=True)  # an earlier token's options must not stand beside this one's vector
     write_tensors(folder.token, token_tensors(token), origin(plan))
+    write_json(folder.config, {"config": asdict(config), "class_name": plan.label, "classifier": config.classifier, "training": outcome})
     folder.partial_token.unlink(missing_ok=True)
     folder.result.unlink(missing_ok=True)  # an earlier token's evaluation would pass for this one's
     print("training: {updates} updates, kept the token after {kept_after_updates}, stopped by {stopped_by}, {seconds} s".format(**outcome))
@@ -270,12 +285,15 @@ def main(argv: list[str] | None = None) -> int:
             list_classes(config)
             return 0
         if works(config):
-            plans = make_plans(config)
+            plans, wrong = make_plans(config)
+            for line in wrong:
+                print(f"run.py: failed: {line}", file=sys.stderr)
             if config.dry_run:
                 print("\n".join(describe(plan) for plan in plans))
-                return 0
-            failed = run(plans)
-        if config.report:
+            failed = len(wrong) + (0 if config.dry_run else run(plans))
+        else:
+            validate(config)
+        if config.report and not config.dry_run:
             report(config.output_path)
         return 1 if failed else 0
     except UsageError as error:

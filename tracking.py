@@ -7,6 +7,8 @@ import torch
 
 from config import UsageError
 
+PROJECT = "discriminative-class-tokens"
+
 
 class Tracker:
     """One training's tracker.
@@ -27,7 +29,10 @@ class Tracker:
             raise UsageError(f"--report_to: {name!r} was given, but that package is not installed; pip install {name}")
         folder.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(log_with=name, project_dir=folder, cpu=True)
-        self.accelerator.init_trackers(run_name, {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in options.items()})
+        told = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in options.items()}
+        # Of tensorboard the name is a folder; of wandb it is the project, and runs have names of their own.
+        project = run_name if name == "tensorboard" else PROJECT
+        self.accelerator.init_trackers(project, told, {"wandb": {"name": run_name}} if name == "wandb" else {})
         self.tracker = self.accelerator.trackers[0]
 
     def log(self, row: dict[str, Any], images: torch.Tensor) -> None:

@@ -4,8 +4,8 @@
     python benchmarks/convergence.py --table True
 
 Good is: right in at least .9 of 50 unseen images, by guide and by judge. Ours counts until training ends by itself, validation included.
-The reference's tokens after 10, 20, ... updates are all judged where its last one is good, so that it gets the time of its first
-good one. Both count the loading of the models, and nothing of the judging.
+Of the reference the token that it keeps is judged, its last, and those after 10, 20, ... updates, so that it gets the time of
+its first good one. Both count the loading of the models, and nothing of the judging.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -60,7 +61,7 @@ def ours(config: RunConfig) -> dict:
         training = train(config, token, [guide], name, folder)
         write_tensors(folder.token, token_tensors(token), {})
         seconds = time.perf_counter() - begin
-        size = sum(p.stat().st_size for p in (folder.token, folder.log))
+        size = bytes_of(folder.records)  # without images, which the reference writes none of
     found = {"updates": len(training.rows), "images": training.images, "seconds": seconds, "bytes_on_disk": size}
     return found | judged(config.class_index, token.vector.detach())
 
@@ -70,10 +71,10 @@ def reference(config: RunConfig) -> dict:
     with tempfile.TemporaryDirectory() as out:
         _, rows = learn_class(config, Path(out))
         size = bytes_of(Path(out))
-    judgements = {len(rows): judged(config.class_index, rows[-1]["vector"])}
-    if is_good(judgements[len(rows)]):
-        judgements |= {n: judged(config.class_index, rows[n - 1]["vector"]) for n in range(EVERY, len(rows), EVERY)}
-    first = min((n for n, found in judgements.items() if is_good(found)), default=len(rows))
+    kept = 1 + min(range(len(rows)), key=lambda i: rows[i]["loss"])  # updates after which the official program keeps its token
+    tried = sorted({kept, len(rows), *range(EVERY, len(rows), EVERY)})
+    judgements = {n: judged(config.class_index, rows[n - 1]["vector"]) for n in tried}
+    first = min((n for n, found in judgements.items() if is_good(found)), default=kept)
     images = first * config.images_per_update
     return {"updates": first, "images": images, "seconds": rows[first - 1]["seconds"], "bytes_on_disk": size} | judgements[first]
 
@@ -112,11 +113,17 @@ def main() -> None:
     for seed in args.seeds if not args.table else ():
         for c in args.classes:
             for way, (learn, preset) in WAYS.items():  # in turns: what else the machine does meets both alike
-                if any((r["way"], r["class_index"], r["seed"]) == (way, c, seed) for r in rows):
-                    continue
                 given = {"model": "miniature", "class_index": c, "seed": seed, "train": True, "device": "cpu", "eval_batch_size": 12}
-                found = learn(with_preset(preset, given))
-                rows.append({"way": way, "class_index": c, "seed": seed} | found | common.environment(torch.device("cpu")))
+                config = with_preset(preset, given)
+                if any((r["way"], r["options"]) == (way, asdict(config)) for r in rows):
+                    continue
+                found = learn(config)
+                rows = [r for r in rows if (r["way"], r["class_index"], r["seed"]) != (way, c, seed)]  # of other options
+                rows.append(
+                    {"way": way, "class_index": c, "seed": seed, "options": asdict(config)}
+                    | found
+                    | common.environment(torch.device("cpu"))
+                )
                 write_lines(args.out, rows)
                 print("{way}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f}, {seconds:.0f} s".format(**rows[-1]), flush=True)
     print_table(rows)

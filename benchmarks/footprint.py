@@ -85,7 +85,7 @@ def put_on_cpu(module: torch.nn.Module) -> None:
 
 
 def score(guide, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``trainer.Task.score`` does."""
+    """As ``task.Task.score`` does."""
     logits = guide.classifier.logits(images)  # (B, K)
     target = torch.full((len(logits),), guide.target)
     return F.cross_entropy(logits, target, reduction="none"), logits.argmax(1) == target

@@ -8,6 +8,7 @@ through the last one), "stage 1" to "stage 3" are the updates of the default. Al
 """
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from classifiers import Guide
 from config import RunConfig, with_preset
 from hub import quiet_libraries
 from memory import SETTINGS, checkpointed, peak_bytes, with_memory
-from models import resolve_dtype
+from models import SD_1_4, resolve_dtype
 from outputs import RunFolder
 from run import boolean
 from trainer import Training, train
@@ -59,8 +60,9 @@ class Bed:
         self.device, self.dtype, width = device, resolve_dtype(precision, device), 0.1 if tiny else 1.0
         self.changes = TINY if tiny else {}
         models = build_models(width, device, self.dtype)
+        plain = replace(models, unet=copy.deepcopy(models.unet), vae=copy.deepcopy(models.vae)) if compiled else models
         self.guide: Guide = build_guide(width, device, self.dtype)
-        self.reference = Reference(models, self.guide, "tiger cat", replace(with_preset("paper", {}), **self.paper_changes))
+        self.reference = Reference(plain, self.guide, "tiger cat", replace(with_preset("paper", {}), **self.paper_changes))
         self.token = ClassToken(models, "newclas", "a")
         if compiled:
             models.compile()
@@ -78,7 +80,7 @@ class Bed:
 
     def update(self, config: RunConfig, memory: str = "max") -> Training:
         """One whole update of ours under a setting of ``--memory``."""
-        config = with_memory(replace(config, memory=memory), 1.0, self.device, self.dtype)
+        config = with_memory(replace(config, memory=memory), SD_1_4, self.device, self.dtype)
         for name in ("unet", "vae"):
             module = getattr(self.token.models, name)
             (module.enable_gradient_checkpointing if name in checkpointed(config) else module.disable_gradient_checkpointing)()

@@ -69,7 +69,7 @@ def main() -> None:
     parts = {"update.json": of_update, "startup.json": of_startup, "footprint.json": of_footprint, "gpu.json": of_gpu}
     for name, told in parts.items():
         found = load(name)
-        for what, figure in told(found) if found else ():
+        for what, figure in told(found) if found and not found.get("tiny") else ():
             print(f"| {what} | {figure} | {found['hardware']} | {found['date']} |")
     rows = read(RESULTS / "convergence.jsonl")
     for what, figure in of_convergence(rows):

@@ -68,7 +68,15 @@ TABLE = [
     ([*MINI, *TRAIN, "--prompt", "a {token:bat}"], "fits 1 (bat, fruit bat), 2 (bat, cricket bat); give the number"),
     ([*MINI, *TRAIN, "--evaluate", "True", "--output_path", "{tmp}/old"], "summary.csv has other columns than this version writes"),
     ([*MINI, "--class_index", "all", "--evaluate", "True"], "'all' was given, but there is no token below"),
-    ([*MINI, "--class_index", "all", "--evaluate", "True", "--token_path", "x"], "--token_path: a file was given with --class_index all"),
+    ([*MINI, "--class_index", "all", "--evaluate", "True", "--token_path", "x"], "--token_path: 'x' was given with --class_index all"),
+    ([*MINI, *EVALUATE, "--report_to", "tensorboard"], "--report_to: 'tensorboard' was given; allowed is none without --train True"),
+    ([*MINI, *TRAIN, "--clip_model", "x"], "--clip_model: 'x' was given; allowed is a value only with --evaluate True"),
+    ([*MINI, *TRAIN, "--eval_prompts", "{tmp}/no-prompts.txt"], "allowed is a value only with --evaluate True"),
+    ([*MINI, *TRAIN, "--evaluate", "True", "--eval_prompts", "{tmp}/others.txt"], "names another class's token; allowed are"),
+    (
+        [*MINI, "--class_index", "all", "--evaluate", "True", "--reference_images", "x"],
+        "--reference_images: 'x' was given with --class_index all",
+    ),
     ([*MINI, *TRAIN, "--report_to", "mlflow"], "argument --report_to: invalid choice: 'mlflow'"),
     ([*MINI, *TRAIN, "--keep", "wrong"], "argument --keep: invalid choice: 'wrong'"),
     ([*MINI, *TRAIN, "--export_dataset", "-1"], "--export_dataset: -1 was given; allowed is 0 or more"),
@@ -130,6 +138,7 @@ def broken(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("broken")
     (tmp / "empty").mkdir()
     (tmp / "no-prompts.txt").write_text("# none\n\n")
+    (tmp / "others.txt").write_text("a {token} {class} and a {token:4}\n")
     (tmp / "old").mkdir()
     (tmp / "old" / "summary.csv").write_text("class,accuracy\n")
     miniature(tmp / "no-unet")

@@ -11,6 +11,7 @@ from class_token import ClassToken
 from classifiers import Classifier, Guide
 from config import RunConfig, UsageError, WorkError
 from evaluate import Arm, Seen, arm_prompts, evaluate, verdicts
+from memory import Batches
 from outputs import RunFolder, to_pil
 from scores import distances, interval, mcnemar, paired, spread
 from similarity import TextSimilarity
@@ -29,7 +30,7 @@ def test_accuracy_is_the_share_of_images_given_to_the_class():
     classifier = tiny_classifier()
     images = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     seen = Seen(Guide(classifier, 2))
-    right = torch.cat([seen.look(images[:4]), seen.look(images[4:])])
+    right = torch.cat([seen.keep(*seen.look(images[:4])), seen.keep(*seen.look(images[4:]))])
     expected = verdicts(classifier, images, 9) == 2
     assert torch.equal(right, expected)
     assert torch.equal(seen.right, expected)
@@ -70,6 +71,20 @@ def test_an_image_is_right_where_every_guide_says_so():
     images = torch.rand(2, 3, 8, 8)
     assert Arm("a cat", [certain(0), certain(0)], None).look(images).tolist() == [True, True]
     assert Arm("a cat", [certain(0), certain(1)], None).look(images).tolist() == [False, False]
+
+
+def test_a_batch_that_runs_out_of_memory_half_seen_is_not_counted_twice():
+    arm, images = Arm("a cat", [certain(0)], certain(1)), torch.rand(4, 3, 8, 8)
+    look = arm.by_judge.look
+
+    def full(part):
+        if len(part) > 2:
+            raise torch.OutOfMemoryError
+        return look(part)
+
+    arm.by_judge.look = full
+    Batches(None).over(4, lambda chunk: arm.look(images[chunk]))
+    assert (len(arm.by_guide[0].logits), len(arm.by_judge.logits), len(arm.shown)) == (4, 4, 4)
 
 
 def test_the_plain_prompt_is_drawn_where_it_is_another_than_the_initializers():

@@ -9,8 +9,8 @@ from PIL import Image
 
 from class_token import ClassToken
 from classifiers import Guide
-from config import RunConfig, WorkError, training_seeds
-from generate import DATASET_BASE, Dataset, generate
+from config import RunConfig, UsageError, WorkError, training_seeds
+from generate import DATASET_BASE, Dataset, generate, made_with
 from outputs import RunFolder
 from plan import prompts_to_draw
 from sampler import SamplerSettings, draw
@@ -46,8 +46,16 @@ def test_a_second_token_in_a_prompt_is_its_own_word():
     assert torch.equal(draw(token, ["a photo of cat"], [3], FAST), plain)
 
 
+def test_a_token_whose_name_begins_anothers_stays_apart():
+    token, alone = (ClassToken(tiny_models(), "newclas", "a") for _ in range(2))
+    token.join("classtoken28", torch.cat([token.word_mean("tiger"), token.word_mean("bat")]))
+    token.join("classtoken283", token.word_mean("blue"))
+    drawn = draw(token, ["classtoken28 of classtoken283"], [3], FAST)
+    assert torch.equal(drawn, draw(alone, ["tiger bat of blue"], [3], FAST))
+
+
 def dataset_of(path):
-    return Dataset(path, [Guide(tiny_classifier(), 0)], Guide(tiny_classifier(), 1))
+    return Dataset(path, [Guide(tiny_classifier(), 0)], Guide(tiny_classifier(), 1), {"token": "one"})
 
 
 def test_a_data_set_is_added_to_and_no_seed_comes_twice(token, tmp_path):
@@ -61,6 +69,14 @@ def test_a_data_set_is_added_to_and_no_seed_comes_twice(token, tmp_path):
     with Image.open(tmp_path / rows[0]["file_name"]) as picture:
         assert picture.size == (16, 16)
     assert dataset_of(tmp_path).fill(RunConfig(export_dataset=5), token, "cat") == 0  # it is full
+
+
+def test_a_data_set_of_another_token_is_not_added_to(token, tmp_path):
+    dataset_of(tmp_path)
+    with pytest.raises(UsageError, match="was made with another token or other options; move it, or give another --exp_id"):
+        Dataset(tmp_path, [], None, {"token": "other"})
+    assert made_with(CONFIG, token) == json.loads(json.dumps(made_with(CONFIG, token)))
+    assert made_with(CONFIG, token) != made_with(RunConfig(), token)
 
 
 def test_data_sets_and_training_share_no_seed():

@@ -7,14 +7,15 @@ import torch
 
 from benchmarks.footprint import needs
 from config import RunConfig
-from memory import SETTINGS, Batches, checkpointed, choose, estimate, with_memory
+from memory import SETTINGS, WEIGHTS, Batches, checkpointed, choose, estimate, with_memory
+from models import SD_1_4, Size
 
 CPU, CUDA, HALF = torch.device("cpu"), torch.device("cuda"), torch.float16
 
 
 @pytest.mark.parametrize("name", [n for n in SETTINGS if n != "max"])
 def test_each_setting_stays_below_the_card_that_it_is_named_after(name):
-    assert estimate(SETTINGS[name], 1.0, CUDA, HALF) < float(name.removesuffix("gb")) * 1e9
+    assert estimate(SETTINGS[name], SD_1_4, CUDA, HALF) < float(name.removesuffix("gb")) * 1e9
 
 
 @pytest.mark.slow
@@ -23,21 +24,26 @@ def test_the_table_holds_what_is_counted(name):
     counted = needs(SETTINGS[name], images=5)
     assert counted["update"] == pytest.approx(SETTINGS[name].needs, rel=0.02)
     assert counted["drawing"] < counted["update"]
+    assert counted["weights"] == pytest.approx(WEIGHTS, rel=0.01)
+
+
+def test_small_images_do_not_make_weights_small():
+    assert estimate(SETTINGS["max"], Size(0.25, 1.0), CUDA, HALF) > WEIGHTS + 0.24 * (SETTINGS["max"].needs - WEIGHTS)
 
 
 def test_auto_takes_the_roomiest_setting_that_fits(monkeypatch):
     for gigabytes, expected in ((6, "8gb"), (8.2, "8gb"), (12.5, "12gb"), (16.5, "16gb"), (24.5, "24gb"), (80, "max")):
         monkeypatch.setattr("memory.total_memory", lambda device, g=gigabytes: g * 1e9)
-        assert choose(1.0, CUDA, HALF) == expected
-        assert choose(0.01, CPU, torch.float32) == "max"
+        assert choose(SD_1_4, CUDA, HALF) == expected
+        assert choose(Size(0.01, 0.02), CPU, torch.float32) == "max"
 
 
 def test_what_the_user_gave_beats_the_setting():
-    config = with_memory(replace(RunConfig(), memory="8gb", images_per_update=7), 1.0, CPU, HALF)
+    config = with_memory(replace(RunConfig(), memory="8gb", images_per_update=7), SD_1_4, CPU, HALF)
     assert (config.batch_size, config.decode_batch_size, config.eval_batch_size) == (7, 1, 4)
     assert checkpointed(config) == ("unet", "vae")
     given = {"batch_size": 2, "decode_batch_size": 3, "eval_batch_size": 9, "gradient_checkpointing": False}
-    config = with_memory(replace(RunConfig(), memory="8gb", **given), 1.0, CPU, HALF)
+    config = with_memory(replace(RunConfig(), memory="8gb", **given), SD_1_4, CPU, HALF)
     assert (config.batch_size, config.decode_batch_size, config.eval_batch_size) == (2, 3, 9)
     assert checkpointed(config) == ()
     assert checkpointed(replace(config, memory="max", gradient_checkpointing=True)) == ("unet", "vae")

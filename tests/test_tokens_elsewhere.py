@@ -122,8 +122,10 @@ def test_a_token_from_elsewhere_is_evaluated_as_if_learned_here(learned, tmp_pat
     assert main(argv) == 0
     (result,) = tmp_path.rglob("evaluation.json")
     here = json.loads((learned / "evaluation.json").read_text())
-    measured = {"seconds": 0, "peak_memory_gb": 0}
-    assert json.loads(result.read_text()) | measured == here | measured | {"token_path": str(learned / file)}
+    there = json.loads(result.read_text())
+    assert there["options"] == here["options"] | {"token_path": str(learned / file)}
+    measured = {"seconds": 0, "peak_memory_gb": 0, "options": None}
+    assert there | measured == here | measured | {"token_path": str(learned / file)}
 
 
 def test_a_token_of_another_classifier_from_elsewhere_is_told(learned, tmp_path, capsys):
