@@ -10,6 +10,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from config import RunConfig
+
+SHORT_TRAINING = RunConfig(
+    class_index=1,
+    train=True,
+    num_inference_steps=4,
+    training_steps=4,
+    max_epochs=3,
+    images_per_update=4,
+    validation_size=3,
+    validate_every=2,
+)
 WORDS = ["a", "photo", "of", "tiger", "cat", "bat", "high", "resolution", "realistic", "image", "close", "-", "up", "on", "blue"]
 
 

@@ -4,23 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import SHORT_TRAINING as CONFIG
 from conftest import tiny_classifier
 
 from classifiers import Guide
-from config import RunConfig, evaluation_seeds, training_seeds, validation_seeds, with_preset
+from config import evaluation_seeds, training_seeds, validation_seeds, with_preset
 from task import Task, sampler_settings
 
-CONFIG = replace(
-    RunConfig(),
-    class_index=1,
-    train=True,
-    num_inference_steps=4,
-    training_steps=4,
-    max_epochs=3,
-    images_per_update=4,
-    validation_size=3,
-    validate_every=2,
-)
 IDLE = torch.amp.GradScaler("cpu", enabled=False)
 
 

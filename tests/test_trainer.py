@@ -5,27 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import SHORT_TRAINING as CONFIG
 from conftest import tiny_classifier, tiny_models, weight_hashes
 
 from class_token import ClassToken, read_token
 from classifiers import Guide
-from config import RunConfig, WorkError
+from config import WorkError
 from outputs import RunFolder
 from sampler import draw
 from task import Task, sampler_settings
 from trainer import Best, stopping_rule, train
 
-CONFIG = replace(
-    RunConfig(),
-    class_index=1,
-    train=True,
-    num_inference_steps=4,
-    training_steps=4,
-    max_epochs=3,
-    images_per_update=4,
-    validation_size=3,
-    validate_every=2,
-)
 IDLE = torch.amp.GradScaler("cpu", enabled=False)
 
 
