@@ -51,14 +51,7 @@ def validate(config: RunConfig) -> None:
     draws = config.prompt or config.prompts_file or config.export_dataset
     if not (config.train or config.evaluate or draws or config.list_classes or config.report or exports):
         raise UsageError('nothing to do: add --train True, --evaluate True, both, or --prompt "a photo of {token} {class}"')
-    for name, flag, holds in (
-        ("eval_prompts", "evaluate", config.evaluate),
-        ("reference_images", "evaluate", config.evaluate),
-        ("clip_model", "evaluate", config.evaluate),
-    ):
-        _need(holds or not getattr(config, name), name, getattr(config, name), f"a value only with --{flag} True")
-    _need(config.train or config.report_to == "none", "report_to", config.report_to, "none without --train True")
-    _need(not (config.train and config.token_path), "token_path", config.token_path, "a file only without --train True")
+    _check_together(config)
     for name in POSITIVE:
         value = getattr(config, name)
         _need(value is None or value >= 1, name, value, "1 or more")
@@ -66,17 +59,7 @@ def validate(config: RunConfig) -> None:
         _need(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
     for name in SHARES:
         _need(0 <= getattr(config, name) <= 1, name, getattr(config, name), "0 to 1")
-    try:
-        parse_stages(config.jump_at)
-    except ValueError:
-        allowed = "a number from 0 to 1, several with commas, a range such as 0.05-0.3, each with @8 for 8 steps, stages with semicolons"
-        raise UsageError(f"--jump_at: {config.jump_at!r} was given; allowed is {allowed}") from None
-    try:
-        parse_interval(config.guidance_interval)
-    except ValueError:
-        raise UsageError(
-            f"--guidance_interval: {config.guidance_interval!r} was given; allowed are two numbers from 0 to 1, as in 0.1,0.8"
-        ) from None
+    _check_places(config)
     for name in ("height", "width"):
         value = getattr(config, name)
         _need(value is None or value >= 8, name, value, "8 or more")
@@ -116,6 +99,30 @@ def validate(config: RunConfig) -> None:
     )
     _need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device) is not None, "device", config.device, "auto, cpu, cuda or cuda:N")
     _check_writable(config.output_path)
+
+
+def _check_together(config: RunConfig) -> None:
+    """Options that do nothing without another one, or are at odds with it."""
+    for name in ("eval_prompts", "reference_images", "clip_model"):
+        value = getattr(config, name)
+        _need(config.evaluate or not value, name, value, "a value only with --evaluate True")
+    _need(config.train or config.report_to == "none", "report_to", config.report_to, "none without --train True")
+    _need(not (config.train and config.token_path), "token_path", config.token_path, "a file only without --train True")
+
+
+def _check_places(config: RunConfig) -> None:
+    """Options that name places on a trajectory."""
+    try:
+        parse_stages(config.jump_at)
+    except ValueError:
+        allowed = "a number from 0 to 1, several with commas, a range such as 0.05-0.3, each with @8 for 8 steps, stages with semicolons"
+        raise UsageError(f"--jump_at: {config.jump_at!r} was given; allowed is {allowed}") from None
+    try:
+        parse_interval(config.guidance_interval)
+    except ValueError:
+        raise UsageError(
+            f"--guidance_interval: {config.guidance_interval!r} was given; allowed are two numbers from 0 to 1, as in 0.1,0.8"
+        ) from None
 
 
 def read_prompts(path: str, flag: str) -> list[str]:

@@ -47,9 +47,8 @@ def generate(config: RunConfig, token: ClassToken, prompts: list[str], folder: R
 def made_with(config: RunConfig, token: ClassToken) -> dict[str, Any]:
     """What the images of a data set depend on."""
     vector = hashlib.sha256(token.vector.detach().cpu().numpy().tobytes()).hexdigest()
-    names = ("model", "classifier", "judge", "placeholder_token", "prompt_name", "num_templates", "keep")
+    names = ("model", "scheduler", "guidance_interval", "classifier", "judge", "placeholder_token", "prompt_name", "num_templates", "keep")
     drawn = {k: v for k, v in asdict(sampler_settings(config)).items() if k not in ("decode_batch_size", "guidance_interval")}
-    names += ("guidance_interval", "scheduler")
     return {"token": vector} | drawn | {name: getattr(config, name) for name in names}
 
 

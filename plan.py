@@ -343,8 +343,8 @@ def changed_settings(plan: Plan) -> list[str]:
     if plan.config.train or not plan.folder.config.exists():
         return []
     then, now = json.loads(plan.folder.config.read_text())["config"], asdict(plan.config)
-    names = ("revision", "scheduler", "prompt_name", "initializer_token", "num_inference_steps", "guidance_scale", "height", "width")
-    names += ("guidance_interval",)
+    names = ("revision", "scheduler", "prompt_name", "initializer_token", "num_inference_steps", "guidance_scale")
+    names += ("guidance_interval", "height", "width")
     return [f"{n} {then[n]} -> {now[n]}" for n in names if n in then and then[n] != now[n]]
 
 

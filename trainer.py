@@ -19,6 +19,8 @@ from outputs import RunFolder, clear, grid, write_image, write_lines, write_tens
 from pictures import write_evolution
 from task import FOLLOWED, Task
 
+OnUpdate = Callable[[dict, torch.Tensor], None]  # is told an update's log row and images (N, 3, H, W)
+
 MORE = 0.25  # share of the way from the start's validation accuracy to 1 after which a token is clearly better
 LONGER = 2  # patience with the last of several stages: a late step makes a token worse before it makes it better
 NEARLY = 0.9  # validation accuracy of a token that is nearly right: large steps would do it harm
@@ -60,12 +62,7 @@ class Best:
 
 
 def train(
-    config: RunConfig,
-    token: ClassToken,
-    guides: list[Guide],
-    class_name: str,
-    folder: RunFolder,
-    on_update: Callable[[dict, torch.Tensor], None] | None = None,
+    config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str, folder: RunFolder, on_update: OnUpdate | None = None
 ) -> Training:
     """Learn ``token`` for the class that the guides are asked for; several guides count alike.
 
@@ -83,7 +80,7 @@ def train(
     start, result, best = time.monotonic(), Training(), Best(file=folder.partial_token, placeholder=token.placeholder)
     # Half-precision gradients underflow without a scaled loss; the scaler is idle in other precisions.
     scaler = torch.amp.GradScaler(token.models.device.type, init_scale=2.0**10, enabled=token.models.dtype == torch.float16)
-    task, attempts = Task(config, token, guides, class_name), Attempts(config, token, class_name)
+    task, attempts = Task(config, token, guides, class_name), Attempts(config, token, class_name, folder)
     clear(folder.train_images, "*.png")
     folder.evolution.unlink(missing_ok=True)
 
@@ -91,7 +88,6 @@ def train(
     attempts.begin(0)
     if config.choose_by == "validation":
         attempts.score(task, best, 0)
-        show_validation(folder, task, 0)
         result.stopped_by = stopping_rule(config, 0, 0.0, best)
     progress = tqdm(range(1, 1 + (0 if result.stopped_by else config.max_epochs)), desc=f"learning {class_name!r}", unit="update")
     for epoch in progress:
@@ -117,24 +113,16 @@ def train(
             best.offer((-loss,), drawn_with, epoch, epoch - 1)
         elif is_validated(config, epoch, accuracy):
             row |= zip(("validation_accuracy", "validation_log_probability"), attempts.score(task, best, epoch), strict=True)
-            show_validation(folder, task, epoch)
         row |= {"gradient_norm": norm if math.isfinite(norm) else None, "token_norm": token.norm(), "best_epoch": best.epoch}
-        row["seconds"] = time.monotonic() - began
-        record(folder, result.rows, row, images)
-        if on_update:
-            on_update(row, images)
-        shown = {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.2f}", "probability": f"{row['probability']:.2f}", "best": best.told()}
-        progress.set_postfix(shown)
+        record(folder, result.rows, row | {"seconds": time.monotonic() - began}, images, on_update)
+        progress.set_postfix({name: f"{row[name]:.2f}" for name in ("loss", "accuracy", "probability")} | {"best": best.told()})
 
         # Stop by train accuracy, validation accuracy, patience or the number of epochs; or go on to a stage or start.
         result.stopped_by = stopping_rule(config, epoch, accuracy, best)
+        if not result.stopped_by and attempts.is_over(epoch):
+            result.stopped_by = attempts.go_on(epoch, best)
         if result.stopped_by:
             break
-        if attempts.is_over(epoch):
-            if attempts.is_enough(best):
-                result.stopped_by = "enough"
-                break
-            attempts.begin(epoch)
     progress.close()
     write_lines(folder.log, result.rows)  # empty where no update was needed
     result.last_vector = token.vector.detach().clone()
@@ -153,11 +141,13 @@ class Attempts:
 
     Args:
         class_name: the name of the class in the prompts.
+        folder: where the images of validations go.
     """
 
-    def __init__(self, config: RunConfig, token: ClassToken, class_name: str):
+    def __init__(self, config: RunConfig, token: ClassToken, class_name: str, folder: RunFolder):
         self.config, self.token, self.rate = config, token, config.update_learning_rate(token.word_rms)
         self.starts = [token.start_vector(start, class_name) for start in config.starts]
+        self.folder = folder
         self.start, self.stage, self.began = -1, 0, 0  # begin() makes it the first start
         self.best, self.first = Best(), -math.inf
 
@@ -199,6 +189,7 @@ class Attempts:
         self.first = score[0] if not epoch else self.first
         self.best.offer(score, scored, epoch, epoch)
         best.offer(score, scored, epoch, epoch)
+        show_validation(self.folder, task, epoch)
         self.adapt()
         return score
 
@@ -216,9 +207,12 @@ class Attempts:
         is_last = 0 < self.stage == len(self.config.stages) - 1
         return has_left_the_plateau or epoch - since >= self.config.attempt_patience * (LONGER if is_last else 1)
 
-    def is_enough(self, best: Best) -> bool:
-        """Whether the best token of all is too good to begin anew for, once an attempt brings nothing any more."""
-        return not self.goes_on and 0 < self.config.enough_validation_accuracy <= best.score[0]
+    def go_on(self, epoch: int, best: Best) -> str:
+        """Begin the next stage or start; or give the rule that ends training where the best token of all is too good to begin anew for."""
+        if not self.goes_on and 0 < self.config.enough_validation_accuracy <= best.score[0]:
+            return "enough"
+        self.begin(epoch)
+        return ""
 
     def told(self) -> dict:
         """The attempt for the log."""
@@ -231,11 +225,13 @@ def check_finite(epoch: int, loss: float, norm: float, scaled: bool) -> None:
         raise WorkError(f"update {epoch}: loss {loss}, gradient norm {norm}; try --mixed_precision bf16 or no, or a lower --learning_rate")
 
 
-def record(folder: RunFolder, rows: list[dict], row: dict, images: torch.Tensor) -> None:
+def record(folder: RunFolder, rows: list[dict], row: dict, images: torch.Tensor, on_update: OnUpdate | None) -> None:
     """Log one update, and show the images (N, 3, H, W) that it learned from."""
     rows.append(row)
     write_lines(folder.log, rows)
     write_image(folder.train_images / f"epoch_{row['epoch']:03d}.png", grid(images, columns=len(images)))
+    if on_update:
+        on_update(row, images)
 
 
 def show_validation(folder: RunFolder, task: Task, epoch: int) -> None:
