@@ -133,6 +133,9 @@ class RunConfig:
     gradient_checkpointing: bool | None = option(
         None, "keep no activations of UNet and VAE but compute them again: less memory, more time; default: from --memory"
     )
+    tiny_vae: str | None = option(
+        None, "decode with this AutoencoderTiny in training (taesd, a hub id or a folder): less memory and time; evaluation has the VAE"
+    )
     compile: bool = option(False, "compile UNet and VAE decoder (torch.compile): minutes at the start, less time an update on a GPU")
 
     # The class token and its prompts.
@@ -252,6 +255,11 @@ class RunConfig:
         """Scheduler (None: the evaluation's) and denoising steps of the images that training draws."""
         scheduler = None if self.training_scheduler == "same" else self.training_scheduler
         return scheduler, self.training_steps or self.num_inference_steps
+
+    @property
+    def trains_with_tiny_vae(self) -> bool:
+        """Whether a small decoder is needed; an evaluation, which has the VAE, takes less memory than an update with either."""
+        return self.train and self.tiny_vae is not None
 
     @property
     def stages(self) -> list[Stage]:

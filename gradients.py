@@ -76,7 +76,7 @@ def judge(walk: Walk, latents: torch.Tensor, score: Score, weight: float) -> tup
     parts = []
     for chunk in chunks(len(latents), walk.settings.decode_batch_size):
         part = latents[chunk].detach().requires_grad_()  # (b, C, h, w)
-        images = decode(walk.models.vae, part)  # (b, 3, H, W)
+        images = decode(walk.models, part, walk.settings)  # (b, 3, H, W)
         losses, right = score(images, chunk)
         parts.append((gradient_of(losses, part, weight), images.detach(), losses.detach(), right))
     gradient, images, losses, right = (torch.cat(p) for p in zip(*parts, strict=True))

@@ -27,30 +27,32 @@ class Setting:
         eval_batch_size: images through the UNet at once without gradient.
         checkpointed: models whose activations are computed again in the backward pass rather than kept.
         needs: bytes of weights and tensors at the peak of an update of five images of SD 1.4, 512x512, half precision, guided by
-            ViT-L/16, as ``python benchmarks/footprint.py`` counts them.
+            ViT-L/16, as ``python benchmarks/footprint.py`` counts them; ``needs_with_tiny_vae``: where ``--tiny_vae taesd`` decodes.
     """
 
     decode_batch_size: int | None
     eval_batch_size: int
     checkpointed: tuple[str, ...]
     needs: float
+    needs_with_tiny_vae: float
 
 
 SETTINGS = {
-    "8gb": Setting(1, 4, ("unet", "vae"), 5.364e9),
-    "12gb": Setting(1, 8, ("unet",), 7.419e9),
-    "16gb": Setting(1, 12, (), 10.857e9),
-    "24gb": Setting(3, 12, (), 17.021e9),
-    "max": Setting(None, 12, (), 23.191e9),
+    "8gb": Setting(1, 4, ("unet", "vae"), 5.364e9, 4.728e9),
+    "12gb": Setting(1, 8, ("unet",), 7.419e9, 4.728e9),
+    "16gb": Setting(1, 12, (), 10.857e9, 8.166e9),
+    "24gb": Setting(3, 12, (), 17.021e9, 8.942e9),
+    "max": Setting(None, 12, (), 23.191e9, 9.725e9),
 }
 WEIGHTS = 2.987e9  # bytes of SD 1.4's and the guide's, in half precision, of those
 CUDA_OVERHEAD = 1.2e9  # bytes, a guess until gpu.py has run: CUDA's context, workspaces of its libraries, gaps between tensors
 SHARES = {"cuda": 0.95, "cpu": 0.5}  # of the device's memory that "auto" takes; a CPU's is not a run's alone
 
 
-def estimate(setting: Setting, size: Size, device: torch.device, dtype: torch.dtype) -> float:
+def estimate(setting: Setting, size: Size, device: torch.device, dtype: torch.dtype, tiny_vae: bool = False) -> float:
     """Bytes that an update of five images takes, about, where no option overrides the setting."""
-    counted = WEIGHTS * size.weights + (setting.needs - WEIGHTS) * size.activations
+    needs = setting.needs_with_tiny_vae if tiny_vae else setting.needs
+    counted = WEIGHTS * size.weights + (needs - WEIGHTS) * size.activations
     return counted * dtype.itemsize / 2 + (CUDA_OVERHEAD if device.type == "cuda" else 0)
 
 
@@ -73,16 +75,16 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def choose(size: Size, device: torch.device, dtype: torch.dtype) -> str:
+def choose(size: Size, device: torch.device, dtype: torch.dtype, tiny_vae: bool = False) -> str:
     """Name of the roomiest setting that fits the device; of the smallest where none does."""
     room = total_memory(device) * SHARES[device.type]
-    fitting = [name for name, setting in SETTINGS.items() if estimate(setting, size, device, dtype) <= room]
+    fitting = [name for name, setting in SETTINGS.items() if estimate(setting, size, device, dtype, tiny_vae) <= room]
     return fitting[-1] if fitting else next(iter(SETTINGS))
 
 
 def with_memory(config: RunConfig, size: Size, device: torch.device, dtype: torch.dtype) -> RunConfig:
     """The options with those filled in that ``--memory`` stands for; what the user gave stays."""
-    name = choose(size, device, dtype) if config.memory == "auto" else config.memory
+    name = choose(size, device, dtype, config.trains_with_tiny_vae) if config.memory == "auto" else config.memory
     setting = SETTINGS[name]
     return replace(
         config,

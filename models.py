@@ -26,6 +26,8 @@ SCHEDULERS = {
     "dpmsolver++": "DPMSolverMultistepScheduler",
 }
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+# Small decoders of the same latents, by the short names of --tiny_vae.
+TINY_VAES = {"taesd": "madebyollin/taesd"}  # of Stable Diffusion 1 and 2
 # The classifier that a model brings along.
 BROUGHT_CLASSIFIERS = {"miniature": "miniature"}
 
@@ -35,7 +37,7 @@ class DiffusionModels:
     """The five parts that a class token needs, frozen, on one device.
 
     ``dtype`` is the precision of UNet and VAE. The text encoder stays in float32: it is small, and the token's gradient
-    comes out of it.
+    comes out of it. ``tiny_vae`` decodes the same latents as the VAE, worse and cheaper, where ``--tiny_vae`` names one.
     """
 
     tokenizer: Any
@@ -45,6 +47,7 @@ class DiffusionModels:
     scheduler: Any
     device: torch.device
     dtype: torch.dtype
+    tiny_vae: Any = None
 
     @property
     def vae_scale_factor(self) -> int:
@@ -53,7 +56,7 @@ class DiffusionModels:
 
     def compile(self) -> None:
         """Have UNet and VAE decoder compiled for the shapes that they meet."""
-        for module in (self.unet, self.vae.decoder):
+        for module in (self.unet, self.vae.decoder, *([self.tiny_vae.decoder] if self.tiny_vae else ())):
             module.compile(dynamic=False)
 
     def image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
@@ -125,19 +128,20 @@ def is_local(name: str) -> bool:
     return Path(MODELS.get(name, name)).is_dir()
 
 
-def _part(name: str, hub: Hub, load):
+def _part(name: str, hub: Hub, load, flag: str = "model"):
     """``load(source, **where)`` of one part of a model, its failures told in one line."""
     from safetensors import SafetensorError
 
-    source = MODELS.get(name, name)
+    source = (MODELS | TINY_VAES).get(name, name)
     try:
-        return load(source, **hub.place, revision=hub.revision)
+        return load(source, **hub.place, revision=hub.revision if flag == "model" else None)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, *hub_errors()) as error:
         if Path(source).is_dir():
-            raise UsageError(f"--model: the folder {name!r} could not be loaded: {one_line(error)}") from error
+            raise UsageError(f"--{flag}: the folder {name!r} could not be loaded: {one_line(error)}") from error
+        way_out = "a local folder or --model miniature works without network" if flag == "model" else "a local folder works without network"
         raise UsageError(
-            f"--model: {source!r} could not be fetched (no network, or no such model in safetensors?): {one_line(error)}"
-            f"{hub_advice(error)}; a local folder or --model miniature works without network"
+            f"--{flag}: {source!r} could not be fetched (no network, or no such model in safetensors?): {one_line(error)}"
+            f"{hub_advice(error)}; {way_out}"
         ) from error
 
 
@@ -292,6 +296,47 @@ def check_sampling(
     for flag, steps in asked_steps:
         if not 2 <= steps < most:
             raise UsageError(f"--{flag}: {steps} steps were given; allowed is 2 to {most - 1} for this model")
+
+
+def check_tiny_vae(name: str, model: str, hub: Hub = LOCAL) -> None:
+    """Check that a small decoder takes a model's latents, from their configuration files.
+
+    Raises:
+        UsageError: it cannot be found or fetched, or other latents are its own.
+    """
+    from diffusers import AutoencoderTiny
+
+    tiny = _part(name, hub, lambda source, **where: AutoencoderTiny.load_config(source, **where), "tiny_vae")
+    _, vae = unet_and_vae_config(model, hub)
+    if tiny.get("_class_name") != "AutoencoderTiny":
+        raise UsageError(f"--tiny_vae: {name!r} is a {tiny.get('_class_name')}; allowed is an AutoencoderTiny of diffusers")
+    takes = tiny["latent_channels"], tiny["upsampling_scaling_factor"] ** (len(tiny["decoder_block_out_channels"]) - 1)
+    gives = vae["latent_channels"], _vae_scale_factor(vae)
+    if takes != gives:
+        raise UsageError(
+            f"--tiny_vae: {name!r} decodes {takes[0]} channels to {takes[1]} times the size; "
+            f"allowed is {gives[0]} and {gives[1]} for this model"
+        )
+
+
+def load_tiny_vae(name: str, device: torch.device, dtype: torch.dtype, hub: Hub = LOCAL) -> Any:
+    """A small decoder, frozen.
+
+    Args:
+        name: a short name of ``TINY_VAES``, a hub id or a folder.
+
+    Raises:
+        UsageError: it cannot be fetched, or the folder is damaged.
+    """
+    from diffusers import AutoencoderTiny
+
+    def load(source: str, **where):
+        settings = where | {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        module, info = AutoencoderTiny.from_pretrained(source, **settings)
+        check_keys(info["missing_keys"])
+        return module
+
+    return _part(name, hub, load, "tiny_vae").requires_grad_(False).eval().to(device)
 
 
 def load_models(

@@ -143,7 +143,7 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
         # A dry run fetches nothing; what the hub has is taken to be a Stable Diffusion at its own size.
         size = relative_size(config.model, config.height, config.width, hub) if is_local(config.model) or not config.dry_run else SD_1_4
         config = with_memory(config, size, device, dtype)
-        takes = estimate(SETTINGS[config.memory], size, device, dtype)
+        takes = estimate(SETTINGS[config.memory], size, device, dtype, config.trains_with_tiny_vae)
     guides = dict(zip(names, targets, strict=True))
     return Plan(
         config, guides, judge, known, label, class_name, tuple(prompts), folder, device, dtype, saved, takes, tuple(to_draw), others
@@ -263,7 +263,7 @@ def check_against_model(config: RunConfig, hub, prompts: list[str], saved, numbe
         UsageError: something does not fit.
     """
     from class_token import check_words, tokenize, vector_names
-    from models import check_sampling, fresh_scheduler, is_local, load_scheduler, load_tokenizer, text_width
+    from models import check_sampling, check_tiny_vae, fresh_scheduler, is_local, load_scheduler, load_tokenizer, text_width
 
     if config.dry_run and not is_local(config.model):
         return
@@ -271,6 +271,8 @@ def check_against_model(config: RunConfig, hub, prompts: list[str], saved, numbe
     steps = [("num_inference_steps", config.num_inference_steps), ("training_steps", training_steps)]
     steps += [("jump_at", s.num_inference_steps) for s in config.stages if s.num_inference_steps]
     check_sampling(config.model, config.height, config.width, steps, config.scheduler, hub)
+    if config.trains_with_tiny_vae and (is_local(config.tiny_vae) or not config.dry_run):
+        check_tiny_vae(config.tiny_vae, config.model, hub)
     scheduler = fresh_scheduler(load_scheduler(config.model, config.scheduler, hub), training_scheduler)
     check_gradient_steps(config.gradient_steps, scheduler, training_steps)
     tokenizer, width = load_tokenizer(config.model, hub), text_width(config.model, hub)

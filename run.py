@@ -120,9 +120,11 @@ class Bench:
     def models(self):
         """The frozen parts of the pipeline."""
         from memory import checkpointed
-        from models import load_models
+        from models import load_models, load_tiny_vae
 
         models = load_models(self.config.model, *self.to, checkpointed(self.config), self.config.scheduler, self.hub)
+        if self.config.trains_with_tiny_vae:
+            models.tiny_vae = load_tiny_vae(self.config.tiny_vae, *self.to, self.hub)
         if self.config.compile:
             models.compile()
         return models

@@ -22,6 +22,7 @@ class SamplerSettings:
         scheduler: a short name of ``models.SCHEDULERS``; None is the one that the models were loaded with.
         guidance_interval: places on the trajectory, 0 the first step of the scheduler's list, 1 the last; outside there is no guidance.
         decode_batch_size: images that the VAE decodes at once; None is all. It changes results by rounding only.
+        tiny_vae: decode with the models' small decoder.
     """
 
     num_inference_steps: int = 30
@@ -31,6 +32,7 @@ class SamplerSettings:
     scheduler: str | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     decode_batch_size: int | None = None
+    tiny_vae: bool = False
 
 
 def draw_noise(seeds: list[int], shape: tuple[int, int, int]) -> torch.Tensor:
@@ -104,8 +106,9 @@ def chunks(number: int, size: int | None) -> list[slice]:
     return [slice(i, min(i + size, number)) for i in range(0, number, size)]
 
 
-def decode(vae, latents: torch.Tensor) -> torch.Tensor:
+def decode(models: DiffusionModels, latents: torch.Tensor, settings: SamplerSettings) -> torch.Tensor:
     """Scaled latents (B, C, h, w) to images (B, 3, H, W) in [0, 1]."""
+    vae = models.tiny_vae if settings.tiny_vae else models.vae
     images = vae.decode(latents / vae.config.scaling_factor).sample  # (B, 3, H, W) in [-1, 1]
     return (images / 2 + 0.5).clamp(0, 1)
 
@@ -186,4 +189,4 @@ def draw(token: ClassToken, prompts: list[str], seeds: list[int], settings: Samp
     noise = draw_noise(seeds, models.latent_shape(settings.height, settings.width))  # (B, C, h, w)
     walk = Walk(models, token.encode(prompts), token.unconditional, noise, settings)
     latents = walk.run(walk.start, 0, len(walk.timesteps))  # (B, C, h, w)
-    return torch.cat([decode(models.vae, latents[chunk]) for chunk in chunks(len(latents), settings.decode_batch_size)])
+    return torch.cat([decode(models, latents[chunk], settings) for chunk in chunks(len(latents), settings.decode_batch_size)])

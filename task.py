@@ -33,9 +33,12 @@ def sampler_settings(config: RunConfig) -> SamplerSettings:
 
 
 def training_settings(config: RunConfig) -> SamplerSettings:
-    """How they want images drawn in training; a solver of higher order draws nearly the same images in fewer steps."""
+    """How they want images drawn in training; a solver of higher order draws nearly the same images in fewer steps.
+
+    A small decoder, where one is named, is for training alone: what is evaluated is what a user sees.
+    """
     scheduler, steps = config.training_sampler
-    return replace(sampler_settings(config), scheduler=scheduler, num_inference_steps=steps)
+    return replace(sampler_settings(config), scheduler=scheduler, num_inference_steps=steps, tiny_vae=bool(config.tiny_vae))
 
 
 class Task:

@@ -14,7 +14,7 @@ class Tracker:
     """One training's tracker.
 
     Args:
-        name: "tensorboard" or "wandb". folder: where tensorboard writes. run_name: of the class and experiment.
+        name: "tensorboard" or "wandb". folder: where its files go. run_name: of the class and experiment.
         options: of the run, for the record.
 
     Raises:
@@ -32,7 +32,7 @@ class Tracker:
         told = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in options.items()}
         # Of tensorboard the name is a folder; of wandb it is the project, and runs have names of their own.
         project = run_name if name == "tensorboard" else PROJECT
-        self.accelerator.init_trackers(project, told, {"wandb": {"name": run_name}} if name == "wandb" else {})
+        self.accelerator.init_trackers(project, told, {"wandb": {"name": run_name, "dir": folder}} if name == "wandb" else {})
         self.tracker = self.accelerator.trackers[0]
 
     def log(self, row: dict[str, Any], images: torch.Tensor) -> None:

@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderTiny
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import common
-from benchmarks.sd_shapes import build_guide, build_models
+from benchmarks.sd_shapes import build_guide, build_models, making
 from gradients import gradient_of, judge
 from memory import SETTINGS, Setting
 from sampler import SamplerSettings, Walk, chunks, decode, predict_clean
@@ -49,17 +50,21 @@ class LiveBytes(TorchDispatchMode):
         self.now -= number
 
 
-def needs(setting: Setting, images: int, dtype: torch.dtype = torch.float16) -> dict[str, float]:
+def needs(setting: Setting, images: int, tiny_vae: bool = False, dtype: torch.dtype = torch.float16) -> dict[str, float]:
     """Bytes of the weights, and of all at the peak of an update of ``images`` images and of drawing without gradient.
 
     An update is that of one early step: later ones hold no more, as the steps before them leave no graph.
     """
-    nowhere, settings = torch.device("meta"), SamplerSettings(decode_batch_size=setting.decode_batch_size)
+    nowhere, settings = torch.device("meta"), SamplerSettings(decode_batch_size=setting.decode_batch_size, tiny_vae=tiny_vae)
     models, guide = build_models(1.0, nowhere, dtype, setting.checkpointed), build_guide(1.0, nowhere, dtype)
     models.device = torch.device("cpu")
+    if tiny_vae:
+        with making(nowhere, dtype):
+            models.tiny_vae = AutoencoderTiny().requires_grad_(False).eval()  # its default is TAESD's configuration
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
-        for module in (models.unet, models.vae, models.text_encoder, guide.classifier.model):
-            put_on_cpu(module)
+        for module in (models.unet, models.vae, models.tiny_vae, models.text_encoder, guide.classifier.model):
+            if module:
+                put_on_cpu(module)
         weights = live.now
     walk = walk_of(models, images, settings)
     with FakeTensorMode(allow_non_fake_inputs=True), live:
@@ -71,7 +76,7 @@ def needs(setting: Setting, images: int, dtype: torch.dtype = torch.float16) -> 
     walk = walk_of(models, setting.eval_batch_size, settings)
     with FakeTensorMode(allow_non_fake_inputs=True), live, torch.no_grad():
         latents = walk.guided(0, walk.start)  # (B, C, h, w)
-        [decode(models.vae, latents[chunk]) for chunk in chunks(len(latents), setting.decode_batch_size)]
+        [decode(models, latents[chunk], settings) for chunk in chunks(len(latents), setting.decode_batch_size)]
     return {"weights": weights, "update": update, "drawing": live.peak}
 
 
@@ -103,7 +108,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     args = parser.parse_args()
     rows = {name: needs(s, args.images_per_update) for name, s in SETTINGS.items()}
-    common.finish(common.environment(torch.device("cpu")) | {"images_per_update": args.images_per_update, "bytes": rows}, args.out)
+    tiny = {name: needs(s, args.images_per_update, tiny_vae=True) for name, s in SETTINGS.items()}
+    found = {"images_per_update": args.images_per_update, "bytes": rows, "bytes_with_tiny_vae": tiny}
+    common.finish(common.environment(torch.device("cpu")) | found, args.out)
 
 
 if __name__ == "__main__":

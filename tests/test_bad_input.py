@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_folders import edit_json, save_hf_vit, save_timm
+from tiny_folders import edit_json, save_hf_vit, save_timm, save_tiny_vae
 
 from models import MINIATURE
 from run import main
@@ -45,6 +45,9 @@ TABLE = [
     (["--model", "{tmp}/sde", "--classifier", "miniature", *TRAIN], "of the type sde-dpmsolver++; allowed is --scheduler"),
     (["--model", "{tmp}/truncated", "--classifier", "miniature", *TRAIN], "could not be loaded: "),
     (["--model", "{tmp}/no-weight", "--classifier", "miniature", *TRAIN], "1 weights are missing: "),
+    ([*MINI, *TRAIN, "--tiny_vae", "{tmp}/no-unet"], "--tiny_vae: the folder "),
+    ([*MINI, *TRAIN, "--tiny_vae", "{tmp}/no-unet/vae"], "/vae' is a AutoencoderKL; allowed is an AutoencoderTiny of diffusers"),
+    ([*MINI, *TRAIN, "--tiny_vae", "{tmp}/taesd"], "decodes 4 channels to 2 times the size; allowed is 4 and 4 for this model"),
     ([*MINI, *TRAIN, "--scheduler", "heun"], "argument --scheduler: invalid choice: 'heun'"),
     ([*MINI, *TRAIN, "--training_scheduler", "heun"], "argument --training_scheduler: invalid choice: 'heun'"),
     ([*MINI, *TRAIN, "--training_steps", "1"], "--training_steps: 1 steps were given; allowed is 2 to 999"),
@@ -143,6 +146,7 @@ def broken(tmp_path_factory):
     (tmp / "old" / "summary.csv").write_text("class,accuracy\n")
     miniature(tmp / "no-unet")
     shutil.rmtree(tmp / "no-unet" / "unet")
+    save_tiny_vae(tmp / "taesd")
     miniature(tmp / "no-words")
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (tmp / "no-words" / "tokenizer" / name).unlink()
@@ -210,11 +214,12 @@ def test_cuda_where_there_is_none_is_refused(capsys):
     ("flags", "named"),
     [
         (["--model", "nobody/no-such-model"], "'nobody/no-such-model' could not be fetched"),
+        (["--model", "miniature", "--tiny_vae", "taesd"], "--tiny_vae: 'madebyollin/taesd' could not be fetched"),
         (["--model", "miniature", "--classifier", "inat"], "'inat' (vesteinn/vit-mae-inat21@"),
         (["--model", "miniature", "--classifier", "timm:hf-hub:nobody/nothing"], "'timm:hf-hub:nobody/nothing' could not be loaded"),
         (["--model", "miniature", "--classifier", "hf:nobody/nothing"], "'hf:nobody/nothing' could not be loaded"),
     ],
-    ids=["model", "inat", "timm", "hf"],
+    ids=["model", "tiny-vae", "inat", "timm", "hf"],
 )
 def test_without_network_the_id_and_a_way_out_are_named(flags, named, local_files_only, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
-from tiny_folders import save_hf_convnext, save_hf_vit, save_sd1, save_sd2, save_timm, save_vit_mae
+from tiny_folders import save_hf_convnext, save_hf_vit, save_sd1, save_sd2, save_timm, save_tiny_vae, save_vit_mae
 
 from run import main
 
@@ -80,6 +81,25 @@ def test_a_token_is_learned_with_every_scheduler_on_a_model_that_predicts_veloci
     expected = {None: "DDIM", "pndm": "PNDM", "ddim": "DDIM", "euler": "EulerDiscrete", "dpmsolver++": "DPMSolverMultistep"}[scheduler]
     assert result["settings"]["scheduler"] == f"{expected}Scheduler"
     assert result["settings"]["height"] == 16  # the model's own
+
+
+def test_a_tiny_vae_decodes_in_training_and_the_models_own_in_the_evaluation(saved, tmp_path, monkeypatch):
+    import sampler
+
+    decoders, decode = [], sampler.decode
+
+    def noted(models, latents, settings):
+        decoders.append((torch.is_grad_enabled(), settings.tiny_vae))
+        return decode(models, latents, settings)
+
+    for module in ("sampler", "gradients"):
+        monkeypatch.setattr(f"{module}.decode", noted)
+    run(saved, tmp_path, "sd1", saved("timm"), "--tiny_vae", save_tiny_vae(tmp_path / "taesd"))
+    trained = decoders.index((False, False))
+    assert set(decoders[:trained]) == {(False, True), (True, True)}  # validation and updates
+    assert set(decoders[trained:]) == {(False, False)}
+    (records,) = tmp_path.glob("pipeline_token/*/default")
+    assert json.loads((records / "config.json").read_text())["config"]["tiny_vae"] == str(tmp_path / "taesd")
 
 
 def test_several_guides_and_a_judge_of_another_label_set(saved, tmp_path):

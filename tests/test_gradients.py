@@ -108,7 +108,7 @@ def plain_loss(token, path, frozen):
             t = scheduler.timesteps[i]
             noise_pred = guided(token, scheduler.scale_model_input(latents, t), t, rows[i][2], scale_at(i, number))
             latents = scheduler.step(noise_pred, t, latents).prev_sample
-        return losses_of(decode(models.vae, latents)).sum()
+        return losses_of(decode(models, latents, SETTINGS)).sum()
     if path.mode == "lv":
         t, a = done.timesteps[-1], a_of[-1]
         for j in range(path.steps):
@@ -117,14 +117,14 @@ def plain_loss(token, path, frozen):
             with torch.no_grad():
                 uncond = models.unet(x, t, token.encode(["", ""])).sample
             clean = (x - (1 - a).sqrt() * guided(token, x, t, uncond, scale_at(number - 1, number))) / a.sqrt()
-            total = total + losses_of(decode(models.vae, clean)).sum() / path.steps
+            total = total + losses_of(decode(models, clean, SETTINGS)).sum() / path.steps
         return total
     places = path.places(number)
     if path.mode == "jump":
         for i in places:
             x, uncond = rows[i][1:3]
             clean = (x - (1 - a_of[i]).sqrt() * guided(token, x, done.timesteps[i], uncond, scale_at(i, number))) / a_of[i].sqrt()
-            total = total + losses_of(decode(models.vae, clean)).sum() / len(places)
+            total = total + losses_of(decode(models, clean, SETTINGS)).sum() / len(places)
         return total
     # skip: the scheduler is run with the chosen predictions live and every latent that the UNet sees frozen
     latents, scheduler = rows[0][0], copy.deepcopy(rows[0][3])
@@ -132,7 +132,7 @@ def plain_loss(token, path, frozen):
         scheduler.scale_model_input(latents, t)
         noise_pred = guided(token, rows[i][1], t, rows[i][2], scale_at(i, number))
         latents = scheduler.step(noise_pred if i in places else noise_pred.detach(), t, latents).prev_sample
-    return losses_of(decode(models.vae, latents)).sum()
+    return losses_of(decode(models, latents, SETTINGS)).sum()
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
@@ -196,7 +196,7 @@ def finite(token, path, frozen):
         # What the prediction was is in the final latents already; the difference enters by its share.
         now = guided(token, rows[i][1], done.timesteps[i], rows[i][2], scale_at(i, len(rows)))
         latents = latents + shares[i] * (now - rows[i][4])
-    return losses_of(decode(token.models.vae, latents)).sum().item()
+    return losses_of(decode(token.models, latents, SETTINGS)).sum().item()
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

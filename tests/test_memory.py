@@ -19,10 +19,11 @@ def test_each_setting_stays_below_the_card_that_it_is_named_after(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tiny_vae", [False, True])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_table_holds_what_is_counted(name):
-    counted = needs(SETTINGS[name], images=5)
-    assert counted["update"] == pytest.approx(SETTINGS[name].needs, rel=0.02)
+def test_the_table_holds_what_is_counted(name, tiny_vae):
+    counted, setting = needs(SETTINGS[name], images=5, tiny_vae=tiny_vae), SETTINGS[name]
+    assert counted["update"] == pytest.approx(setting.needs_with_tiny_vae if tiny_vae else setting.needs, rel=0.02)
     assert counted["drawing"] < counted["update"]
     assert counted["weights"] == pytest.approx(WEIGHTS, rel=0.01)
 
@@ -36,6 +37,10 @@ def test_auto_takes_the_roomiest_setting_that_fits(monkeypatch):
         monkeypatch.setattr("memory.total_memory", lambda device, g=gigabytes: g * 1e9)
         assert choose(SD_1_4, CUDA, HALF) == expected
         assert choose(Size(0.01, 0.02), CPU, torch.float32) == "max"
+    monkeypatch.setattr("memory.total_memory", lambda device: 12.5e9)
+    config = replace(RunConfig(), tiny_vae="taesd")
+    assert with_memory(replace(config, train=True), SD_1_4, CUDA, HALF).memory == "max"
+    assert with_memory(replace(config, evaluate=True), SD_1_4, CUDA, HALF).memory == "12gb"  # which decodes with the VAE
 
 
 def test_what_the_user_gave_beats_the_setting():

@@ -1,14 +1,16 @@
 """Images from embeddings and noise, each from its own seed, without a trace left behind."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import tiny_models
+from tiny_folders import save_tiny_vae
 
 from class_token import ClassToken
-from models import SCHEDULERS
-from sampler import SamplerSettings, alpha_bar_at, draw, draw_noise, predict_clean
+from models import SCHEDULERS, load_tiny_vae
+from sampler import SamplerSettings, alpha_bar_at, decode, draw, draw_noise, predict_clean
 
 SETTINGS = SamplerSettings(num_inference_steps=6, guidance_scale=3.0)
 PROMPTS, SEEDS = ["a photo of newclas cat", "a photo of newclas bat"], [3, 4]
@@ -47,6 +49,18 @@ def test_decoding_a_few_at_a_time_draws_the_same(token):
     whole = draw(token, PROMPTS, SEEDS, SETTINGS)
     singly = draw(token, PROMPTS, SEEDS, SamplerSettings(num_inference_steps=6, guidance_scale=3.0, decode_batch_size=1))
     torch.testing.assert_close(singly, whole)
+
+
+def test_a_tiny_vae_decodes_where_the_settings_say_so_and_lets_gradient_through(token, tmp_path):
+    models = token.models
+    models.tiny_vae = load_tiny_vae(save_tiny_vae(tmp_path / "taesd"), models.device, models.dtype)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    images = decode(models, latents, replace(SETTINGS, tiny_vae=True))
+    expected = models.tiny_vae.decode(latents).sample / 2 + 0.5  # of scaled latents, unlike the VAE
+    assert images.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(images, expected.clamp(0, 1))
+    assert images.sum().requires_grad
+    assert not torch.equal(images, decode(models, latents, SETTINGS))
 
 
 ALL = list(SCHEDULERS.values())

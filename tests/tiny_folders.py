@@ -34,6 +34,18 @@ def save_sd2(folder: Path) -> str:
     return str(folder)
 
 
+def save_tiny_vae(folder: Path, halvings: int = 1) -> str:
+    """A small decoder of latents with four channels, to twice their size for each halving of the encoder."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(5)
+    channels, blocks = (8,) * (halvings + 1), (1,) * (halvings + 1)
+    sizes = {f"{side}_block_out_channels": channels for side in ("encoder", "decoder")}
+    sizes |= {f"num_{side}_blocks": blocks for side in ("encoder", "decoder")}
+    AutoencoderTiny(**sizes).save_pretrained(folder)
+    return str(folder)
+
+
 def save_models(folder: Path, models) -> None:
     from diffusers import StableDiffusionPipeline
 
