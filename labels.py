@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from functools import lru_cache
 
 from config import UsageError
 
@@ -10,6 +11,7 @@ PREFIX = re.compile(r"^(\d+[._]|n\d{8}[ _])")
 TAXONOMY_LEVELS = 7  # kingdom, phylum, class, order, family, genus, species
 
 
+@lru_cache(maxsize=65536)  # every class of a list is matched with every label of another
 def prompt_class_name(label: str) -> str:
     """The name of a class in prompts: first synonym, lower case, underscores as spaces, no number in front.
 

@@ -30,6 +30,7 @@ class Plan:
     dtype: Any  # torch.dtype
     saved: Any  # the vectors (N, width) found on disk, None with --train
     memory: float  # bytes that the chosen --memory takes, about
+    labels: dict[str, list[str]]  # of the guides and, where there is something to judge, of the judge
     to_draw: tuple[str, ...] = ()  # prompts for images, filled in
     others: dict[str, Any] = field(default_factory=dict)  # placeholder -> vectors of tokens of other classes in those prompts
 
@@ -109,14 +110,19 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
     judge = judge_of(config, names)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.mixed_precision, device)
-    labels = {name: read_labels(name, hub=hub) for name in names}
+    judges = judge and (config.evaluate or config.export_dataset)
+    judged = {judge: "judge"} if judges else {}
+    # A long list is read once, not once a class.
+    labels = (
+        like.labels
+        if like
+        else {name: read_labels(name, flag, hub) for name, flag in (dict.fromkeys(names, "classifier") | judged).items()}
+    )
     first = labels[names[0]]
     number = find_class(names[0], first, config.class_index)
     config = replace(config, class_index=number, classifier=",".join(names), judge=judge or "none")
-    targets = targets_of(labels, config.class_index - 1)
-    judges = judge and (config.evaluate or config.export_dataset)
-    judges = judge and (config.evaluate or config.export_dataset)
-    known = match_label(first, config.class_index - 1, read_labels(judge, "judge", hub)) if judges else None
+    targets = targets_of({name: labels[name] for name in names}, config.class_index - 1)
+    known = match_label(first, config.class_index - 1, labels[judge]) if judges else None
     label = first[config.class_index - 1]
     class_name = config.prompt_name or prompt_class_name(label)
     prompts = [fill(t, config.placeholder_token, class_name) for t in TEMPLATES[: config.num_templates]]
@@ -125,11 +131,7 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
     check_origin(config, folder.token)
     saved = None if config.train and not (resume and is_learned(config, folder)) else find_token(config, folder)
     vectors = config.num_vectors if saved is None else len(saved)
-    others = {}
-    for placeholder, other in mentioned.items():
-        there = RunFolder(config.output_path, class_folder(other, first[other - 1]), config.exp_id)
-        check_origin(config, there.token)
-        others[placeholder] = find_token(replace(config, class_index=other, token_path=None), there)
+    others = {placeholder: token_of_class(config, other, first[other - 1]) for placeholder, other in mentioned.items()}
     if config.evaluate:
         to_evaluate = [prompt for template in templates_of(config) for prompt in arm_prompts(config, template, class_name).values()]
         if any("{token:" in prompt for prompt in to_evaluate):
@@ -146,7 +148,7 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
         takes = estimate(SETTINGS[config.memory], size, device, dtype, config.trains_with_tiny_vae)
     guides = dict(zip(names, targets, strict=True))
     return Plan(
-        config, guides, judge, known, label, class_name, tuple(prompts), folder, device, dtype, saved, takes, tuple(to_draw), others
+        config, guides, judge, known, label, class_name, tuple(prompts), folder, device, dtype, saved, takes, labels, tuple(to_draw), others
     )
 
 
@@ -315,6 +317,19 @@ def find_token(config: RunConfig, folder):
     if folder.token.exists() and path.resolve() != folder.token.resolve():
         raise UsageError(f"--token_path: {path} was given, but a token of this class and experiment is there; give another --exp_id")
     return read_token(path)[1]
+
+
+def token_of_class(config: RunConfig, number: int, label: str) -> Any:
+    """The vectors (N, width) of another class's token, of the same experiment.
+
+    Raises:
+        UsageError: it has none, or it is of another model or classifier.
+    """
+    from outputs import RunFolder, class_folder
+
+    folder = RunFolder(config.output_path, class_folder(number, label), config.exp_id)
+    check_origin(config, folder.token)
+    return find_token(replace(config, class_index=number, token_path=None), folder)
 
 
 def other_origin(config: RunConfig, path: Path) -> list[str]:
