@@ -5,6 +5,7 @@ python experiments/tables.py experiments/results/classes_seed35.jsonl --figure r
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from statistics import mean, median
@@ -50,6 +51,16 @@ def diversity(row: dict) -> float | None:
     """Spread of the right images over that of the precise phrase's; None where either has too few to tell."""
     enough = min(row["token"]["guide"], row["without"]["phrase"]["guide"]) >= 10
     return row["token"]["diversity"] / row["without"]["phrase"]["diversity"] if enough else None
+
+
+def varied(rows: list[dict]) -> float:
+    """Mean diversity of a class's tokens; infinite where none has enough images to tell."""
+    return mean([d for d in map(diversity, rows) if d is not None] or [math.inf])
+
+
+def background_lost(rows: list[dict]) -> float:
+    """How much seldomer the images of a class's tokens stand on the background asked for than those without."""
+    return rows[0]["without"]["on_background"] - mean(r["token"]["on_background"] for r in rows)
 
 
 def average(values: list[float | None], places: int = 2) -> str:
@@ -106,8 +117,10 @@ def summary(rows: list[dict]) -> str:
         "on the background asked for, without / with",
         lambda g: " / ".join(average([r[k]["on_background"] for r in g]) for k in ("without", "token")),
     )
+    line("... largest loss of a class", lambda g: f"{max(background_lost(c) for c in by_class(g)):.2f}")
     line("other templates, mean guide", lambda g: average([r["token"]["other_templates"] for r in g]))
     line("diversity over the precise phrase's, mean", lambda g: average([diversity(r) for r in g]))
+    line("... least of a class", lambda g: f"{min(varied(c) for c in by_class(g)):.2f}")
     line("seconds of training, median", lambda g: f"{median(r['training']['seconds'] for r in g):.0f}")
     line("updates / images, median", lambda g: " / ".join(f"{median(r['training'][k] for r in g):.0f}" for k in ("updates", "images")))
     return "\n".join(lines)

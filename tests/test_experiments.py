@@ -51,6 +51,16 @@ def test_diversity_is_told_where_enough_images_are_right():
     assert tables.cells([found(2, 9)])[-1] == "–"
 
 
+def test_the_worst_class_is_told_beside_the_mean():
+    rows = [found(2, 90), found(2, 90, seed=36), found(4, 90)]
+    rows[1]["token"] |= {"on_background": rows[1]["without"]["on_background"] - 0.4, "diversity": 0.25 * rows[1]["token"]["diversity"]}
+    rows[0]["token"]["on_background"] = rows[2]["token"]["on_background"] = rows[0]["without"]["on_background"]
+    told = dict(line[2:].split(" | ", 1) for line in tables.summary(rows).splitlines() if line.startswith("| ..."))
+    assert told["... largest loss of a class"].startswith("0.20 |")
+    least = 0.75 * (1 + 0.25) / 2
+    assert told["... least of a class"].startswith(f"{least:.2f} |")
+
+
 def test_backgrounds_are_read_off_renders():
     scenes = [render("test", i) for i in range(300)]
     read = [background(np.asarray(s.image)) for s in scenes]
