@@ -1,12 +1,13 @@
 """What can be told of the options without reading a file of a model: each in one line that names the flag."""
 
+import importlib.util
 import math
 import os
 import re
 from dataclasses import fields
 from pathlib import Path
 
-from config import MAX_SEED, SEED_RANGE, VALIDATION_BASE, RunConfig, UsageError, parse_interval, parse_stages
+from config import MAX_SEED, PICTURE_FOLDERS, SEED_RANGE, VALIDATION_BASE, RunConfig, UsageError, parse_interval, parse_stages
 from hub import one_line
 
 
@@ -97,6 +98,7 @@ def validate(config: RunConfig) -> None:
         config.exp_id,
         "a short folder name of letters, digits, . _ and -",
     )
+    _need(config.exp_id not in PICTURE_FOLDERS, "exp_id", config.exp_id, f"another name than {', '.join(PICTURE_FOLDERS)}")
     _need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device) is not None, "device", config.device, "auto, cpu, cuda or cuda:N")
     _check_writable(config.output_path)
 
@@ -107,6 +109,12 @@ def _check_together(config: RunConfig) -> None:
         value = getattr(config, name)
         _need(config.evaluate or not value, name, value, "a value only with --evaluate True")
     _need(config.train or config.report_to == "none", "report_to", config.report_to, "none without --train True")
+    _need(
+        config.report_to == "none" or importlib.util.find_spec(config.report_to) is not None,
+        "report_to",
+        config.report_to,
+        f"an installed package: pip install {config.report_to}",
+    )
     _need(not (config.train and config.token_path), "token_path", config.token_path, "a file only without --train True")
 
 

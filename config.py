@@ -78,8 +78,8 @@ class RunConfig:
     # What to do.
     class_index: int | str = option(
         0,
-        "class to learn or to use: number, from 1 as in the paper (283: ImageNet's tiger cat), or name; all: one after the other; those "
-        "that were learned with the same options are not learned again",
+        "class to learn or to use: number, from 1 as in the paper (283: ImageNet's tiger cat), or name; all: one after the other (without "
+        "--train True those that have a token); what was learned with the same options is not learned again",
         parse=number_or_name,
     )
     train: bool = option(False, "learn the class token and save it")
@@ -92,7 +92,9 @@ class RunConfig:
     export_dataset: int = option(0, "bring the class's folder in <output_path>/dataset to this many images, with metadata.jsonl; 0: none")
     keep: str = option("all", "images that --export_dataset keeps: all, or those that the guide takes for the class", ("all", "correct"))
     report: bool = option(False, "write <output_path>/report.html, of all classes evaluated there")
-    report_to: str = option("none", "where the training's figures and images go too", ("none", "tensorboard", "wandb"))
+    report_to: str = option(
+        "none", "where the training's figures and images go too: none, tensorboard or wandb", ("none", "tensorboard", "wandb")
+    )
     list_classes: bool = option(False, "print the classifier's classes (number, label, name in the prompts), and stop")
     dry_run: bool = option(False, "print the resolved configuration and the plan, and stop")
 
@@ -100,7 +102,10 @@ class RunConfig:
     model: str = option("sd1.4", "sd1.4, sd1.5, sd2.1-base, miniature, a hub id, or a local folder in the diffusers layout")
     revision: str | None = option(None, "branch, tag or commit of the model on the hub")
     scheduler: str | None = option(
-        None, "scheduler, with the model's configuration; default: the model's own", ("pndm", "ddim", "euler", "dpmsolver++")
+        None,
+        "scheduler of the images that are evaluated and shown, with the model's configuration; default: the model's own; training's is "
+        "--training_scheduler",
+        ("pndm", "ddim", "euler", "dpmsolver++"),
     )
     classifier: str | None = option(
         None,
@@ -108,7 +113,9 @@ class RunConfig:
         "vit-mae:<id or folder>, python:<module>:<function>; default: the one that the model brings, else inet",
     )
     judge: str | None = option(
-        None, "classifier that only evaluates, named as those; 'none' turns it off; default: the (first) guide's own judge, if any"
+        None,
+        "classifier that only evaluates, named as those; 'none' turns it off; default: the first guide's own judge, where that does not "
+        "guide too",
     )
     cache_dir: str | None = option(None, "folder for what is fetched from the hub; default: the hub's usual cache")
     local_files_only: bool = option(False, "ask no network: take what was fetched before")
@@ -151,7 +158,9 @@ class RunConfig:
     num_templates: int = option(3, "prompts to train on: the first N of the templates (1 to 3)")
 
     # Sampling.
-    num_inference_steps: int = option(30, "denoising steps asked of the model's own scheduler")
+    num_inference_steps: int = option(
+        30, "denoising steps of the images that are evaluated and shown, asked of their scheduler; training's are --training_steps"
+    )
     guidance_scale: float = option(7.0, "weight of classifier-free guidance; 1 turns it off")
     guidance_interval: str = option(
         "0,1", "guidance from the first to the second of these places on the trajectory (0 the first step, 1 the last) and none outside"
@@ -161,7 +170,7 @@ class RunConfig:
         "scheduler of the images that training draws, for updates and validation; same: the evaluation's",
         ("same", "pndm", "ddim", "euler", "dpmsolver++"),
     )
-    training_steps: int = option(12, "denoising steps of the images that training draws; 0: as many as the evaluation")
+    training_steps: int = option(8, "denoising steps of the images that training draws; 0: as many as the evaluation")
     height: int | None = option(None, "image height in pixels; default: the model's own")
     width: int | None = option(None, "image width in pixels; default: the model's own")
 
@@ -181,7 +190,7 @@ class RunConfig:
     attempt_patience: int = option(
         20,
         "updates without a better token after which the next stage is tried, or learning begins again from the next start; "
-        "twice as many in the last stage",
+        "twice as many in the last of several stages",
     )
     normalize_steps: bool = option(False, "with several steps divide the gradient of each by its norm before they are added")
 
@@ -189,17 +198,31 @@ class RunConfig:
     learning_rate: float | None = option(
         None, "step size of AdamW for each image of an update: with 5 images it steps with 5 times this; default: from --relative_rate"
     )
-    relative_rate: float = option(0.05, "the step size over the root mean square of a word's embedding, where --learning_rate is not given")
-    fine_rate: float = option(0.4, "the step size is multiplied with this once the token is nearly right on the validation seeds")
+    relative_rate: float = option(
+        0.05,
+        "the step size for each image of an update over the root mean square of a word's embedding, where --learning_rate is not given",
+    )
+    fine_rate: float = option(
+        0.4, "the step size is multiplied with this once the token is nearly right on the validation seeds; not with --choose_by loss"
+    )
     adam_beta1: float = option(0.9, "decay of AdamW's first moment")
     adam_beta2: float = option(0.999, "decay of AdamW's second moment")
     adam_epsilon: float = option(1e-8, "added to AdamW's denominator")
     weight_decay: float = option(1e-2, "AdamW's decay of the token's vector, per update and learning rate; 0 turns it off")
     max_grad_norm: float = option(1.0, "the gradient is clipped to this norm; 0 turns it off")
-    max_token_norm: float = option(2.2, "the token is kept no longer than this many words' embeddings; 0 turns it off")
-    token_ema: float = option(0.0, "share of the old in the running average of the token over updates, which is kept; 0: no average")
+    max_token_norm: float = option(
+        2.2, "the token is kept no longer than this many words' norms (the 0.9 quantile over the vocabulary); 0 turns it off"
+    )
+    token_ema: float = option(
+        0.0,
+        "share of the old in the running average of the token over updates, which is validated and kept; 0: no average",
+    )
     images_per_update: int = option(5, "images whose mean loss makes one update; one update is one epoch")
-    seed: int = option(35, "of training's noise; the same seed gives the same token on a CPU; --prompt draws with seed, seed + 1, ...")
+    seed: int = option(
+        35,
+        "of training's noise; on a CPU, with as many threads and images at once, the same seed gives the same token; --prompt draws with "
+        "seed, seed + 1, ...",
+    )
     reuse_trajectory: int = option(
         1, "updates in a row that share their noises and prompts, and the steps before the first one with gradient, walked once"
     )
@@ -225,7 +248,9 @@ class RunConfig:
 
     # Evaluation and outputs.
     test_size: int = option(10, "seeds of the evaluation, each drawn with and without the token")
-    eval_prompts: str | None = option(None, "text file of further prompts to evaluate, one a line, with {token} and {class} in them")
+    eval_prompts: str | None = option(
+        None, "text file of further prompts to evaluate, one a line, with {token} and {class} in them; lines that begin with # are left out"
+    )
     reference_images: str | None = option(
         None, "folder of real images of the class; the evaluation then tells Fréchet and kernel distance to them, in the judge's features"
     )
@@ -237,7 +262,7 @@ class RunConfig:
     token_path: str | None = option(
         None, "token file to evaluate or to draw with, from anywhere; default: the one learned under output_path"
     )
-    export: str | None = option(None, "write the token once more as the web UIs read it (AUTOMATIC1111, ComfyUI)", ("a1111",))
+    export: str | None = option(None, "a1111: write the token once more as the web UIs read it (AUTOMATIC1111, ComfyUI)", ("a1111",))
     save_as_full_pipeline: bool = option(False, "also write the whole pipeline with the token in it: gigabytes, not kilobytes")
 
     @property
@@ -292,6 +317,9 @@ PRESETS = {
         "exp_id": "paper",
     },
 }
+
+# A class's pictures of the default experiment; others have folders beside these, by their names.
+PICTURE_FOLDERS = ("train", "eval", "prompt")
 
 # Options that say how much memory and time are taken; they change a result by rounding only.
 MEMORY_OPTIONS = ("memory", "batch_size", "decode_batch_size", "eval_batch_size", "gradient_checkpointing", "compile")

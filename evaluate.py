@@ -1,5 +1,7 @@
 """Evaluate a class token: the same unseen seeds with and without it, scored by the guides and by a judge that never guided."""
 
+import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from class_token import TEMPLATES, ClassToken
 from classifiers import Classifier, Guide, finite
 from config import RunConfig, evaluation_seeds
 from memory import Batches, peak_bytes
-from outputs import RunFolder, clear, image_files, read_image, to_pil, write_image, write_json
+from outputs import RunFolder, image_files, read_image, replace_folder, to_pil, write_image, write_json
 from pictures import Shown, framed
 from sampler import draw
 from scores import distances, interval, paired, spread
@@ -29,16 +31,18 @@ MOST = 5  # labels in "top 5", and of those most often predicted
 FOOLED = 0.2  # guide over judge, from where a token is said to fool the guide
 
 
-def batches(config: RunConfig, token: ClassToken, prompt: str, seeds: list[int], use: Callable[[torch.Tensor, list[int]], None]) -> None:
-    """Draw one prompt, a seed each, and give one batch after the other to ``use``.
+def batches(
+    config: RunConfig, token: ClassToken, prompts: list[str], seeds: list[int], use: Callable[[torch.Tensor, list[int]], None]
+) -> None:
+    """Draw an image of each prompt from its seed, and give one batch after the other to ``use``.
 
     Args:
         use: takes images (B, 3, H, W) in [0, 1], float32 on the CPU, and their seeds.
     """
-    with tqdm(total=len(seeds), desc=prompt, unit="image", leave=False) as progress:
+    with tqdm(total=len(seeds), desc=prompts[0], unit="image", leave=False) as progress:
 
         def work(chunk: slice) -> None:
-            images = draw(token, [prompt] * len(seeds[chunk]), seeds[chunk], sampler_settings(config)).float().cpu()
+            images = draw(token, prompts[chunk], seeds[chunk], sampler_settings(config)).float().cpu()
             use(images, seeds[chunk])
             progress.update(len(images))
 
@@ -48,7 +52,7 @@ def batches(config: RunConfig, token: ClassToken, prompt: str, seeds: list[int],
 def draw_all(config: RunConfig, token: ClassToken, prompt: str, seeds: list[int]) -> torch.Tensor:
     """Images (N, 3, H, W) in [0, 1], float32 on the CPU, of one prompt, a seed each; a changed batch size changes no noise."""
     images = []
-    batches(config, token, prompt, seeds, lambda part, _: images.append(part))
+    batches(config, token, [prompt] * len(seeds), seeds, lambda part, _: images.append(part))
     return torch.cat(images)
 
 
@@ -167,10 +171,14 @@ def arm_prompts(config: RunConfig, template: str, class_name: str) -> dict[str, 
     """The prompts that are compared: with the token, with the initializer in its place, and the plain one where that is another.
 
     Args:
-        template: holds {token} and {class}.
+        template: holds {token} and {class}. A word in front of {token} that another would only repeat ("a {token} cat") stands once.
     """
     words = {"token": config.placeholder_token, "baseline": config.initializer_token, "plain": "a"}
-    prompts = {arm: template.replace("{token}", word).replace("{class}", class_name) for arm, word in words.items()}
+    templates = {
+        arm: template if arm == "token" else re.sub(rf"\b({word}) {{token}}", r"\1", template, flags=re.IGNORECASE)
+        for arm, word in words.items()
+    }
+    prompts = {arm: templates[arm].replace("{token}", word).replace("{class}", class_name) for arm, word in words.items()}
     return {arm: prompt for arm, prompt in prompts.items() if arm != "plain" or prompt != prompts["baseline"]}
 
 
@@ -265,20 +273,25 @@ def evaluate(
         | {"height": height, "width": width, "scheduler": type(token.models.scheduler).__name__, "precision": str(token.models.dtype)},
         "prompts": [],
     }
-    clear(folder.eval_images, "**/*.png")
+    shutil.rmtree(folder.unfinished_eval_images, ignore_errors=True)  # of a run that broke off
     if token.models.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(token.models.device)
+    grids = {}
     for number, template in enumerate(templates_of(config), start=1):
-        arms, images = {}, folder.eval_images if number == 1 else folder.eval_images / f"prompt_{number:02d}"
+        arms, images = {}, folder.unfinished_eval_images / ("" if number == 1 else f"prompt_{number:02d}")
         plain = template.replace("{token}", "a").replace("{class}", class_name)
         for name, prompt in arm_prompts(config, template, class_name).items():
             arms[name] = Arm(prompt, guides, judge, partial(clip.of, text=plain) if clip else None)
-            batches(config, token, prompt, seeds, partial(keep, arms[name], images, name))
+            batches(config, token, [prompt] * len(seeds), seeds, partial(keep, arms[name], images, name))
         result["prompts"].append({"template": template} | compare(arms, reference))
         # Above without, below with the token, the same seed in a column.
         rows = {f"{title}: {arms[name].prompt}": arms[name].shown for name, title in (("baseline", "without"), ("token", "with the token"))}
-        write_image(folder.grid if number == 1 else images / "grid.png", framed(rows))
+        grids[images / "grid.png" if number > 1 else folder.grid] = framed(rows)
     result |= {"seconds": time.monotonic() - start, "peak_memory_gb": peak_bytes(token.models.device) / 1e9}
     result["verdict"] = verdict(result)
+    # Only now does the last evaluation go.
+    for path, picture in grids.items():
+        write_image(path, picture)
+    replace_folder(folder.unfinished_eval_images, folder.eval_images)
     write_json(folder.result, result)
     return result

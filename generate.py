@@ -17,6 +17,8 @@ from outputs import RunFolder, clear, grid, to_pil, write_image, write_json, wri
 from task import sampler_settings
 
 DATASET_BASE = 2 * SEED_RANGE * MAX_SEED  # seeds of data sets: beyond those of any training
+RECORD = "dataset.json"  # what a data set was made with
+OTHER = "--export_dataset: {} was made with another token or other options; move it, or give another --exp_id"
 TRIES = 20  # images drawn for each that is wanted before a token is given up
 
 
@@ -37,7 +39,7 @@ def generate(config: RunConfig, token: ClassToken, prompts: list[str], folder: R
                 write_image(out / f"{seed:04d}.png", to_pil(image))
             drawn += images
 
-        batches(config, token, prompt, seeds, use)
+        batches(config, token, [prompt] * len(seeds), seeds, use)
         write_image(out / "grid.png", grid(torch.stack(drawn), columns=min(SHOWN, len(drawn))))
         write_json(out / "prompt.json", {"prompt": prompt, "seeds": seeds})
         folders.append(out)
@@ -46,10 +48,39 @@ def generate(config: RunConfig, token: ClassToken, prompts: list[str], folder: R
 
 def made_with(config: RunConfig, token: ClassToken) -> dict[str, Any]:
     """What the images of a data set depend on."""
-    vector = hashlib.sha256(token.vector.detach().cpu().numpy().tobytes()).hexdigest()
-    names = ("model", "scheduler", "guidance_interval", "classifier", "judge", "placeholder_token", "prompt_name", "num_templates", "keep")
+    return {"token": hashlib.sha256(token.vector.detach().cpu().numpy().tobytes()).hexdigest()} | options_of(config)
+
+
+def options_of(config: RunConfig) -> dict[str, Any]:
+    """The options that they depend on."""
+    names = (
+        "model",
+        "revision",
+        "mixed_precision",
+        "scheduler",
+        "guidance_interval",
+        "classifier",
+        "judge",
+        "placeholder_token",
+        "prompt_name",
+        "num_templates",
+        "keep",
+    )
     drawn = {k: v for k, v in asdict(sampler_settings(config)).items() if k not in ("decode_batch_size", "guidance_interval")}
-    return {"token": vector} | drawn | {name: getattr(config, name) for name in names}
+    return drawn | {name: getattr(config, name) for name in names}
+
+
+def check_dataset(config: RunConfig, folder: RunFolder) -> None:
+    """Check that a data set which is there may be added to, as far as that can be told without the token.
+
+    Raises:
+        UsageError: it was made with other options.
+    """
+    record = folder.dataset / RECORD
+    if config.export_dataset and record.exists():
+        then = {name: value for name, value in json.loads(record.read_text()).items() if name != "token"}
+        if then != json.loads(json.dumps(options_of(config))):
+            raise UsageError(OTHER.format(folder.dataset))
 
 
 class Dataset:
@@ -67,9 +98,9 @@ class Dataset:
     """
 
     def __init__(self, folder: Path, guides: list[Guide], judge: Guide | None, made_with: dict[str, Any]):
-        record = folder / "dataset.json"
+        record = folder / RECORD
         if record.exists() and json.loads(record.read_text()) != made_with:
-            raise UsageError(f"--export_dataset: {folder} was made with another token or other options; move it, or give another --exp_id")
+            raise UsageError(OTHER.format(folder))
         write_json(record, made_with)
         self.folder, self.guides, self.judge = folder, guides, judge
         self.metadata, self.discard = folder / "metadata.jsonl", folder / "thrown_away.jsonl"
@@ -83,12 +114,12 @@ class Dataset:
         return list(range(first, first + number))
 
     @torch.no_grad()
-    def add(self, prompt: str, only_correct: bool, images: torch.Tensor, seeds: list[int]) -> None:
-        """Write a batch of images (B, 3, H, W) that are kept, and the rows of all."""
+    def add(self, prompts: dict[int, str], only_correct: bool, images: torch.Tensor, seeds: list[int]) -> None:
+        """Write a batch of images (B, 3, H, W) that are kept, and the rows of all; ``prompts`` by seed."""
         by_guide = torch.stack([g.classifier.look(images)[0].argmax(1).cpu() == g.target for g in self.guides]).all(0)  # (B,)
         by_judge = self.judge.classifier.look(images)[0].argmax(1).cpu() == self.judge.target if self.judge else None  # (B,)
         for i, seed in enumerate(seeds):
-            row = {"prompt": prompt, "seed": seed, "guide": bool(by_guide[i]), "judge": bool(by_judge[i]) if self.judge else None}
+            row = {"prompt": prompts[seed], "seed": seed, "guide": bool(by_guide[i]), "judge": bool(by_judge[i]) if self.judge else None}
             if only_correct and not row["guide"]:
                 self.thrown.append(row)
                 continue
@@ -101,19 +132,19 @@ class Dataset:
             write_lines(self.discard, self.thrown)
 
     def fill(self, config: RunConfig, token: ClassToken, class_name: str) -> int:
-        """Draw until the folder holds ``config.export_dataset`` images; returns how many were drawn and thrown away now.
+        """Draw training's prompts in turn until the folder holds ``config.export_dataset`` images; returns how many were thrown away now.
 
         Raises:
             WorkError: far too few are right.
         """
-        prompts = [fill(t, token.placeholder, class_name) for t in TEMPLATES[: config.num_templates]]
+        templates = [fill(t, token.placeholder, class_name) for t in TEMPLATES[: config.num_templates]]
         before, drawn, wanted = len(self.thrown), 0, config.export_dataset - len(self.rows)
         while len(self.rows) < config.export_dataset:
             if drawn >= TRIES * wanted:
                 kept = wanted - (config.export_dataset - len(self.rows))
                 raise WorkError(f"{self.folder}: only {kept} of {drawn} images were right; gave up")
-            prompt = prompts[(len(self.rows) + len(self.thrown)) // config.eval_batch_size % len(prompts)]
             seeds = self.next_seeds(min(config.eval_batch_size, config.export_dataset - len(self.rows)))
-            batches(config, token, prompt, seeds, partial(self.add, prompt, config.keep == "correct"))
+            of_seed = {seed: templates[(seed - DATASET_BASE) % len(templates)] for seed in seeds}
+            batches(config, token, list(of_seed.values()), seeds, partial(self.add, of_seed, config.keep == "correct"))
             drawn += len(seeds)
         return len(self.thrown) - before

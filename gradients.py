@@ -15,6 +15,7 @@ from class_token import ClassToken
 from models import fresh_scheduler
 from sampler import SamplerSettings, Walk, alpha_bar_at, chunks, decode, draw_noise
 
+FURTHER_NOISE = 2**52  # from an image's seed to those of its further noises: beyond all that start an image
 # Images (b, 3, H, W) in [0, 1] and which of the batch they are, to the loss of each (b,) and whether it is right (b,).
 Score = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
@@ -102,7 +103,7 @@ def last_with_noises(walk: Walk, path: GradientPath, score: Score, weight: float
     latents = walk.reach(len(walk.timesteps))  # (B, C, h, w)
     a = alpha_bar_at(walk.scheduler, i, torch.promote_types(latents.dtype, torch.float32)).to(latents.device)
     for j in range(path.steps):
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(j), dtype=torch.float32).to(latents)
+        noise = draw_noise([seed + (j + 1) * FURTHER_NOISE for seed in walk.seeds], latents.shape[1:]).to(latents)  # (B, C, h, w)
         model_input = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(latents.dtype)
         clean = walk.clean(i, model_input, walk.guided(i, model_input))  # (B, C, h, w)
         from_images, verdict = judge(walk, clean, score, weight / path.steps)
@@ -200,7 +201,7 @@ def token_gradients(
     """
     noise = draw_noise(seeds, token.models.latent_shape(settings.height, settings.width))  # (B, C, h, w)
     cond = token.encode(prompts)  # (B, L, D)
-    walk = Walk(token.models, cond.detach().requires_grad_(), token.unconditional, noise, settings, kept)
+    walk = Walk(token.models, cond.detach().requires_grad_(), token.unconditional, noise, settings, kept, seeds)
     verdict = MODES[path.mode](walk, path, score, weight)
     # Through the text encoder once for each step; it is small, and normalizing needs the steps apart.
     verdict.gradients = [torch.autograd.grad(cond, token.vector, g, retain_graph=True)[0] for g in verdict.gradients]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from config import WorkError
+from config import PICTURE_FOLDERS, WorkError
 
 GAP = 2  # pixels between the images of a grid
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -37,9 +38,17 @@ class RunFolder:
         self.log, self.result = self.records / "log.jsonl", self.records / "evaluation.json"
         # Experiments of one class do not mix their pictures; the default one has no folder of its own.
         images = root / "img" / class_name / ("" if exp_id == "default" else exp_id)
-        self.train_images, self.eval_images, self.prompt_images = images / "train", images / "eval", images / "prompt"
-        self.dataset = root / "dataset" / ("" if exp_id == "default" else exp_id) / class_name
+        self.train_images, self.eval_images, self.prompt_images = (images / name for name in PICTURE_FOLDERS)
+        self.unfinished_eval_images = images / "eval.partial"  # until all are drawn
+        # Nothing but classes in the folder, which is what readers of data sets take its folders for.
+        self.dataset = root / ("dataset" if exp_id == "default" else f"dataset_{exp_id}") / class_name
         self.grid, self.evolution = images / "grid.png", images / "evolution.png"
+
+    def forget_evaluation(self) -> None:
+        """Remove an evaluation and its pictures, which are of another token now."""
+        for path in (self.result, self.grid):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.eval_images, ignore_errors=True)
 
 
 def _replace(path: Path, write) -> None:
@@ -50,6 +59,13 @@ def _replace(path: Path, write) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put a folder in the place of another, which goes."""
+    if old.exists():
+        shutil.rmtree(old)
+    new.rename(old)
 
 
 def clear(folder: Path, pattern: str) -> None:

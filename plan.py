@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from checks import read_prompts, validate
-from config import MEMORY_OPTIONS, NO_HYPERPARAMETERS, VERSION, RunConfig, UsageError, number_or_name
+from config import MEMORY_OPTIONS, RunConfig, UsageError, number_or_name
+from provenance import check_origin, is_learned
 
 # In a prompt {token} is the run's own token, {token:283} or {token:tiger cat} that of another class.
 MENTION = re.compile(r"\{token(?::([^{}]+))?\}")
@@ -66,14 +67,6 @@ def judge_of(config: RunConfig, guides: list[str]) -> str | None:
     return judge
 
 
-# What options that are younger than a token did then, where that is not their default.
-OFF = {"enough_validation_accuracy": 0.0}
-# What an evaluation depends on, beside the token.
-EVALUATION_OPTIONS = (
-    *("model", "revision", "classifier", "judge", "mixed_precision", "scheduler", "num_inference_steps", "guidance_scale"),
-    *("guidance_interval", "height", "width", "placeholder_token", "initializer_token", "prompt_name", "test_size"),
-    *("eval_prompts", "reference_images", "clip_model", "token_path"),
-)
 WORK = ("train", "evaluate", "prompt", "prompts_file", "export_dataset", "export", "save_as_full_pipeline")
 
 
@@ -98,6 +91,7 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
     from class_token import TEMPLATES, check_apart, fill
     from classifiers import read_labels, targets_of
     from evaluate import arm_prompts, templates_of
+    from generate import check_dataset
     from hub import quiet_libraries
     from labels import find_class, match_label, prompt_class_name
     from memory import SETTINGS, estimate, with_memory
@@ -130,6 +124,7 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
     folder = RunFolder(config.output_path, class_folder(config.class_index, label), config.exp_id)
     check_origin(config, folder.token)
     saved = None if config.train and not (resume and is_learned(config, folder)) else find_token(config, folder)
+    check_dataset(config, folder)
     vectors = config.num_vectors if saved is None else len(saved)
     others = {placeholder: token_of_class(config, other, first[other - 1]) for placeholder, other in mentioned.items()}
     if config.evaluate:
@@ -153,7 +148,7 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Check the files and folders that an evaluation reads, and the summary that it writes.
+    """Check the files and folders that an evaluation reads, and the summary that it writes, from which a training takes old figures.
 
     Raises:
         UsageError: a folder without pictures, a file without prompts, a summary of another version.
@@ -165,7 +160,7 @@ def check_inputs(config: RunConfig) -> None:
         raise UsageError(f"--reference_images: {config.reference_images!r} was given, which holds no picture; allowed is a folder of them")
     if config.eval_prompts:
         read_prompts(config.eval_prompts, "eval_prompts")
-    if config.evaluate:
+    if config.evaluate or config.train:
         read(config.output_path)
 
 
@@ -208,7 +203,7 @@ def make_plans(config: RunConfig) -> tuple[list[Plan], list[str]]:
     from classifiers import read_labels
     from outputs import RunFolder, class_folder
 
-    for name in ("token_path", "reference_images"):
+    for name in ("token_path", "reference_images", "prompt_name"):
         if getattr(config, name):
             raise UsageError(f"--{name}: {getattr(config, name)!r} was given with --class_index all; allowed is one class")
     labels = read_labels(guides_of(config)[0], hub=hub_of(config))
@@ -227,35 +222,6 @@ def make_plans(config: RunConfig) -> tuple[list[Plan], list[str]]:
     if not plans:
         raise UsageError(f"no class can be done; {wrong[0]}")
     return plans, wrong
-
-
-def is_learned(config: RunConfig, folder) -> bool:
-    """Whether the token on disk was learned for this class with these options; one that is younger than the token was off then.
-
-    Where results are, and how much memory is taken, changes no token.
-    """
-    if not (folder.token.exists() and folder.config.exists()):
-        return False
-    now, then = asdict(config), asdict(RunConfig()) | OFF | json.loads(folder.config.read_text())["config"]
-    free = NO_HYPERPARAMETERS - {"class_index", "model", "revision", "classifier", "placeholder_token", "prompt_name"}
-    return all(now[k] == then[k] for k in now if k not in free)
-
-
-def is_evaluated(plan: Plan) -> bool:
-    """Whether the evaluation on disk is of this token, and of these options."""
-    from evaluate import templates_of
-
-    path = plan.folder.result
-    if not path.exists() or path.stat().st_mtime < plan.folder.token.stat().st_mtime:
-        return False
-    result = json.loads(path.read_text())
-    templates = [prompt["template"] for prompt in result.get("prompts", [])]
-    return result.get("options") == evaluation_options(plan.config) and templates == templates_of(plan.config)
-
-
-def evaluation_options(config: RunConfig) -> dict[str, Any]:
-    """What an evaluation depends on, as its file has it."""
-    return {name: getattr(config, name) for name in EVALUATION_OPTIONS}
 
 
 def check_against_model(config: RunConfig, hub, prompts: list[str], saved, number: int, others: dict[str, Any]) -> None:
@@ -332,39 +298,6 @@ def token_of_class(config: RunConfig, number: int, label: str) -> Any:
     return find_token(replace(config, class_index=number, token_path=None), folder)
 
 
-def other_origin(config: RunConfig, path: Path) -> list[str]:
-    """What a token file says that it was learned with, where that is not what is given now: "--model: 'sd1.5'"."""
-    from class_token import read_origin
-    from models import model_id
-
-    origin = read_origin(path) if path.exists() else {}
-    now = {"model": model_id(config.model), "classifier": config.classifier}
-    then = {flag: model_id(origin[flag]) if flag == "model" else origin[flag] for flag in now if flag in origin}
-    return [f"--{flag}: {now[flag]!r} was given, but {path} was learned with {then[flag]!r}" for flag in then if then[flag] != now[flag]]
-
-
-def check_origin(config: RunConfig, path: Path) -> None:
-    """Check that a token which is there belongs to this model and classifier: else it would be lost, or judged by the wrong ones.
-
-    Raises:
-        UsageError: it was learned with another model or classifier.
-    """
-    for difference in other_origin(config, path):
-        raise UsageError(f"{difference}; give that, or another --exp_id")
-
-
-def changed_settings(plan: Plan) -> list[str]:
-    """What a token on disk was learned with and is now drawn with otherwise: "guidance_scale 5.0 -> 7.0"."""
-    if plan.config.token_path:
-        return other_origin(plan.config, Path(plan.config.token_path))
-    if plan.config.train or not plan.folder.config.exists():
-        return []
-    then, now = json.loads(plan.folder.config.read_text())["config"], asdict(plan.config)
-    names = ("revision", "scheduler", "prompt_name", "initializer_token", "num_inference_steps", "guidance_scale")
-    names += ("guidance_interval", "height", "width")
-    return [f"{n} {then[n]} -> {now[n]}" for n in names if n in then and then[n] != now[n]]
-
-
 def describe(plan: Plan) -> str:
     """The resolved configuration and the plan as JSON."""
     from memory import checkpointed
@@ -383,20 +316,8 @@ def describe(plan: Plan) -> str:
         "device": str(plan.device),
         "precision": str(plan.dtype),
         "checkpointed": checkpointed(plan.config),
-        "memory": f"about {plan.memory / 1e9:.1f} GB with --memory {plan.config.memory}",
+        "memory": f"about {plan.memory / 1e9:.1f} GB for an update of five images with --memory {plan.config.memory}",
         "token": str(plan.folder.token),
         "images": str(plan.folder.eval_images),
     }
     return json.dumps({"config": asdict(plan.config), "plan": names | places}, indent=2)
-
-
-def origin(plan: Plan) -> dict[str, str]:
-    """What a token file says of itself."""
-    from models import model_id
-
-    config = plan.config
-    steps = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NO_HYPERPARAMETERS}
-    said = {"class_index": config.class_index, "class_name": plan.label, "prompt_name": plan.class_name}
-    said |= {"placeholder": config.placeholder_token, "model": model_id(config.model), "revision": config.revision or ""}
-    said |= {"classifier": plan.config.classifier, "hyperparameters": json.dumps(steps), "version": VERSION}
-    return {k: str(v) for k, v in said.items()}

@@ -35,7 +35,7 @@ def evaluations(output_path: Path) -> list[dict[str, Any]]:
         name, exp_id = path.parts[-3:-1]
         images = output_path / "img" / name / ("" if exp_id == "default" else exp_id)
         training = path.with_name("config.json")
-        result |= {"exp_id": exp_id, "grid": images / "grid.png", "evolution": images / "evolution.png"}
+        result |= {"folder": name, "exp_id": exp_id, "grid": images / "grid.png", "evolution": images / "evolution.png"}
         result["training"] = json.loads(training.read_text()) if training.exists() and not result["token_path"] else {}
         found.append(result)
     if not found:
@@ -122,7 +122,7 @@ def table_row(result: dict[str, Any]) -> str:
 
 def anchor(result: dict[str, Any]) -> str:
     """The class's place in the page."""
-    return text(f"{result['grid'].parent.name}-{result['class_index']}-{result['exp_id']}")
+    return text(f"{result['folder']}-{result['exp_id']}")
 
 
 def text(value: object) -> str:

@@ -13,6 +13,8 @@ import copy
 import json
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +22,8 @@ from typing import get_args
 
 from checks import validate
 from config import PRESETS, RunConfig, UsageError, WorkError, with_preset
-from plan import Plan, changed_settings, describe, evaluation_options, guides_of, hub_of, is_evaluated, make_plans, origin, works
+from plan import Plan, describe, guides_of, hub_of, make_plans, works
+from provenance import changed_settings, evaluation_options, is_evaluated, origin
 
 
 def boolean(text: str) -> bool:
@@ -53,28 +56,39 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(plans: list[Plan]) -> int:
+def run(plans: list[Plan], sweep: bool) -> int:
     """Do what the plans say, one class after the other, with models that are loaded once; returns how many classes failed.
 
-    Raises:
-        UsageError, WorkError: in one line what was wrong; of several classes one that fails is told, and the others go on.
-    """
-    import torch
+    Args:
+        sweep: they are all classes: what is there already is left out, and one that fails does not end the run.
 
+    Raises:
+        UsageError, WorkError: in one line what was wrong; of a sweep, what keeps all classes from being done.
+    """
     bench, failed = Bench(plans[0]), 0
-    bench.load()
+    with told_out_of_memory(plans[0]):
+        bench.load()
     for plan in plans:
         try:
-            try:
-                carry_out(plan, bench, resume=len(plans) > 1)
-            except torch.OutOfMemoryError as error:
-                raise WorkError(f"out of memory on {plan.device}; try --memory 8gb, or a smaller --height and --width") from error
+            with told_out_of_memory(plan):
+                carry_out(plan, bench, resume=sweep)
         except (WorkError, UsageError) as error:
-            if len(plans) == 1:
+            if not sweep:
                 raise
             print(f"run.py: failed: class {plan.config.class_index} ({plan.label}): {error}", file=sys.stderr, flush=True)
             failed += 1
     return failed
+
+
+@contextmanager
+def told_out_of_memory(plan: Plan) -> Iterator[None]:
+    """Raises WorkError where the block runs out of a device's memory."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise WorkError(f"out of memory on {plan.device}; try --memory 8gb, or a smaller --height and --width") from error
 
 
 class Bench:
@@ -201,6 +215,7 @@ def learn(plan: Plan, token, guides: list) -> None:
     """Train, then write the token and how it came about."""
     from class_token import token_tensors
     from outputs import write_json, write_tensors
+    from summary import remove_row
     from trainer import train
 
     config, folder = plan.config, plan.folder
@@ -225,7 +240,9 @@ def learn(plan: Plan, token, guides: list) -> None:
     write_tensors(folder.token, token_tensors(token), origin(plan))
     write_json(folder.config, {"config": asdict(config), "class_name": plan.label, "classifier": config.classifier, "training": outcome})
     folder.partial_token.unlink(missing_ok=True)
-    folder.result.unlink(missing_ok=True)  # an earlier token's evaluation would pass for this one's
+    # An earlier token's evaluation would pass for this one's.
+    folder.forget_evaluation()
+    remove_row(config.output_path, config.class_index, plan.label, config.exp_id)
     print("training: {updates} updates, kept the token after {kept_after_updates}, stopped by {stopped_by}, {seconds} s".format(**outcome))
     print(f"token: {folder.token}\ntraining images: {folder.train_images}")
 
@@ -265,7 +282,9 @@ def print_result(plan: Plan, result: dict) -> None:
     for prompt in result["prompts"][1:]:
         before, after = (prompt["arms"][arm]["guide"]["accuracy"] for arm in ("baseline", "token"))
         print(f"{prompt['template']!r}: guide {before:.2f} -> {after:.2f}")
-    if plan.judge and plan.judge_target is None:
+    if not plan.judge:
+        print("not judged: the guide brings no judge, or one that guides too; --judge names one")
+    elif plan.judge_target is None:
         print(f"not judged: {plan.judge} has no label, or several, for {plan.label!r}")
     print(f"{result['verdict']}   ({result['test_size']} seeds)")
 
@@ -292,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"run.py: failed: {line}", file=sys.stderr)
             if config.dry_run:
                 print("\n".join(describe(plan) for plan in plans))
-            failed = len(wrong) + (0 if config.dry_run else run(plans))
+            failed = len(wrong) + (0 if config.dry_run else run(plans, config.class_index == "all"))
         else:
             validate(config)
         if config.report and not config.dry_run:

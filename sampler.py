@@ -121,6 +121,7 @@ class Walk:
         uncond: that of the empty prompt (1, L, D).
         noise: standard normal (B, C, h, w).
         kept: what walks of these very images share, filled by the first; None shares nothing.
+        seeds: of the images, for further noises of theirs.
     """
 
     def __init__(
@@ -131,8 +132,9 @@ class Walk:
         noise: torch.Tensor,
         settings: SamplerSettings,
         kept: dict | None = None,
+        seeds: list[int] | None = None,
     ):
-        self.models, self.cond, self.uncond, self.settings, self.kept = models, cond, uncond, settings, kept
+        self.models, self.cond, self.uncond, self.settings, self.kept, self.seeds = models, cond, uncond, settings, kept, seeds or []
         self.recompute = False  # of several steps with gradient keep no graph of the UNet, lest memory grow with their number
         self.scheduler = fresh_scheduler(models.scheduler, settings.scheduler)
         self.scheduler.set_timesteps(settings.num_inference_steps, device=models.device)

@@ -56,22 +56,38 @@ def row_of(result: dict[str, Any], folder: RunFolder, exp_id: str) -> dict[str, 
     return row | {"evaluation_seconds": round(result["seconds"], 2)}
 
 
+def remove_row(output_path: str, class_index: int, class_name: str, exp_id: str) -> None:
+    """Take out the row of a class and experiment, where there is one.
+
+    Raises:
+        UsageError: the summary has other columns.
+    """
+    if path_of(output_path).exists():
+        _change(output_path, (str(class_index), class_name, exp_id), [])
+
+
 def replace_row(output_path: str, row: dict[str, Any]) -> Path:
     """Write the row in the place of the one of the same class and experiment, or as a new one; several processes may do so at once.
 
     Raises:
         UsageError: the summary has other columns.
     """
+    row = {key: "" if row.get(key) is None else str(row[key]) for key in COLUMNS}
+    _change(output_path, tuple(row[key] for key in KEY), [row])
+    return path_of(output_path)
+
+
+def _change(output_path: str, key: tuple[str, ...], new: list[dict[str, str]]) -> None:
+    """Put ``new`` in the place of the rows of a class and experiment."""
     from filelock import FileLock
 
-    path, row = path_of(output_path), {key: "" if row.get(key) is None else str(row[key]) for key in COLUMNS}
+    path = path_of(output_path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        rows = [r for r in read(output_path) if any(r[key] != row[key] for key in KEY)]
-        rows = sorted([*rows, row], key=lambda r: (int(r["class_index"]), r["exp_id"]))
+        rows = [r for r in read(output_path) if tuple(r[name] for name in KEY) != key]
+        rows = sorted([*rows, *new], key=lambda r: (int(r["class_index"]), r["exp_id"]))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(path, text.getvalue())
-    return path

@@ -77,6 +77,14 @@ def train(
     Raises:
         WorkError: loss or gradient are not finite.
     """
+    with token.models.channels_last():
+        return loop(config, token, guides, class_name, folder, on_update)
+
+
+def loop(
+    config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str, folder: RunFolder, on_update: OnUpdate | None
+) -> Training:
+    """What :func:`train` does, update by update."""
     start, result, best = time.monotonic(), Training(), Best(file=folder.partial_token, placeholder=token.placeholder)
     # Half-precision gradients underflow without a scaled loss; the scaler is idle in other precisions.
     scaler = torch.amp.GradScaler(token.models.device.type, init_scale=2.0**10, enabled=token.models.dtype == torch.float16)

@@ -24,7 +24,7 @@ from config import RunConfig, with_preset
 from experiments import tables
 from miniature.scenes import CLASSES, SceneClass
 from outputs import RunFolder, class_folder
-from plan import is_learned
+from provenance import is_learned
 from run import boolean, build_parser
 
 ROOT = Path(__file__).parent.parent

@@ -53,6 +53,11 @@ TABLE = [
     ([*MINI, *TRAIN, "--training_steps", "1"], "--training_steps: 1 steps were given; allowed is 2 to 999"),
     ([*MINI, *TRAIN, "--training_steps", "-1"], "--training_steps: -1 was given; allowed is 0 or more"),
     ([*MINI, *TRAIN, "--height", "60"], "--height: 60 was given; allowed is a multiple of 16"),
+    ([*MINI, *TRAIN, "--width", "60"], "--width: 60 was given; allowed is a multiple of 16"),
+    ([*MINI, *TRAIN, "--exp_id", "eval"], "--exp_id: 'eval' was given; allowed is another name than train, eval, prompt"),
+    ([*MINI, "--class_index", "all", "--train", "True", "--prompt_name", "x"], "--prompt_name: 'x' was given with --class_index all"),
+    ([*MINI, *TRAIN, "--output_path", "{tmp}/old"], "summary.csv has other columns than this version writes"),
+    ([*MINI, *TRAIN, "--output_path", "{tmp}/set", "--export_dataset", "3"], "was made with another token or other options; move it"),
     ([*MINI, *TRAIN, "--jump_at", "0@1"], "--jump_at: 1 steps were given; allowed is 2 to 999 for this model"),
     ([*MINI, *TRAIN, "--jump_at", "0.2-0.1"], "--jump_at: '0.2-0.1' was given; allowed is a number from 0 to 1"),
     ([*MINI, *TRAIN, "--start", "cat+"], "--start: 'cat+' was given; allowed is class, vocabulary, initializer"),
@@ -85,7 +90,7 @@ TABLE = [
     ([*MINI, *TRAIN, "--export_dataset", "-1"], "--export_dataset: -1 was given; allowed is 0 or more"),
     ([*MINI, *TRAIN, "--memory", "10gb"], "argument --memory: invalid choice: '10gb'"),
     ([*MINI, *TRAIN, "--noise_pool", "-1"], "--noise_pool: -1 was given; allowed is 0 or more"),
-    ([*MINI, *TRAIN, "--gradient_steps", "40", "--gradient_mode", "last"], "--gradient_steps: 40 was given; allowed is 1 to 12"),
+    ([*MINI, *TRAIN, "--gradient_steps", "40", "--gradient_mode", "last"], "--gradient_steps: 40 was given; allowed is 1 to 8"),
     ([*MINI, *TRAIN, "--mixed_precision", "fp16"], "--mixed_precision: 'fp16' was given on the CPU"),
     # Classifiers.
     ([*MINI, *TRAIN, "--classifier", "resnet"], "--classifier: 'resnet' was given; allowed is inet, cub, inat, miniature"),
@@ -146,6 +151,8 @@ def broken(tmp_path_factory):
     (tmp / "old" / "summary.csv").write_text("class,accuracy\n")
     miniature(tmp / "no-unet")
     shutil.rmtree(tmp / "no-unet" / "unet")
+    (tmp / "set" / "dataset" / "0002_bat_cricket_bat").mkdir(parents=True)
+    (tmp / "set" / "dataset" / "0002_bat_cricket_bat" / "dataset.json").write_text('{"token": "x", "keep": "correct"}')
     save_tiny_vae(tmp / "taesd")
     miniature(tmp / "no-words")
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
@@ -201,6 +208,12 @@ def test_wrong_usage_is_one_line_exit_code_2_and_no_file(argv, message, broken, 
     assert len(said) == 1
     assert message in said[0]
     assert not list(tmp_path.rglob("*"))
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_is_loaded(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([*MINI, *TRAIN, "--report_to", "wandb", "--output_path", str(tmp_path / "r")]) == 2
+    assert "--report_to: 'wandb' was given; allowed is an installed package: pip install wandb" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -96,6 +96,31 @@ def test_the_plain_prompt_is_drawn_where_it_is_another_than_the_initializers():
     assert arm_prompts(config, "A photo of {token} {class}", "cat")["plain"] == "A photo of a cat"
 
 
+def test_an_article_in_front_of_the_token_does_not_stand_twice_without_it():
+    prompts = arm_prompts(RunConfig(), "A {token} {class} in a {token} house, banana {token}", "cat")
+    assert prompts["token"] == "A newclas cat in a newclas house, banana newclas"
+    assert prompts["baseline"] == "A cat in a house, banana a"
+
+
+def test_an_evaluation_that_breaks_off_leaves_the_last_one(tmp_path, monkeypatch):
+    token, folder = ClassToken(tiny_models(), "newclas", "a"), RunFolder(str(tmp_path), "c", "e")
+    config = RunConfig(class_index=1, evaluate=True, num_inference_steps=2, test_size=2, eval_batch_size=1, classifier="g", judge="j")
+    evaluate(config, token, [certain(0)], certain(1), "cat", folder)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(list(folder.eval_images.glob("*.png"))) == 4
+
+    def breaks_off(images):
+        raise KeyboardInterrupt
+
+    breaking = certain(0)
+    breaking.classifier.look = breaks_off
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, token, [certain(0)], breaking, "cat", folder)
+    assert {path: path.read_bytes() for path in before} == before
+    evaluate(config, token, [certain(0)], certain(1), "cat", folder)
+    assert not folder.unfinished_eval_images.exists()
+
+
 def test_intervals_are_wilsons():
     """By the formula; 8 of 10 is the textbook's [0.490, 0.943]."""
     z = 1.959963984540054

@@ -65,7 +65,9 @@ def test_a_data_set_is_added_to_and_no_seed_comes_twice(token, tmp_path):
     assert [r["seed"] - DATASET_BASE for r in rows] == [0, 1, 2, 3, 4]
     assert {r["file_name"] for r in rows} == {p.name for p in tmp_path.glob("*.png")}
     assert set(rows[0]) == {"file_name", "prompt", "seed", "guide", "judge"}
-    assert rows[0]["prompt"] == "A photo of newclas cat"
+    # Training's prompts in turn, by the seed: batch size and interruptions change none.
+    prompts = ["A photo of", "a high resolution realistic image of", "A close-up photo of"]
+    assert [r["prompt"] for r in rows] == [f"{prompts[i % 3]} newclas cat" for i in range(5)]
     with Image.open(tmp_path / rows[0]["file_name"]) as picture:
         assert picture.size == (16, 16)
     assert dataset_of(tmp_path).fill(RunConfig(export_dataset=5), token, "cat") == 0  # it is full

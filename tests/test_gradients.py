@@ -112,7 +112,7 @@ def plain_loss(token, path, frozen):
     if path.mode == "lv":
         t, a = done.timesteps[-1], a_of[-1]
         for j in range(path.steps):
-            noise = torch.randn(final.shape, generator=torch.Generator().manual_seed(j), dtype=torch.float32).double()
+            noise = draw_noise([seed + (j + 1) * 2**52 for seed in SEEDS], final.shape[1:]).double()
             x = a.sqrt() * final + (1 - a).sqrt() * noise
             with torch.no_grad():
                 uncond = models.unet(x, t, token.encode(["", ""])).sample
@@ -154,6 +154,16 @@ def test_decoding_a_few_at_a_time_changes_nothing(float64_default, path):
     torch.testing.assert_close(combined(singly.gradients, False), combined(whole.gradients, False))
     torch.testing.assert_close(singly.images, whole.images)
     torch.testing.assert_close(singly.losses, whole.losses)
+
+
+@pytest.mark.parametrize("path", [*PATHS, GradientPath("lv", 3)], ids=str)
+def test_another_batch_size_changes_no_noise(float64_default, path):
+    """Nor, then, the gradient: that of a batch is the sum of its images'."""
+    token = token_of("PNDMScheduler")
+    whole = of(token, path).gradients
+    singly = [token_gradients(token, [p], [s], SETTINGS, path, score, 1.0).gradients for p, s in zip(PROMPTS, SEEDS, strict=True)]
+    for together, *apart in zip(whole, *singly, strict=True):
+        torch.testing.assert_close(together, sum(apart), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)

@@ -9,7 +9,7 @@ from PIL import Image
 from config import UsageError, WorkError
 from outputs import RunFolder
 from report import write_report
-from summary import COLUMNS, read, replace_row, row_of
+from summary import COLUMNS, read, remove_row, replace_row, row_of
 
 
 def result(index: int, name: str, share: float, exp_id: str = "default") -> dict:
@@ -63,6 +63,9 @@ def test_rows_of_the_summary_are_replaced_by_class_and_experiment(tmp_path):
     rows = read(str(tmp_path))
     assert [(r["class_index"], r["exp_id"], r["guide_with"]) for r in rows] == [("2", "a", "0.2"), ("10", "a", "0.4"), ("10", "b", "0.3")]
     assert tuple(rows[0]) == COLUMNS
+    remove_row(str(tmp_path), 10, "cat", "b")
+    remove_row(str(tmp_path), 7, "cat", "b")  # which is not there
+    assert [(r["class_index"], r["exp_id"]) for r in read(str(tmp_path))] == [("2", "a"), ("10", "a")]
     assert rows[0]["judge"] == "j"
     (tmp_path / "summary.csv").write_text("class,accuracy\n1,0.5\n")
     with pytest.raises(UsageError, match="has other columns than this version writes; move it away"):

@@ -8,6 +8,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from config import RunConfig
+from outputs import RunFolder
+from provenance import is_learned
 from run import main
 
 MINI = ["--model", "miniature"]
@@ -133,7 +136,7 @@ def test_further_prompts_and_reference_images_are_evaluated(trained, tmp_path, c
     assert "'a bat' does not hold {token}, so the token is not used in it" in capsys.readouterr().out
     (path,) = tmp_path.rglob("evaluation.json")
     first, painting, without = json.loads(path.read_text())["prompts"]
-    assert painting["arms"]["baseline"]["prompt"] == "a painting of a a bat"
+    assert painting["arms"]["baseline"]["prompt"] == "a painting of a bat"
     assert first["arms"]["token"]["frechet_distance"] > 0
     assert without["arms"]["token"]["guide"] == without["arms"]["baseline"]["guide"]
     assert without["paired"]["guide"] == {"difference": 0, "only_with": 0, "only_without": 0, "p_value": 1}
@@ -195,11 +198,40 @@ def test_an_inpainting_model_is_refused_before_it_is_loaded(tmp_path, capsys):
     assert "takes 9 channels and gives 4" in capsys.readouterr().err
 
 
+def test_a_token_learned_anew_loses_the_figures_of_the_one_before(tmp_path):
+    argv = [*QUICK, "--class_index", "2", "--train", "True", "--max_epochs", "1", "--test_size", "1", "--output_path", str(tmp_path)]
+    assert main([*argv, "--evaluate", "True"]) == 0
+    images = tmp_path / "img" / "0002_bat_cricket_bat"
+    assert (images / "grid.png").exists()
+    assert main([*argv, "--seed", "36"]) == 0
+    assert list(csv.DictReader((tmp_path / "summary.csv").open())) == []
+    assert not any(path.exists() for path in (images / "grid.png", images / "eval", records(tmp_path) / "evaluation.json"))
+
+
+def test_a_sweep_of_one_class_leaves_out_what_is_there(trained, capsys):
+    argv = [*QUICK, "--class_index", "all", "--evaluate", "True", "--output_path", str(trained)]
+    assert main(argv) == 0
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "evaluated already: " in capsys.readouterr().out
+
+
+def test_more_steps_for_the_evaluation_are_no_reason_to_learn_again(trained):
+    config = json.loads((records(trained) / "config.json").read_text())["config"]
+    folder = RunFolder(str(trained), "0002_bat_cricket_bat", "default")
+    assert is_learned(RunConfig(**config | {"num_inference_steps": 50}), folder)
+    assert not is_learned(RunConfig(**config | {"training_steps": 0}), folder)
+    assert not is_learned(RunConfig(**config | {"guidance_scale": 5.0}), folder)
+
+
 def test_running_out_of_memory_is_one_line_that_names_the_flags(monkeypatch, tmp_path, capsys):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("trainer.train", full)
+    assert main([*QUICK, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path)]) == 1
+    assert "try --memory 8gb, or a smaller --height and --width" in capsys.readouterr().err
+    monkeypatch.setattr("models.load_models", full)  # already while models are loaded
     assert main([*QUICK, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path)]) == 1
     assert "try --memory 8gb, or a smaller --height and --width" in capsys.readouterr().err
 

@@ -276,3 +276,25 @@ def test_a_start_that_is_nearly_right_goes_on_with_the_least_progress(tmp_path, 
     monkeypatch.setattr(Task, "validate", lambda self: next(scores))
     _, training = learned(tmp_path, validate_every=1, max_epochs=2, jump_at="0.1;0.5", attempt_patience=9)
     assert [row["stage"] for row in training.rows] == [1, 2]
+
+
+def test_channels_are_last_while_training_and_lie_as_before_after_it(token, guides, folder):
+    """Images that are shown must be the stock pipeline's, bit for bit; so must they be after a training that failed."""
+    models, seen = token.models, []
+    weights = [w for m in (models.unet, models.vae) for w in m.parameters()]
+    before = [w.stride() for w in weights]
+    (convolution,) = [m for m in models.unet.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels == 4]
+
+    def note(module, args, out):
+        seen.append(module.weight.is_contiguous(memory_format=torch.channels_last))
+
+    handle = convolution.register_forward_hook(note)
+    train(replace(CONFIG, max_epochs=1), token, guides, "cat", folder)
+    assert seen
+    assert all(seen)
+    assert [w.stride() for w in weights] == before
+    handle.remove()
+    convolution.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(CONFIG, token, guides, "cat", folder)
+    assert [w.stride() for w in weights] == before
