@@ -4,14 +4,17 @@
 
 Everything runs in this process, in turns. "ours, ..." is a whole update: images, scores, gradient, optimiser, log and pictures. "bare, ..."
 are the calls of text encoder, UNet, VAE decoder and guide that this update made, with their shapes and gradients, and nothing else.
+"channels first, ..." is our update without ``DiffusionModels.channels_last``.
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -25,7 +28,7 @@ from config import RunConfig, with_preset
 from hub import quiet_libraries
 from labels import prompt_class_name
 from memory import peak_bytes
-from models import load_models
+from models import DiffusionModels, load_models
 from outputs import RunFolder
 from trainer import train
 
@@ -65,7 +68,7 @@ def replay(calls: list[tuple], token: ClassToken) -> None:
     def fresh(value):
         return value.detach().requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
 
-    with token.spliced():
+    with token.spliced(), token.models.channels_last():
         for module, args, kwargs, with_gradient in calls:
             args, kwargs = [fresh(a) for a in args], {k: fresh(v) for k, v in kwargs.items()}
             with torch.set_grad_enabled(with_gradient):
@@ -92,14 +95,23 @@ def measure(rounds: int) -> dict:
             def ours(config=config):
                 train(config, token, [guide], name, RunFolder(out, "c", "e"))
 
+            def channels_first(ours=ours):
+                with mock.patch.object(DiffusionModels, "channels_last", nullcontext):
+                    ours()
+
             calls = record_calls(parts, ours)
-            cases |= {f"ours, {case}": ours, f"bare, {case}": lambda calls=calls: replay(calls, token)}
+            cases |= {
+                f"ours, {case}": ours,
+                f"bare, {case}": lambda calls=calls: replay(calls, token),
+                f"channels first, {case}": channels_first,
+            }
         found = common.alternating(cases, rounds, device)
     ours = [case for case in cases if case.startswith("ours")]
     return {
         "rounds": rounds,
         "seconds": common.medians(found),
         "reference_over": {case: common.ratios(found, "reference", case) for case in ours},
+        "channels_last_over_first": {case: common.ratios(found, case, case.replace("ours", "channels first")) for case in ours},
         "bare_share": {case: common.ratios(found, case.replace("ours", "bare"), case) for case in ours},
         "peak_gb": peak_bytes(device) / 1e9,
     }
