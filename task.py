@@ -128,11 +128,14 @@ class Task:
         return self.score(augmented(images, seeds[chunk]))
 
     @torch.no_grad()
-    def validate(self) -> tuple[float, float]:
+    def validate(self, whole: bool = False) -> tuple[float, float]:
         """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling.
 
         A few images are lucky now and then: as long as the token can still end the training, one more ``validation_size`` after the
         other is drawn, up to ``confirm_size`` more, and all count.
+
+        Args:
+            whole: draw them all, whatever the first ones come to.
 
         Raises:
             WorkError: a logit is not finite.
@@ -141,7 +144,7 @@ class Task:
         for i in range(0, len(seeds), config.validation_size):
             drawn += self.score_drawn(seeds[i : i + config.validation_size])
             reachable = (len(seeds) - sum(not right for _, _, right in drawn)) / len(seeds)
-            if not 0 < config.stop_validation_accuracy <= reachable:
+            if not (whole or 0 < config.stop_validation_accuracy <= reachable):
                 break
         accuracy = mean(right for _, _, right in drawn)
         self.wrong = {t: 1 - mean([right for prompt, _, right in drawn if prompt == t] or [0]) for t in self.templates}

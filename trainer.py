@@ -128,7 +128,7 @@ def loop(
         # Stop by train accuracy, validation accuracy, patience or the number of epochs; or go on to a stage or start.
         result.stopped_by = stopping_rule(config, epoch, accuracy, best)
         if not result.stopped_by and attempts.is_over(epoch):
-            result.stopped_by = attempts.go_on(epoch, best)
+            result.stopped_by = attempts.go_on(task, epoch, best)
         if result.stopped_by:
             break
     progress.close()
@@ -215,10 +215,15 @@ class Attempts:
         is_last = 0 < self.stage == len(self.config.stages) - 1
         return has_left_the_plateau or epoch - since >= self.config.attempt_patience * (LONGER if is_last else 1)
 
-    def go_on(self, epoch: int, best: Best) -> str:
+    def go_on(self, task: Task, epoch: int, best: Best) -> str:
         """Begin the next stage or start; or give the rule that ends training where the best token of all is too good to begin anew for."""
-        if not self.goes_on and 0 < self.config.enough_validation_accuracy <= best.score[0]:
-            return "enough"
+        enough = self.config.enough_validation_accuracy
+        if not self.goes_on and 0 < enough <= best.score[0]:
+            # It may have been the best on a part of the validation, and lucky.
+            self.token.load(best.vector)
+            best.score = task.validate(whole=True)
+            if enough <= best.score[0]:
+                return "enough"
         self.begin(epoch)
         return ""
 

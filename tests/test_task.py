@@ -98,8 +98,11 @@ def test_a_lucky_validation_is_confirmed_before_it_ends_the_training(token, guid
 
     monkeypatch.setattr(Task, "score", score)
     config = replace(CONFIG, validation_size=3, confirm_size=6, eval_batch_size=9, stop_validation_accuracy=0.88)
-    assert Task(config, token, guides, "cat").validate() == (pytest.approx(accuracy), -1.0)
+    task = Task(config, token, guides, "cat")
+    assert task.validate() == (pytest.approx(accuracy), -1.0)
     assert sum(drawn) == drawn_in_all
+    drawn.clear()
+    assert task.validate(whole=True) == (pytest.approx(1 - sum(wrong) / 9), -1.0)
 
 
 def test_a_validation_that_can_just_end_the_training_is_confirmed(token, guides, monkeypatch):
