@@ -132,7 +132,7 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
         WorkError: some are not finite (the most probable of NaNs would be the first class).
     """
     if not logits.isfinite().all():
-        raise WorkError("an image's logits are not finite; try --mixed_precision bf16 or no")
+        raise WorkError("an image's logits are not finite; try --mixed_precision no or bf16")
     return logits
 
 

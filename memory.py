@@ -46,6 +46,13 @@ SETTINGS = {
 }
 WEIGHTS = 2.987e9  # bytes of SD 1.4's and the guide's, in half precision, of those
 CUDA_OVERHEAD = 1.2e9  # bytes, a guess until gpu.py has run: CUDA's context, workspaces of its libraries, gaps between tensors
+OUT_OF_MEMORY = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "unable to find an engine to execute",
+    "CUDNN_STATUS_NOT_SUPPORTED",
+    "can't allocate memory",
+)
 SHARES = {"cuda": 0.95, "cpu": 0.5}  # of the device's memory that "auto" takes; a CPU's is not a run's alone
 
 
@@ -56,13 +63,14 @@ def estimate(setting: Setting, size: Size, device: torch.device, dtype: torch.dt
     return counted * dtype.itemsize / 2 + (CUDA_OVERHEAD if device.type == "cuda" else 0)
 
 
-def total_memory(device: torch.device) -> int:
-    """Bytes of the device, or of the machine for a CPU."""
+def room(device: torch.device) -> float:
+    """Bytes that a run may take of the device, or of the machine for a CPU; of a card no more than others have left."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        free, total = torch.cuda.mem_get_info(device)
+        return min(free, SHARES["cuda"] * total)
     import psutil
 
-    return psutil.virtual_memory().total
+    return SHARES["cpu"] * psutil.virtual_memory().total
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -77,8 +85,8 @@ def peak_bytes(device: torch.device) -> int:
 
 def choose(size: Size, device: torch.device, dtype: torch.dtype, tiny_vae: bool = False) -> str:
     """Name of the roomiest setting that fits the device; of the smallest where none does."""
-    room = total_memory(device) * SHARES[device.type]
-    fitting = [name for name, setting in SETTINGS.items() if estimate(setting, size, device, dtype, tiny_vae) <= room]
+    most = room(device)
+    fitting = [name for name, setting in SETTINGS.items() if estimate(setting, size, device, dtype, tiny_vae) <= most]
     return fitting[-1] if fitting else next(iter(SETTINGS))
 
 
@@ -102,6 +110,11 @@ def checkpointed(config: RunConfig) -> tuple[str, ...]:
     return ("unet", "vae") if config.gradient_checkpointing else ()
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether it was memory that failed: torch says so by the error's kind, CUDA's libraries by their texts alone."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
 class Batches:
     """Work on a number of images in batches, smaller ones from where memory has run out.
 
@@ -116,7 +129,7 @@ class Batches:
         """What ``work`` makes of each slice of ``number`` images.
 
         Raises:
-            torch.OutOfMemoryError: not even one image fits.
+            RuntimeError: not even one image fits; or whatever else fails.
         """
         self.size, done, first = self.size or number, [], 0
         while first < number:
@@ -124,8 +137,8 @@ class Batches:
             try:
                 done.append(work(part))
                 first = part.stop
-            except torch.OutOfMemoryError:
-                if part.stop - first == 1:
+            except RuntimeError as error:
+                if part.stop - first == 1 or not is_out_of_memory(error):
                     raise
                 self.size = (part.stop - first) // 2
                 tqdm.write(f"note: {part.stop - first} images at once do not fit in memory; going on with {self.size}")

@@ -74,6 +74,8 @@ class DiffusionModels:
 
     def compile(self) -> None:
         """Have UNet and VAE decoder compiled for the shapes that they meet."""
+        # A default run meets more than the usual number of shapes: three stages and drawing, with gradient and without.
+        torch._dynamo.config.recompile_limit = 32
         for module in (self.unet, self.vae.decoder, *([self.tiny_vae.decoder] if self.tiny_vae else ())):
             module.compile(dynamic=False)
 
@@ -116,6 +118,9 @@ def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
         mixed_precision = "fp16" if device.type == "cuda" else "no"
     if mixed_precision == "fp16" and device.type == "cpu":
         raise UsageError("--mixed_precision: 'fp16' was given on the CPU; allowed there is auto, no or bf16")
+    if mixed_precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        name = torch.cuda.get_device_name(device)
+        raise UsageError(f"--mixed_precision: 'bf16' was given, which {name} only imitates, slowly; allowed there is auto, fp16 or no")
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
 
 

@@ -125,8 +125,8 @@ def read_image(path: Path) -> torch.Tensor:
 
 
 def write_image(path: Path, picture: Image.Image) -> None:
-    """Write a PNG file."""
-    _replace(path, lambda p: picture.save(p, format="PNG"))
+    """Write a PNG file, little compressed: training waits for it."""
+    _replace(path, lambda p: picture.save(p, format="PNG", compress_level=1))
 
 
 def grid(images: torch.Tensor, columns: int, gap: int = GAP) -> Image.Image:

@@ -83,11 +83,13 @@ def run(plans: list[Plan], sweep: bool) -> int:
 @contextmanager
 def told_out_of_memory(plan: Plan) -> Iterator[None]:
     """Raises WorkError where the block runs out of a device's memory."""
-    import torch
+    from memory import is_out_of_memory
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise WorkError(f"out of memory on {plan.device}; try --memory 8gb, or a smaller --height and --width") from error
 
 

@@ -98,6 +98,8 @@ class Task:
 
         def batch(chunk: slice) -> Verdict:
             score = partial(self.score_augmented, seeds[chunk]) if self.config.augment else self.score
+            # In half precision an image may overflow now and then; its loss is NaN, and the scaler skips the update.
+            score = partial(score, may_overflow=scaler.is_enabled())
             kept = self.kept.setdefault((chunk.start, chunk.stop), {}) if self.config.reuse_trajectory > 1 else None
             return token_gradients(token, prompts[chunk], seeds[chunk], settings, path, score, weight, kept)
 
@@ -109,23 +111,26 @@ class Task:
         losses = torch.cat([p.losses for p in parts])  # (N,)
         return torch.cat([p.images for p in parts]), losses, (-losses).exp(), torch.cat([p.right for p in parts])
 
-    def score(self, images: torch.Tensor, chunk: slice | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, images: torch.Tensor, chunk: slice | None = None, may_overflow: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the class (B,), mean over the guides, and whether every guide says it (B,), of images (B, 3, H, W).
 
         Raises:
-            WorkError: a logit is not finite.
+            WorkError: a logit is not finite, and may not be.
         """
         losses, right = [], []
         for guide in self.guides:
-            logits = finite(guide.classifier.logits(images))  # (B, K)
+            logits = guide.classifier.logits(images)  # (B, K)
+            logits = logits if may_overflow else finite(logits)
             target = torch.full((len(logits),), guide.target, device=logits.device)
             losses.append(F.cross_entropy(logits, target, reduction="none"))  # (B,)
             right.append(logits.argmax(1) == target)  # (B,)
         return torch.stack(losses).mean(0), torch.stack(right).all(0)
 
-    def score_augmented(self, seeds: list[int], images: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def score_augmented(
+        self, seeds: list[int], images: torch.Tensor, chunk: slice, may_overflow: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The score of images (B, 3, H, W) that are varied as the seeds of this part of the batch say."""
-        return self.score(augmented(images, seeds[chunk]))
+        return self.score(augmented(images, seeds[chunk]), chunk, may_overflow)
 
     @torch.no_grad()
     def validate(self, whole: bool = False) -> tuple[float, float]:

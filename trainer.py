@@ -15,6 +15,7 @@ from tqdm import tqdm
 from class_token import ClassToken
 from classifiers import Guide
 from config import RunConfig, WorkError
+from models import DiffusionModels
 from outputs import RunFolder, clear, grid, write_image, write_lines, write_tensors
 from pictures import write_evolution
 from task import FOLLOWED, Task
@@ -23,6 +24,7 @@ OnUpdate = Callable[[dict, torch.Tensor], None]  # is told an update's log row a
 
 MORE = 0.25  # share of the way from the start's validation accuracy to 1 after which a token is clearly better
 LONGER = 2  # patience with the last of several stages: a late step makes a token worse before it makes it better
+FIRST_SCALE = 2.0**10  # of the loss in half precision
 NEARLY = 0.9  # validation accuracy of a token that is nearly right: large steps would do it harm
 
 
@@ -86,8 +88,7 @@ def loop(
 ) -> Training:
     """What :func:`train` does, update by update."""
     start, result, best = time.monotonic(), Training(), Best(file=folder.partial_token, placeholder=token.placeholder)
-    # Half-precision gradients underflow without a scaled loss; the scaler is idle in other precisions.
-    scaler = torch.amp.GradScaler(token.models.device.type, init_scale=2.0**10, enabled=token.models.dtype == torch.float16)
+    scaler = make_scaler(token.models)
     task, attempts = Task(config, token, guides, class_name), Attempts(config, token, class_name, folder)
     clear(folder.train_images, "*.png")
     folder.evolution.unlink(missing_ok=True)
@@ -117,12 +118,12 @@ def loop(
 
         # Keep the best token: by unseen seeds, or by the loss of the images that it drew.
         row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item(), **attempts.told()}
-        if config.choose_by == "loss":
+        if config.choose_by == "loss" and math.isfinite(loss):
             best.offer((-loss,), drawn_with, epoch, epoch - 1)
-        elif is_validated(config, epoch, accuracy):
+        elif config.choose_by == "validation" and is_validated(config, epoch, accuracy):
             row |= zip(("validation_accuracy", "validation_log_probability"), attempts.score(task, best, epoch), strict=True)
-        row |= {"gradient_norm": norm if math.isfinite(norm) else None, "token_norm": token.norm(), "best_epoch": best.epoch}
-        record(folder, result.rows, row | {"seconds": time.monotonic() - began}, images, on_update)
+        row |= {"gradient_norm": norm, "token_norm": token.norm(), "best_epoch": best.epoch, "seconds": time.monotonic() - began}
+        record(folder, result.rows, row, images, on_update)
         progress.set_postfix({name: f"{row[name]:.2f}" for name in ("loss", "accuracy", "probability")} | {"best": best.told()})
 
         # Stop by train accuracy, validation accuracy, patience or the number of epochs; or go on to a stage or start.
@@ -232,14 +233,27 @@ class Attempts:
         return {"start": self.config.starts[self.start], "stage": self.stage + 1}
 
 
+def make_scaler(models: DiffusionModels) -> torch.amp.GradScaler:
+    """Scales the loss in half precision, where gradients underflow without it; idle in other precisions.
+
+    An update that overflows is skipped and the scale halved; twenty that do not double it again.
+    """
+    half = models.dtype == torch.float16
+    scaler = torch.amp.GradScaler(models.device.type, init_scale=FIRST_SCALE, growth_interval=20, enabled=half)
+    # Only this makes its state. The losses themselves are weighted with its scale in Task.accumulate, batch by batch.
+    scaler.scale(torch.zeros((), device=models.device))
+    return scaler
+
+
 def check_finite(epoch: int, loss: float, norm: float, scaled: bool) -> None:
-    """Raises WorkError where loss or gradient norm are not finite; a scaled loss may overflow, and the scaler then skips the update."""
-    if not (math.isfinite(loss) and (math.isfinite(norm) or scaled)):
-        raise WorkError(f"update {epoch}: loss {loss}, gradient norm {norm}; try --mixed_precision bf16 or no, or a lower --learning_rate")
+    """Raises WorkError where loss or gradient norm are not finite; with a scaled loss they may be, and the scaler skips the update."""
+    if not (scaled or math.isfinite(loss) and math.isfinite(norm)):
+        raise WorkError(f"update {epoch}: loss {loss}, gradient norm {norm}; try --mixed_precision no or bf16, or a lower --learning_rate")
 
 
 def record(folder: RunFolder, rows: list[dict], row: dict, images: torch.Tensor, on_update: OnUpdate | None) -> None:
-    """Log one update, and show the images (N, 3, H, W) that it learned from."""
+    """Log one update, and show the images (N, 3, H, W) that it learned from; JSON has no number for what is not finite."""
+    row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     rows.append(row)
     write_lines(folder.log, rows)
     write_image(folder.train_images / f"epoch_{row['epoch']:03d}.png", grid(images, columns=len(images)))

@@ -67,8 +67,8 @@ def build_guide(width: float, device: torch.device, dtype: torch.dtype) -> Guide
     """ViT-L/16 with random weights and the preprocessing of the paper's guide; ViT-Ti/16 at reduced width."""
     import timm
 
-    with making(device, dtype):
+    with making(device, torch.float32):  # in half precision timm's initialisation makes outliers
         model = timm.create_model("vit_large_patch16_224" if width == 1 else "vit_tiny_patch16_224", pretrained=False)
-    model = model.requires_grad_(False).eval()
+    model = model.requires_grad_(False).eval().to(dtype)
     recipe = Recipe((256, 256), (224, 224), (0.5,) * 3, (0.5,) * 3)
     return Guide(Classifier("random", model, [str(i) for i in range(1000)], recipe), 282)

@@ -101,6 +101,7 @@ def test_updates_at_full_width_move_the_token_on_cuda(precision):
     bed = Bed(torch.device("cuda"), precision, tiny=False, compiled=False)
     for config in bed.cases().values():
         start = bed.token.vector.detach().clone()
-        training = bed.update(replace(config, images_per_update=2))
+        training = bed.update(replace(config, images_per_update=2, weight_decay=0.0, max_epochs=3))
+        norms = [row["gradient_norm"] for row in training.rows]
+        assert any(norms), f"every update overflowed or had no gradient: {norms}"
         assert not torch.equal(start, training.last_vector)
-        assert 0 < training.rows[0]["gradient_norm"] < float("inf")

@@ -34,10 +34,10 @@ def test_small_images_do_not_make_weights_small():
 
 def test_auto_takes_the_roomiest_setting_that_fits(monkeypatch):
     for gigabytes, expected in ((6, "8gb"), (8.2, "8gb"), (12.5, "12gb"), (16.5, "16gb"), (24.5, "24gb"), (80, "max")):
-        monkeypatch.setattr("memory.total_memory", lambda device, g=gigabytes: g * 1e9)
+        monkeypatch.setattr("memory.room", lambda device, g=gigabytes: 0.95 * g * 1e9)
         assert choose(SD_1_4, CUDA, HALF) == expected
         assert choose(Size(0.01, 0.02), CPU, torch.float32) == "max"
-    monkeypatch.setattr("memory.total_memory", lambda device: 12.5e9)
+    monkeypatch.setattr("memory.room", lambda device: 0.95 * 12.5e9)
     config = replace(RunConfig(), tiny_vae="taesd")
     assert with_memory(replace(config, train=True), SD_1_4, CUDA, HALF).memory == "max"
     assert with_memory(replace(config, evaluate=True), SD_1_4, CUDA, HALF).memory == "12gb"  # which decodes with the VAE
@@ -68,6 +68,20 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_done_twice(capsys):
     assert tried == [(0, 5), (5, 10), (5, 7), (7, 9), (9, 11), (11, 12)]
     assert batches.size == 2  # the next update does not try again
     assert "5 images at once do not fit in memory; going on with 2" in capsys.readouterr().out
+
+
+def test_what_cudas_libraries_say_of_memory_is_understood_and_other_errors_are_not_swallowed():
+    told = ["cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "GET was unable to find an engine to execute this computation"]
+
+    def work(part):
+        if part.stop - part.start > 1:
+            raise RuntimeError(told.pop())
+        return part.start
+
+    assert Batches(4).over(4, work) == [0, 1, 2, 3]
+    assert not told
+    with pytest.raises(RuntimeError, match="shapes"):
+        Batches(4).over(3, lambda part: (_ for _ in ()).throw(RuntimeError("shapes do not fit")))
 
 
 def test_where_one_image_does_not_fit_it_is_an_error():

@@ -1,6 +1,7 @@
 """The loop, on tiny fakes."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,12 @@ from conftest import SHORT_TRAINING as CONFIG
 from conftest import tiny_classifier, tiny_models, weight_hashes
 
 from class_token import ClassToken, read_token
-from classifiers import Guide
+from classifiers import Classifier, Guide
 from config import WorkError
 from outputs import RunFolder
 from sampler import draw
 from task import Task, sampler_settings
-from trainer import Best, stopping_rule, train
+from trainer import Best, make_scaler, stopping_rule, train
 
 IDLE = torch.amp.GradScaler("cpu", enabled=False)
 
@@ -301,3 +302,54 @@ def test_channels_are_last_while_training_and_lie_as_before_after_it(token, guid
     with pytest.raises(ZeroDivisionError):
         train(CONFIG, token, guides, "cat", folder)
     assert [w.stride() for w in weights] == before
+
+
+def scaled(scale: float = 2.0**10):
+    """Half precision's scaler, on a CPU in float32."""
+
+    def make(models):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=20)
+        scaler.scale(torch.zeros(()))
+        return scaler
+
+    return make
+
+
+def test_a_scaled_loss_gives_the_same_token(tmp_path, monkeypatch):
+    """Powers of two are exact. The scaler makes its state only where it is asked to scale something."""
+    assert not make_scaler(tiny_models()).is_enabled()
+    _, plain = learned(tmp_path, choose_by="loss")
+    monkeypatch.setattr("trainer.make_scaler", scaled())
+    _, training = learned(tmp_path, choose_by="loss")
+    torch.testing.assert_close(training.last_vector, plain.last_vector)
+    half = tiny_models()
+    half.dtype = torch.float16
+    monkeypatch.undo()
+    assert make_scaler(half).get_scale() == 2.0**10
+    make_scaler(half).unscale_(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]))  # would fail without its state
+
+
+@pytest.mark.parametrize("choose_by", ["loss", "validation"])
+def test_an_update_that_overflows_is_skipped_and_learning_goes_on(tmp_path, monkeypatch, choose_by):
+    monkeypatch.setattr("trainer.make_scaler", scaled())
+    logits, calls = Classifier.logits, []
+
+    def overflows(self, images):
+        calls.append(images)
+        return logits(self, images) * (math.nan if images.requires_grad and sum(i.requires_grad for i in calls) == 2 else 1.0)
+
+    monkeypatch.setattr(Classifier, "logits", overflows)
+    token, training = learned(tmp_path, choose_by=choose_by, max_epochs=4, batch_size=4, stop_validation_accuracy=0.0)
+    lost = [row["epoch"] for row in training.rows if row["loss"] is None]
+    assert lost == [2]
+    norms = [row["token_norm"] for row in training.rows]
+    assert norms[1] == norms[0] != norms[2]
+    assert token.vector.isfinite().all()
+    assert "NaN" not in RunFolder(str(tmp_path), "c", "e").log.read_text()
+
+
+def test_overflows_without_end_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.make_scaler", scaled(4.0))
+    monkeypatch.setattr(Classifier, "logits", lambda self, images: images.flatten(1)[:, :3] * math.nan)
+    with pytest.raises(WorkError, match="update 3: loss nan, gradient norm nan; try --mixed_precision"):
+        learned(tmp_path, choose_by="loss", max_epochs=9)
