@@ -1,6 +1,6 @@
 """The tables and the figure of ``classes.py``, from its rows; ``classes.py`` itself adds the sheets of pictures.
 
-python experiments/tables.py experiments/results/classes_seed35.jsonl --figure results/classes.png
+python experiments/tables.py experiments/results/classes_12steps_seeds35_36.jsonl --figure results/classes.png
 """
 
 import argparse
