@@ -175,7 +175,7 @@ def arm_prompts(config: RunConfig, template: str, class_name: str) -> dict[str, 
     """
     words = {"token": config.placeholder_token, "baseline": config.initializer_token, "plain": "a"}
     templates = {
-        arm: template if arm == "token" else re.sub(rf"\b({word}) {{token}}", r"\1", template, flags=re.IGNORECASE)
+        arm: template if arm == "token" else re.sub(rf"\b({re.escape(word)}) {{token}}", r"\1", template, flags=re.IGNORECASE)
         for arm, word in words.items()
     }
     prompts = {arm: templates[arm].replace("{token}", word).replace("{class}", class_name) for arm, word in words.items()}
@@ -279,8 +279,9 @@ def evaluate(
     grids = {}
     for number, template in enumerate(templates_of(config), start=1):
         arms, images = {}, folder.unfinished_eval_images / ("" if number == 1 else f"prompt_{number:02d}")
-        plain = template.replace("{token}", "a").replace("{class}", class_name)
-        for name, prompt in arm_prompts(config, template, class_name).items():
+        prompts = arm_prompts(config, template, class_name)
+        plain = prompts.get("plain", prompts["baseline"])
+        for name, prompt in prompts.items():
             arms[name] = Arm(prompt, guides, judge, partial(clip.of, text=plain) if clip else None)
             batches(config, token, [prompt] * len(seeds), seeds, partial(keep, arms[name], images, name))
         result["prompts"].append({"template": template} | compare(arms, reference))
