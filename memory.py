@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
+from architecture import Size
 from config import RunConfig
-from models import Size
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -30,6 +30,11 @@ SCHEDULERS = {
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 # Small decoders of the same latents, by the short names of --tiny_vae.
 TINY_VAES = {"taesd": "madebyollin/taesd"}  # of Stable Diffusion 1 and 2
+# Short names, and what a folder has to hold, by the flag that names it.
+SOURCES = {
+    "model": (MODELS, ("model_index.json", "tokenizer", "text_encoder", "unet", "vae", "scheduler")),
+    "tiny_vae": (TINY_VAES, ("config.json",)),
+}
 # The classifier that a model brings along.
 BROUGHT_CLASSIFIERS = {"miniature": "miniature"}
 
@@ -54,7 +59,7 @@ class DiffusionModels:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent along each side (8 in SD 1.4)."""
-        return _vae_scale_factor(self.vae.config)
+        return vae_scale_factor(self.vae.config)
 
     @contextmanager
     def channels_last(self) -> Iterator[None]:
@@ -90,7 +95,7 @@ class DiffusionModels:
         return self.unet.config.in_channels, h // self.vae_scale_factor, w // self.vae_scale_factor
 
 
-def _vae_scale_factor(vae_config) -> int:
+def vae_scale_factor(vae_config) -> int:
     return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
@@ -124,21 +129,21 @@ def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
 
 
-def check_model(name: str) -> None:
-    """Tell a mistyped model from a hub id before anything heavy is imported.
+def check_source(name: str, flag: str = "model") -> None:
+    """Tell a mistyped model, or small decoder, from a hub id before anything heavy is imported.
 
     Raises:
-        UsageError: neither a short name, nor a folder with the five parts, nor of a hub id's form.
+        UsageError: neither a short name, nor a folder with all its parts, nor of a hub id's form.
     """
-    source = MODELS.get(name, name)
+    known, parts = SOURCES[flag]
+    source = known.get(name, name)
     folder = Path(source)
     if folder.is_dir():
-        missing = [p for p in ("model_index.json", "tokenizer", "text_encoder", "unet", "vae", "scheduler") if not (folder / p).exists()]
+        missing = [part for part in parts if not (folder / part).exists()]
         if missing:
-            raise UsageError(f"--model: the folder {name!r} has no {', '.join(missing)}; allowed is a folder in the diffusers layout")
-    elif name not in MODELS and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        known = ", ".join(MODELS)
-        raise UsageError(f"--model: {name!r} was given; allowed is {known}, a hub id such as owner/name, or an existing folder")
+            raise UsageError(f"--{flag}: the folder {name!r} has no {', '.join(missing)}; allowed is a folder in the diffusers layout")
+    elif name not in known and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise UsageError(f"--{flag}: {name!r} was given; allowed is {', '.join(known)}, a hub id such as owner/name, or an existing folder")
 
 
 def model_id(name: str) -> str:
@@ -151,11 +156,11 @@ def is_local(name: str) -> bool:
     return Path(MODELS.get(name, name)).is_dir()
 
 
-def _part(name: str, hub: Hub, load, flag: str = "model"):
+def load_part(name: str, hub: Hub, load, flag: str = "model"):
     """``load(source, **where)`` of one part of a model, its failures told in one line."""
     from safetensors import SafetensorError
 
-    source = (MODELS | TINY_VAES).get(name, name)
+    source = SOURCES[flag][0].get(name, name)
     try:
         return load(source, **hub.place, revision=hub.revision if flag == "model" else None)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, *hub_errors()) as error:
@@ -176,7 +181,7 @@ def load_tokenizer(name: str, hub: Hub = LOCAL) -> Any:
     """
     from transformers import CLIPTokenizer
 
-    check_model(name)
+    check_source(name)
 
     def load(source: str, **where):
         try:
@@ -188,18 +193,7 @@ def load_tokenizer(name: str, hub: Hub = LOCAL) -> Any:
             raise OSError("its tokenizer has no vocabulary")
         return tokenizer
 
-    return _part(name, hub, load)
-
-
-def text_width(name: str, hub: Hub = LOCAL) -> int:
-    """Width of the text encoder's embeddings, from its configuration.
-
-    Raises:
-        UsageError: it cannot be found or fetched.
-    """
-    from transformers import CLIPTextConfig
-
-    return _part(name, hub, lambda source, **where: CLIPTextConfig.from_pretrained(source, subfolder="text_encoder", **where)).hidden_size
+    return load_part(name, hub, load)
 
 
 def fresh_scheduler(scheduler: Any, choice: str | None = None) -> Any:
@@ -237,110 +231,7 @@ def load_scheduler(name: str, choice: str | None = None, hub: Hub = LOCAL) -> An
         scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(source, subfolder="scheduler", **where)
         return fresh_scheduler(scheduler, choice)
 
-    return _part(name, hub, load)
-
-
-def unet_and_vae_config(name: str, hub: Hub = LOCAL) -> tuple[dict, dict]:
-    """What the configuration files of UNet and VAE say.
-
-    Raises:
-        UsageError: they cannot be found or fetched.
-    """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-    return tuple(_part(name, hub, lambda s, c=c, p=p, **where: c.load_config(s, subfolder=p, **where)) for p, c in kinds.items())
-
-
-class Size(NamedTuple):
-    """How large a model is, about, over SD 1.4 at 512x512."""
-
-    activations: float  # of one image
-    weights: float
-
-
-SD_1_4 = Size(1.0, 1.0)
-
-
-def relative_size(name: str, height: int | None, width: int | None, hub: Hub = LOCAL) -> Size:
-    """How large a model and its images are, from its configuration files.
-
-    Raises:
-        UsageError: they cannot be found or fetched.
-    """
-    unet, vae = unet_and_vae_config(name, hub)
-    h, w = (side / _vae_scale_factor(vae) if side else unet["sample_size"] for side in (height, width))
-    channels = unet["block_out_channels"][0] / 320
-    return Size(h * w / (64 * 64) * channels, channels**2)
-
-
-def check_sampling(
-    name: str,
-    height: int | None,
-    width: int | None,
-    asked_steps: list[tuple[str, int]],
-    scheduler_choice: str | None = None,
-    hub: Hub = LOCAL,
-) -> None:
-    """Check scheduler, sizes and step counts against the model's configuration files, before any weight is loaded.
-
-    Args:
-        asked_steps: flags, and the denoising steps that they ask for.
-
-    Raises:
-        UsageError: no text-to-image model; an unknown kind of scheduler; a side is not a multiple of what VAE and UNet halve
-            it by; more steps than the schedule has.
-    """
-    unet, vae = unet_and_vae_config(name, hub)
-    encoded = text_width(name, hub)
-    if unet.get("addition_embed_type") or unet.get("cross_attention_dim") != encoded:
-        raise UsageError(
-            f"--model: the UNet of {name!r} does not take its one text encoder's output, {encoded} wide; "
-            "allowed is a Stable Diffusion 1 or 2"
-        )
-    channels = {unet["in_channels"], unet["out_channels"], vae["latent_channels"]}
-    if len(channels) > 1:
-        raise UsageError(
-            f"--model: the UNet of {name!r} takes {unet['in_channels']} channels and gives {unet['out_channels']}, its VAE has "
-            f"{vae['latent_channels']}; allowed is a text-to-image model, where they agree"
-        )
-    multiple = _vae_scale_factor(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
-    for flag, side in (("height", height), ("width", width)):
-        if side is not None and side % multiple:
-            raise UsageError(f"--{flag}: {side} was given; allowed is a multiple of {multiple} for this model")
-    scheduler = load_scheduler(name, scheduler_choice, hub)
-    kind, prediction = type(scheduler).__name__, scheduler.config.prediction_type
-    stochastic = str(scheduler.config.get("algorithm_type", "")).startswith("sde")
-    if kind not in SCHEDULERS.values() or stochastic:
-        kind = f"{kind} of the type {scheduler.config.algorithm_type}" if stochastic else kind
-        raise UsageError(f"--model: the scheduler of {name!r} is a {kind}; allowed is --scheduler {' or '.join(SCHEDULERS)} instead")
-    if prediction not in PREDICTION_TYPES:
-        raise UsageError(f"--model: {name!r} predicts {prediction!r}; allowed is {' or '.join(PREDICTION_TYPES)}")
-    most = scheduler.config.num_train_timesteps
-    for flag, steps in asked_steps:
-        if not 2 <= steps < most:
-            raise UsageError(f"--{flag}: {steps} steps were given; allowed is 2 to {most - 1} for this model")
-
-
-def check_tiny_vae(name: str, model: str, hub: Hub = LOCAL) -> None:
-    """Check that a small decoder takes a model's latents, from their configuration files.
-
-    Raises:
-        UsageError: it cannot be found or fetched, or other latents are its own.
-    """
-    from diffusers import AutoencoderTiny
-
-    tiny = _part(name, hub, lambda source, **where: AutoencoderTiny.load_config(source, **where), "tiny_vae")
-    _, vae = unet_and_vae_config(model, hub)
-    if tiny.get("_class_name") != "AutoencoderTiny":
-        raise UsageError(f"--tiny_vae: {name!r} is a {tiny.get('_class_name')}; allowed is an AutoencoderTiny of diffusers")
-    takes = tiny["latent_channels"], tiny["upsampling_scaling_factor"] ** (len(tiny["decoder_block_out_channels"]) - 1)
-    gives = vae["latent_channels"], _vae_scale_factor(vae)
-    if takes != gives:
-        raise UsageError(
-            f"--tiny_vae: {name!r} decodes {takes[0]} channels to {takes[1]} times the size; "
-            f"allowed is {gives[0]} and {gives[1]} for this model"
-        )
+    return load_part(name, hub, load)
 
 
 def load_tiny_vae(name: str, device: torch.device, dtype: torch.dtype, hub: Hub = LOCAL) -> Any:
@@ -360,7 +251,7 @@ def load_tiny_vae(name: str, device: torch.device, dtype: torch.dtype, hub: Hub 
         check_keys(info["missing_keys"])
         return module
 
-    return _part(name, hub, load, "tiny_vae").requires_grad_(False).eval().to(device)
+    return load_part(name, hub, load, "tiny_vae").requires_grad_(False).eval().to(device)
 
 
 def load_models(
@@ -401,7 +292,7 @@ def load_models(
             loaded.append(module)
         return loaded
 
-    text_encoder, unet, vae = _part(name, hub, load)
+    text_encoder, unet, vae = load_part(name, hub, load)
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval().to(device)
     for part, module in {"unet": unet, "vae": vae}.items():

@@ -88,6 +88,7 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
     validate(config)
     if not like:
         check_inputs(config)
+    from architecture import SD_1_4, relative_size
     from class_token import TEMPLATES, check_apart, fill
     from classifiers import read_labels, targets_of
     from evaluate import arm_prompts, templates_of
@@ -95,11 +96,13 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
     from hub import quiet_libraries
     from labels import find_class, match_label, prompt_class_name
     from memory import SETTINGS, estimate, with_memory
-    from models import SD_1_4, check_model, is_local, relative_size, resolve_device, resolve_dtype
+    from models import check_source, is_local, resolve_device, resolve_dtype
     from outputs import RunFolder, class_folder
 
     quiet_libraries()
-    check_model(config.model)
+    check_source(config.model)
+    if config.trains_with_tiny_vae:
+        check_source(config.tiny_vae, "tiny_vae")
     names, hub = guides_of(config), hub_of(config)
     judge = judge_of(config, names)
     device = resolve_device(config.device)
@@ -230,8 +233,9 @@ def check_against_model(config: RunConfig, hub, prompts: list[str], saved, numbe
     Raises:
         UsageError: something does not fit.
     """
+    from architecture import check_sampling, check_tiny_vae, text_width
     from class_token import check_words, tokenize, vector_names
-    from models import check_sampling, check_tiny_vae, fresh_scheduler, is_local, load_scheduler, load_tokenizer, text_width
+    from models import fresh_scheduler, is_local, load_scheduler, load_tokenizer
 
     if config.dry_run and not is_local(config.model):
         return

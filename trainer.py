@@ -77,7 +77,7 @@ def train(
         the training; ``token`` holds the kept vector.
 
     Raises:
-        WorkError: loss or gradient are not finite.
+        WorkError: loss or gradient are not finite, or with a scaled loss never were.
     """
     with token.models.channels_last():
         return loop(config, token, guides, class_name, folder, on_update)
@@ -135,6 +135,8 @@ def loop(
     progress.close()
     write_lines(folder.log, result.rows)  # empty where no update was needed
     result.last_vector = token.vector.detach().clone()
+    if best.vector is None:
+        raise WorkError(f"none of {len(result.rows)} updates had a finite loss; try --mixed_precision no or bf16, or more --max_epochs")
     token.load(best.vector)
     result.kept_updates, result.images, result.seconds = best.updates, task.images, time.monotonic() - start
     show_evolution(config, folder, result.rows)

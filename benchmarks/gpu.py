@@ -26,6 +26,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from architecture import SD_1_4
 from benchmarks import common
 from benchmarks.footprint import LiveBytes
 from benchmarks.reference import Reference
@@ -36,7 +37,7 @@ from classifiers import Guide
 from config import RunConfig, with_preset
 from hub import quiet_libraries
 from memory import SETTINGS, checkpointed, peak_bytes, with_memory
-from models import SD_1_4, resolve_dtype
+from models import resolve_dtype
 from outputs import RunFolder
 from run import boolean
 from trainer import Training, train

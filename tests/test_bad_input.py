@@ -46,6 +46,7 @@ TABLE = [
     (["--model", "{tmp}/truncated", "--classifier", "miniature", *TRAIN], "could not be loaded: "),
     (["--model", "{tmp}/no-weight", "--classifier", "miniature", *TRAIN], "1 weights are missing: "),
     ([*MINI, *TRAIN, "--tiny_vae", "{tmp}/no-unet"], "--tiny_vae: the folder "),
+    ([*MINI, *TRAIN, "--tiny_vae", "./nowhere"], "--tiny_vae: './nowhere' was given; allowed is taesd, a hub id such as owner/name"),
     ([*MINI, *TRAIN, "--tiny_vae", "{tmp}/no-unet/vae"], "/vae' is a AutoencoderKL; allowed is an AutoencoderTiny of diffusers"),
     ([*MINI, *TRAIN, "--tiny_vae", "{tmp}/taesd"], "decodes 4 channels to 2 times the size; allowed is 4 and 4 for this model"),
     ([*MINI, *TRAIN, "--scheduler", "heun"], "argument --scheduler: invalid choice: 'heun'"),

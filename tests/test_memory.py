@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from architecture import SD_1_4, Size
 from benchmarks.footprint import needs
 from config import RunConfig
 from memory import SETTINGS, WEIGHTS, Batches, checkpointed, choose, estimate, with_memory
-from models import SD_1_4, Size
 
 CPU, CUDA, HALF = torch.device("cpu"), torch.device("cuda"), torch.float16
 

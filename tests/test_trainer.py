@@ -353,3 +353,5 @@ def test_overflows_without_end_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Classifier, "logits", lambda self, images: images.flatten(1)[:, :3] * math.nan)
     with pytest.raises(WorkError, match="update 3: loss nan, gradient norm nan; try --mixed_precision"):
         learned(tmp_path, choose_by="loss", max_epochs=9)
+    with pytest.raises(WorkError, match="none of 2 updates had a finite loss; try --mixed_precision"):
+        learned(tmp_path, choose_by="loss", max_epochs=2)
