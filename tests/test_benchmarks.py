@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import tiny_classifier, tiny_models
 
+from benchmarks import convergence
 from benchmarks.common import alternating, ratios
 from benchmarks.gpu import Bed, Operations
 from benchmarks.reference import Reference
@@ -105,3 +106,26 @@ def test_updates_at_full_width_move_the_token_on_cuda(precision):
         norms = [row["gradient_norm"] for row in training.rows]
         assert any(norms), f"every update overflowed or had no gradient: {norms}"
         assert not torch.equal(start, training.last_vector)
+
+
+@pytest.mark.parametrize(("good_from", "updates"), [(20, 20), (99, 25)])
+def test_the_reference_gets_the_time_of_its_first_good_token_or_of_all_its_updates(monkeypatch, good_from, updates):
+    losses = [25.0 - n if n < 12 else 25.0 + n for n in range(25)]  # the official program would keep the twelfth
+    rows = [{"loss": loss, "seconds": 2.0 * (n + 1), "vector": n + 1} for n, loss in enumerate(losses)]
+    monkeypatch.setattr(convergence, "learn_class", lambda config, folder: (None, rows))
+    monkeypatch.setattr(convergence, "judged", lambda _, n: {"guide": 0.95, "judge": 0.9 if n >= good_from else n / 100})
+    found = convergence.reference(PAPER)
+    assert (found["updates"], found["seconds"], found["images"]) == (updates, 2.0 * updates, updates * PAPER.images_per_update)
+    assert found["judge"] == (0.9 if good_from == 20 else 0.12)
+
+
+def test_tokens_of_the_reference_that_never_are_good_bound_the_ratio_from_below(capsys):
+    row = {"class_index": 2, "seed": 35, "updates": 5, "images": 25}
+    rows = [
+        row | {"way": "ours", "guide": 0.9, "judge": 0.92, "seconds": 10},
+        row | {"way": "reference", "guide": 1.0, "judge": 0.89, "seconds": 80},
+    ]
+    convergence.print_table(rows)
+    assert "| 1 of 1 | 0.90 / 0.92 | 5 | 25 | 10 | 0 of 1 | 1.00 / 0.89 | 5 | 25 | 80 | > 8.0 |" in capsys.readouterr().out
+    convergence.print_table([rows[0], rows[1] | {"judge": 0.91}])
+    assert "| 80 | 8.0 |" in capsys.readouterr().out
