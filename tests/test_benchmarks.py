@@ -7,11 +7,11 @@ import torch
 from conftest import tiny_classifier, tiny_models
 
 from benchmarks import convergence
-from benchmarks.common import alternating, ratios
+from benchmarks.common import alternating, ratios, seconds
 from benchmarks.gpu import Bed, Operations
 from benchmarks.reference import Reference
 from benchmarks.sd_shapes import build_models
-from benchmarks.update import record_calls, replay, stages_of
+from benchmarks.update import record_calls, replay, second_update, stages_of
 from class_token import ClassToken
 from classifiers import Guide
 from config import RunConfig, with_preset
@@ -79,6 +79,16 @@ def test_ratios_compare_within_a_round():
     found = alternating({n: lambda n=n: order.append(n) for n in "ab"}, rounds=2, device=CPU, warm_up=1)
     assert order == list("ababab")
     assert [len(times) for times in found.values()] == [2, 2]
+
+
+def test_an_update_is_timed_without_what_a_training_does_once(monkeypatch):
+    clock = iter([10.0, 12.5, 99.0])
+    monkeypatch.setattr("benchmarks.update.time.perf_counter", lambda: next(clock))
+    told = second_update(lambda on_update: [on_update({}, None) for _ in range(2)])
+    monkeypatch.undo()
+    assert told == 2.5
+    assert seconds(lambda: told, CPU) == 2.5
+    assert seconds(lambda: None, CPU) < 2.5
 
 
 def test_operations_are_counted_in_both_directions():
