@@ -170,7 +170,7 @@ class RunConfig:
         "scheduler of the images that training draws, for updates and validation; same: the evaluation's",
         ("same", "pndm", "ddim", "euler", "dpmsolver++"),
     )
-    training_steps: int = option(8, "denoising steps of the images that training draws; 0: as many as the evaluation")
+    training_steps: int = option(12, "denoising steps of the images that training draws; 0: as many as the evaluation")
     height: int | None = option(None, "image height in pixels; default: the model's own")
     width: int | None = option(None, "image width in pixels; default: the model's own")
 

@@ -47,7 +47,9 @@ SETTINGS = {
     "average .8": {"token_ema": 0.8},
     "augment": {"augment": True},
     "noises of 4 updates": {"noise_pool": 4},
-    **{f"validation in {steps} steps": {"training_steps": steps} for steps in (6, 12)},
+    **{f"validation in {steps} steps": {"training_steps": steps} for steps in (6, 8)},
+    "stop at .95": {"stop_validation_accuracy": 0.95},
+    "validation of 6 first": {"validation_size": 6, "confirm_size": 42},
     **{f"trajectory of {updates} updates": {"reuse_trajectory": updates} for updates in (2, 4)},
     "guidance .1 to .8": {"guidance_interval": "0.1,0.8"},
 }
