@@ -13,11 +13,13 @@ import json
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from operator import itemgetter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from config import with_preset
+from experiments.paired import difference, pairs, ratio
 from run import boolean
 
 # Lexical and fine-grained, easy and hard ones of both; the first four also chose the first defaults.
@@ -124,6 +126,18 @@ def print_table(rows: list[dict]) -> None:
         print(f"| {setting} | " + " | ".join(cells + ends) + " |")
 
 
+def print_comparison(rows: list[dict], base: str = "default") -> None:
+    """Each setting against ``base``, over the classes and seeds that both have, with intervals of 95 %."""
+    of = {setting: [r for r in rows if r["setting"] == setting] for setting in dict.fromkeys(r["setting"] for r in rows)}
+    print(f"\n| against {base!r} | tokens | guide | judge | diversity, ratio | updates, ratio | seconds, ratio |\n" + "|-" * 7 + "|")
+    for setting, mine in of.items():
+        both = pairs(mine, of.get(base, []))
+        if setting != base and both:
+            cells = [difference(both, itemgetter(who)) for who in ("guide", "judge")]
+            cells += [ratio(both, lambda r, key=key: r.get(key)) for key in ("diversity", "updates", "seconds")]
+            print(f"| {setting} | {len(both)} | " + " | ".join(cells) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["default"])
@@ -144,6 +158,7 @@ def main() -> None:
                     file.write(json.dumps(row) + "\n")
                 print("{setting}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f} in {seconds} s".format(**row), flush=True)
     print_table(read(args.out))
+    print_comparison(read(args.out))
 
 
 if __name__ == "__main__":

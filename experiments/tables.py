@@ -1,6 +1,7 @@
 """The tables and the figure of ``classes.py``, from its rows; ``classes.py`` itself adds the sheets of pictures.
 
 python experiments/tables.py experiments/results/classes_12steps_seeds35_36.jsonl --figure results/classes.png
+python experiments/tables.py experiments/results/classes_8steps_part.jsonl --against experiments/results/classes_12steps_seeds35_36.jsonl
 """
 
 import argparse
@@ -15,10 +16,16 @@ from scipy.stats import binomtest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from experiments.paired import difference, pairs, ratio
 from outputs import write_image, write_lines
 
 WHO = ("guide", "judge")
 GOOD = {"guide": 0.90, "judge": 0.85}  # the least share of right images of a token that passes
+
+
+def read(*paths: Path) -> list[dict]:
+    """The rows of files."""
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
 def interval(right: int, of: int) -> str:
@@ -126,6 +133,42 @@ def summary(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def comparison(rows: list[dict], others: list[dict]) -> str:
+    """The tokens of two sets of rows that have class and training seed in common, and their paired differences."""
+    both = pairs(rows, others)
+    if not both:
+        return "no class and seed in common"
+    sides = list(zip(*both, strict=True))
+    lines = ["| what | first | second | difference or ratio, paired |", "|-|-|-|-|"]
+
+    def line(what: str, figure, told: str = "") -> None:
+        lines.append(f"| {what} | " + " | ".join(figure(side) for side in sides) + f" | {told} |")
+
+    line(f"tokens that pass, of {len(both)}", lambda g: str(sum(map(passes, g))))
+    for who in WHO:
+        line(
+            f"mean accuracy, {who}",
+            lambda g, who=who: average([share(r, who) for r in g]),
+            difference(both, lambda r, who=who: share(r, who)),
+        )
+    line(
+        "on the background asked for",
+        lambda g: average([r["token"]["on_background"] for r in g]),
+        difference(both, lambda r: r["token"]["on_background"]),
+    )
+    line("diversity over the precise phrase's, mean", lambda g: average([diversity(r) for r in g]), ratio(both, diversity))
+    for key in ("updates", "images", "seconds"):
+        line(
+            f"{key}, median / mean",
+            lambda g, key=key: " / ".join(f"{of(r['training'][key] for r in g):.0f}" for of in (median, mean)),
+            ratio(both, lambda r, key=key: r["training"][key]),
+        )
+    same = [pair for pair in both if pair[0]["training"]["updates"] == pair[1]["training"]["updates"]]
+    seconds = ratio(same, lambda r: r["training"]["seconds"])
+    lines.append(f"| seconds, where both took as many updates ({len(same)} tokens) | | | {seconds} |")
+    return "\n".join(lines)
+
+
 def figure(rows: list[dict], path: Path) -> None:
     """Accuracy without and with the token, class by class, by guide and judge; several seeds as several marks."""
     import matplotlib
@@ -198,8 +241,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path, nargs="+", help="files that classes.py wrote")
     parser.add_argument("--figure", type=Path, help="also draw the figure, to this file")
+    parser.add_argument("--against", type=Path, help="compare the tokens with those of the same classes and seeds in another such file")
     args = parser.parse_args()
-    rows = [json.loads(line) for path in args.rows for line in path.read_text().splitlines()]
+    rows = read(*args.rows)
+    if args.against:
+        print(comparison(rows, read(args.against)))
+        return
     show(rows)
     if args.figure:
         args.figure.parent.mkdir(parents=True, exist_ok=True)

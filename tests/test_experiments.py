@@ -10,7 +10,8 @@ from config import RunConfig
 from experiments import tables
 from experiments.classes import AMBIGUOUS, plan
 from experiments.measure import background
-from experiments.method import SETTINGS, TUNING_CLASSES, TUNING_SEEDS
+from experiments.method import SETTINGS, TUNING_CLASSES, TUNING_SEEDS, print_comparison
+from experiments.paired import difference, pairs, ratio
 from miniature.scenes import HUES, render
 from outputs import write_json, write_tensors
 from plan import make_plan
@@ -101,3 +102,31 @@ def test_a_learned_token_is_known_by_its_options_whatever_the_path_to_it(tmp_pat
     assert plan(AMBIGUOUS[0], 35, ".", ["--enough_validation_accuracy", "0"]).is_learned
     assert not plan(AMBIGUOUS[0], 35, ".", ["--relative_rate", "0.1"]).is_learned
     assert not plan(AMBIGUOUS[0], 36, ".", []).is_learned
+
+
+def test_only_tokens_of_the_same_class_and_seed_are_compared():
+    rows, others = [found(2, 90), found(4, 80), found(2, 70, seed=36)], [found(2, 80), found(2, 90, seed=37), found(6, 10)]
+    assert pairs(rows, others) == [(rows[0], others[0])]
+    assert "| tokens that pass, of 1 | 1 | 0 |" in tables.comparison(rows, others)
+    assert "| +0.100 |" in tables.comparison(rows, others)  # one token tells nothing of others
+    assert tables.comparison(rows[1:2], others) == "no class and seed in common"
+
+
+def test_an_interval_is_of_the_paired_differences():
+    """Tokens that differ much from each other, but each by about .05 from its twin."""
+    rows = [{"class_index": c, "seed": 35, "x": 0.1 * c + 0.05 + 0.001 * (c % 3)} for c in range(9)]
+    both = pairs(rows, [{"class_index": c, "seed": 35, "x": 0.1 * c} for c in range(9)])
+    assert difference(both, lambda r: r["x"]) == "+0.051 [+0.050, +0.052]"
+    doubled = [({"x": 2.0 * x}, {"x": x}) for x in (1.0, 5.0, 0.3)]
+    assert ratio([*doubled, ({"x": 0}, {"x": 3.0}), ({"x": None}, {"x": 3.0})], lambda r: r["x"]) == "2.00"
+    assert ratio([({"x": 0}, {"x": 0})], lambda r: r["x"]) == "–"
+
+
+def test_settings_are_compared_with_the_default_on_what_both_have(capsys):
+    row = {"class_index": 2, "guide": 0.9, "judge": 0.8, "diversity": 0.1, "updates": 10, "seconds": 20.0}
+    rows = [row | {"setting": "default", "seed": seed} for seed in (35, 36)]
+    rows.append(row | {"setting": "augment", "seed": 36, "guide": 1.0, "seconds": 30.0})
+    print_comparison([*rows, row | {"setting": "last", "seed": 37}])
+    told = capsys.readouterr().out
+    assert "| augment | 1 | +0.100 |" in told
+    assert told.rstrip().endswith("| 1.50 |")
