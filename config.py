@@ -244,6 +244,9 @@ class RunConfig:
     )
     validation_size: int = option(12, "seeds of the validation, fully sampled without gradient; used with --choose_by validation")
     confirm_size: int = option(36, "further validation seeds, drawn as long as the token can still end the training; all drawn count")
+    validation_guidance_end: float = option(
+        0.5, "a validation's images are drawn without guidance from this place on; 1: with it to the end"
+    )
     validate_every: int = option(10, "updates between two validations")
 
     # Evaluation and outputs.

@@ -41,6 +41,13 @@ def training_settings(config: RunConfig) -> SamplerSettings:
     return replace(sampler_settings(config), scheduler=scheduler, num_inference_steps=steps, tiny_vae=bool(config.tiny_vae))
 
 
+def validation_settings(config: RunConfig) -> SamplerSettings:
+    """How a validation's images are drawn: as training's, but without guidance once what they show is settled."""
+    settings = training_settings(config)
+    low, high = settings.guidance_interval
+    return replace(settings, guidance_interval=(low, min(high, config.validation_guidance_end)))
+
+
 class Task:
     """The class to learn, and how its images are drawn and scored.
 
@@ -55,7 +62,7 @@ class Task:
         self.batches, self.eval_batches = Batches(config.batch_size), Batches(config.eval_batch_size)
         self.kept_for, self.kept = (), {}  # the steps without gradient of the last update, where the next one shares them
         self.wrong = {}  # share of wrong images in the last validation, by prompt
-        self.settings = training_settings(config)
+        self.settings, self.validation_settings = training_settings(config), validation_settings(config)
         # Each stage's gradients, and the trajectory that they are taken on.
         self.stages = [
             (
@@ -160,7 +167,7 @@ class Task:
         prompts = [self.validation_prompts[i % len(self.validation_prompts)] for i in range(len(seeds))]
 
         def batch(chunk: slice) -> list[tuple[str, float, bool]]:
-            images = draw(self.token, prompts[chunk], seeds[chunk], self.settings)  # (B, 3, H, W)
+            images = draw(self.token, prompts[chunk], seeds[chunk], self.validation_settings)  # (B, 3, H, W)
             if seeds[chunk.start] == VALIDATION_BASE:
                 self.first_images = images[:FOLLOWED]
             losses, right = self.score(images)  # (B,) each

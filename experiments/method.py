@@ -53,6 +53,7 @@ SETTINGS = {
     "stop at .95": {"stop_validation_accuracy": 0.95},
     "validation of 6 first": {"validation_size": 6, "confirm_size": 42},
     **{f"trajectory of {updates} updates": {"reuse_trajectory": updates} for updates in (2, 4)},
+    "validation with guidance to the end": {"validation_guidance_end": 1.0},
     "guidance .1 to .8": {"guidance_interval": "0.1,0.8"},
 }
 

@@ -27,11 +27,13 @@ from outputs import write_lines
 from task import Task, sampler_settings
 
 WAYS = (0.6, 1.0)  # of the way from the start to the token
-EVALUATION = (None, 30)
-SAMPLERS = [EVALUATION, (None, 15), ("ddim", 12), *(("dpmsolver++", n) for n in (15, 12, 8, 6, 5))]
+# Scheduler, steps, and the place on the trajectory where guidance ends.
+EVALUATION = (None, 30, 1.0)
+SAMPLERS = [EVALUATION, (None, 15, 1.0), ("ddim", 12, 1.0), *(("dpmsolver++", n, 1.0) for n in (15, 12, 10, 8, 6, 5))]
+SAMPLERS += [("dpmsolver++", 12, end) for end in (0.75, 0.5, 0.25)]
 
 
-def verdicts_of(path: Path) -> list[dict]:
+def verdicts_of(path: Path, samplers: list[tuple]) -> list[dict]:
     """Rows of one token: by way and sampler the guide's verdicts, one for each seed, and seconds an image."""
     to, number = (torch.device("cpu"), torch.float32), int(read_origin(path)["class_index"])
     config = with_preset("default", {"model": "miniature", "eval_batch_size": 12})
@@ -42,47 +44,54 @@ def verdicts_of(path: Path) -> list[dict]:
     task, rows = Task(config, token, [Guide(guide, number - 1)], name), []
     for way in WAYS:
         token.load(start + way * (vectors - start))
-        for scheduler, steps in SAMPLERS:
-            task.settings = replace(sampler_settings(config), scheduler=scheduler, num_inference_steps=steps)
+        for scheduler, steps, end in samplers:
+            drawn = {"scheduler": scheduler, "num_inference_steps": steps, "guidance_interval": (0.0, end)}
+            task.validation_settings = replace(sampler_settings(config), **drawn)
             began = time.perf_counter()
             with torch.no_grad():
                 found = task.score_drawn(validation_seeds(config)[: config.validation_size])
             seconds = (time.perf_counter() - began) / len(found)
             right = [ok for _, _, ok in found]
-            rows.append({"class_index": number, "way": way, "sampler": [scheduler, steps], "right": right, "seconds": seconds})
+            rows.append({"class_index": number, "way": way, "sampler": [scheduler, steps, end], "right": right, "seconds": seconds})
     return rows
 
 
 def print_table(rows: list[dict]) -> None:
     """A line for each sampler: how often it gives the evaluation's verdict."""
-    base = {(r["class_index"], r["way"]): r for r in rows if tuple(r["sampler"]) == EVALUATION}
+    for r in rows:
+        r["sampler"] = (*r["sampler"], 1.0)[:3]  # older rows name scheduler and steps alone
+    base = {(r["class_index"], r["way"]): r for r in rows if r["sampler"] == EVALUATION}
     mixed = {key for key, r in base.items() if 0 < sum(r["right"]) < len(r["right"])}
-    print("| scheduler | steps | same verdict | ... of half-learned tokens | accuracy, mean difference | seconds, ratio |")
-    print("|-|-|-|-|-|-|")
+    print("| scheduler | steps | guidance to | same verdict | ... of half-learned tokens | accuracy, mean difference | seconds, ratio |")
+    print("|-|-|-|-|-|-|-|")
     for sampler in SAMPLERS:
-        mine = {(r["class_index"], r["way"]): r for r in rows if tuple(r["sampler"]) == sampler}
+        mine = {(r["class_index"], r["way"]): r for r in rows if r["sampler"] == sampler}
         if not mine:
             continue  # rows of an earlier list
         same = {k: mean(a == b for a, b in zip(r["right"], base[k]["right"], strict=True)) for k, r in mine.items()}
         difference = mean(mean(r["right"]) - mean(base[k]["right"]) for k, r in mine.items())
         cost = mean(r["seconds"] for r in mine.values()) / mean(r["seconds"] for r in base.values())
         hard = mean(same[k] for k in mixed) if mixed else float("nan")
-        print(f"| {sampler[0] or 'own (PNDM)'} | {sampler[1]} | {mean(same.values()):.3f} | {hard:.3f} | {difference:+.3f} | {cost:.2f} |")
+        named = f"{sampler[0] or 'own (PNDM)'} | {sampler[1]} | {sampler[2]}"
+        print(f"| {named} | {mean(same.values()):.3f} | {hard:.3f} | {difference:+.3f} | {cost:.2f} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokens", type=Path, nargs="+", help="files of the miniature's tokens, or one .jsonl to print the table of")
+    parser.add_argument("--steps", nargs="+", type=int, help="only DPM-Solver++ of these numbers of steps, beside the evaluation's sampler")
     parser.add_argument("--out", type=Path, default=Path("results/samplers.jsonl"))
     args = parser.parse_args()
     quiet_libraries()
-    rows = []
+    rows, samplers = [], SAMPLERS
+    if args.steps:
+        samplers = [EVALUATION, *(s for s in SAMPLERS if s[0] == "dpmsolver++" and s[1] in args.steps)]
     if args.tokens[0].suffix == ".jsonl":
         rows = [json.loads(line) for path in args.tokens for line in path.read_text().splitlines()]
     else:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         for path in args.tokens:
-            rows += verdicts_of(path)
+            rows += verdicts_of(path, samplers)
             write_lines(args.out, rows)
     print_table(rows)
 

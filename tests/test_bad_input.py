@@ -66,6 +66,7 @@ TABLE = [
     ([*MINI, *TRAIN, "--token_ema", "1"], "--token_ema: 1.0 was given; allowed is 0 or more, below 1"),
     ([*MINI, *TRAIN, "--attempt_patience", "0"], "--attempt_patience: 0 was given; allowed is 1 or more"),
     ([*MINI, *TRAIN, "--guidance_interval", "0.8,0.1"], "--guidance_interval: '0.8,0.1' was given; allowed are two numbers from 0 to 1"),
+    ([*MINI, *TRAIN, "--validation_guidance_end", "1.5"], "--validation_guidance_end: 1.5 was given; allowed is 0 to 1"),
     ([*MINI, *TRAIN, "--guidance_interval", "0.5"], "--guidance_interval: '0.5' was given; allowed are two numbers from 0 to 1"),
     ([*MINI, *TRAIN, "--reuse_trajectory", "0"], "--reuse_trajectory: 0 was given; allowed is 1 or more"),
     ([*MINI, *TRAIN, "--decode_batch_size", "0"], "--decode_batch_size: 0 was given; allowed is 1 or more"),
@@ -91,7 +92,7 @@ TABLE = [
     ([*MINI, *TRAIN, "--export_dataset", "-1"], "--export_dataset: -1 was given; allowed is 0 or more"),
     ([*MINI, *TRAIN, "--memory", "10gb"], "argument --memory: invalid choice: '10gb'"),
     ([*MINI, *TRAIN, "--noise_pool", "-1"], "--noise_pool: -1 was given; allowed is 0 or more"),
-    ([*MINI, *TRAIN, "--gradient_steps", "40", "--gradient_mode", "last"], "--gradient_steps: 40 was given; allowed is 1 to 8"),
+    ([*MINI, *TRAIN, "--gradient_steps", "40", "--gradient_mode", "last"], "--gradient_steps: 40 was given; allowed is 1 to 12"),
     ([*MINI, *TRAIN, "--mixed_precision", "fp16"], "--mixed_precision: 'fp16' was given on the CPU"),
     # Classifiers.
     ([*MINI, *TRAIN, "--classifier", "resnet"], "--classifier: 'resnet' was given; allowed is inet, cub, inat, miniature"),

@@ -56,6 +56,20 @@ def test_training_draws_with_its_own_sampler_and_evaluation_with_the_models(toke
     assert (sampler_settings(config).scheduler, sampler_settings(config).num_inference_steps) == (None, 4)
 
 
+@pytest.mark.parametrize(
+    ("interval", "end", "expected"), [("0,1", 0.5, (0, 0.5)), ("0.1,0.3", 0.5, (0.1, 0.3)), ("0.1,0.8", 1.0, (0.1, 0.8))]
+)
+def test_guidance_ends_sooner_in_a_validation_alone(token, guides, monkeypatch, interval, end, expected):
+    drawn = []
+    monkeypatch.setattr("task.draw", lambda token, prompts, seeds, settings: drawn.append(settings) or torch.rand(3, 3, 16, 16))
+    config = replace(CONFIG, guidance_interval=interval, validation_guidance_end=end)
+    task = Task(config, token, guides, "cat")
+    task.validate()
+    assert {s.guidance_interval for s in drawn} == {expected}
+    whole = sampler_settings(config).guidance_interval
+    assert {s.guidance_interval for _, s in task.stages} == {whole} == {tuple(float(x) for x in interval.split(","))}
+
+
 def test_most_of_the_validation_has_the_prompt_of_the_evaluation(token, guides, monkeypatch):
     prompts = []
     monkeypatch.setattr("task.draw", lambda token, drawn, seeds, settings: prompts.extend(drawn) or torch.rand(len(seeds), 3, 16, 16))
