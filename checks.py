@@ -7,7 +7,17 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from config import MAX_SEED, PICTURE_FOLDERS, SEED_RANGE, VALIDATION_BASE, RunConfig, UsageError, parse_interval, parse_stages
+from config import (
+    MAX_DATASET,
+    MAX_SEED,
+    NO_EXP_IDS,
+    SEED_RANGE,
+    VALIDATION_BASE,
+    RunConfig,
+    UsageError,
+    parse_interval,
+    parse_stages,
+)
 from hub import one_line
 
 
@@ -75,6 +85,7 @@ def validate(config: RunConfig) -> None:
     _need(config.num_vectors <= 32, "num_vectors", config.num_vectors, "1 to 32")
     _need(1 <= config.num_templates <= 3, "num_templates", config.num_templates, "1 to 3")
     _need(0 <= config.seed <= MAX_SEED, "seed", config.seed, f"0 to {MAX_SEED}")
+    _need(config.export_dataset <= MAX_DATASET, "export_dataset", config.export_dataset, f"at most {MAX_DATASET}")
     for name in ("test_size", "validation_size", "confirm_size"):
         _need(getattr(config, name) <= VALIDATION_BASE, name, getattr(config, name), f"at most {VALIDATION_BASE}")
     _need(
@@ -98,7 +109,7 @@ def validate(config: RunConfig) -> None:
         config.exp_id,
         "a short folder name of letters, digits, . _ and -",
     )
-    _need(config.exp_id not in PICTURE_FOLDERS, "exp_id", config.exp_id, f"another name than {', '.join(PICTURE_FOLDERS)}")
+    _need(config.exp_id not in NO_EXP_IDS, "exp_id", config.exp_id, f"another name than {', '.join(NO_EXP_IDS)}")
     _need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device) is not None, "device", config.device, "auto, cpu, cuda or cuda:N")
     _check_writable(config.output_path)
 
@@ -140,7 +151,7 @@ def read_prompts(path: str, flag: str) -> list[str]:
         UsageError: it cannot be read, or holds none.
     """
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--{flag}: {path!r} was given, which cannot be read ({one_line(error)})") from error
     prompts = [line for line in lines if line and not line.startswith("#")]

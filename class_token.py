@@ -4,6 +4,7 @@ The vectors are spliced into the text encoder's input embeddings by a small modu
 resized nor copied nor trained, so every other word keeps its embedding bit for bit.
 """
 
+import hashlib
 import math
 import re
 from contextlib import contextmanager
@@ -247,6 +248,11 @@ def read_origin(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (SafetensorError, OSError):
         return {}
+
+
+def fingerprint(vectors: torch.Tensor) -> str:
+    """A token's vectors (N, width) as a short text that no others have."""
+    return hashlib.sha256(vectors.detach().float().cpu().numpy().tobytes()).hexdigest()
 
 
 def read_token(path: Path) -> tuple[str, torch.Tensor]:

@@ -336,7 +336,10 @@ def find_python(source: Source, hub: Hub) -> Parts:
     module, _, function = source.place.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    make = getattr(importlib.import_module(module), function, None)
+    try:
+        make = getattr(importlib.import_module(module), function, None)
+    except (SyntaxError, NameError) as error:
+        raise ValueError(f"the module {module!r} does not import: {type(error).__name__}: {error}") from error
     if make is None:
         raise ValueError(f"the module {module!r} has no {function!r}; allowed is python:<module>:<function>")
     made = make()

@@ -323,6 +323,7 @@ PRESETS = {
 
 # A class's pictures of the default experiment; others have folders beside these, by their names.
 PICTURE_FOLDERS = ("train", "eval", "prompt")
+NO_EXP_IDS = (*PICTURE_FOLDERS, "eval.partial", "grid.png", "evolution.png")
 
 # Options that say how much memory and time are taken; they change a result by rounding only.
 MEMORY_OPTIONS = ("memory", "batch_size", "decode_batch_size", "eval_batch_size", "gradient_checkpointing", "compile")
@@ -336,9 +337,13 @@ NO_HYPERPARAMETERS = {
     *("output_path", "exp_id", "token_path", "export", "save_as_full_pipeline"),
 }
 
-# Seeds of the three uses never meet. Evaluation counts from 0, validation from half a million, training from a million on:
-# a million numbers for each --seed.
-VALIDATION_BASE, SEED_RANGE, MAX_SEED = 500_000, 1_000_000, 1_000_000_000
+# A data set of this many images has seeds enough, even where most are thrown away.
+MAX_DATASET = 10_000_000
+
+# Seeds of the four uses never meet. Evaluation counts from 0, validation from half a million, training from a million on, a million
+# numbers for each --seed, and data sets from behind the last of these to 2**32: torch's generator on the CPU takes no more bits.
+VALIDATION_BASE, SEED_RANGE, MAX_SEED = 500_000, 1_000_000, 4000
+DATASET_BASE, END_OF_SEEDS = SEED_RANGE * (MAX_SEED + 2), 2**32
 
 
 def turn(config: RunConfig, epoch: int) -> int:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from checks import read_prompts
-from class_token import TEMPLATES, ClassToken
+from class_token import TEMPLATES, ClassToken, fingerprint
 from classifiers import Classifier, Guide, finite
 from config import RunConfig, evaluation_seeds
 from memory import Batches, peak_bytes
@@ -115,7 +115,8 @@ class Seen:
 
 def shares(right: torch.Tensor, name: str) -> dict[str, Any]:
     """A share and its interval, of a row of verdicts (N,)."""
-    return {name: right.float().mean().item(), f"{name}_interval": interval(int(right.sum()), len(right))}
+    number = int(right.sum())
+    return {name: number / len(right), f"{name}_interval": interval(number, len(right))}
 
 
 class Arm:
@@ -195,7 +196,8 @@ def verdict(result: dict[str, Any]) -> str:
     parts.append(f"p={first['paired']['guide']['p_value']:.1g}")
     if first["diversity_ratio"] is not None:
         parts.append(f"diversity {first['diversity_ratio']:.2f}x")
-    fooled = accuracies["guide"] - accuracies.get("judge", accuracies["guide"]) > FOOLED
+    gap = accuracies["guide"] - accuracies.get("judge", accuracies["guide"])
+    fooled = round(gap, 9) > FOOLED  # .9 - .7 is a little more than .2
     warning = "; the token fools the guide: the judge does not see the class" if fooled else ""
     return f"{result['class_name']}: {', '.join(parts)}{warning}"
 
@@ -207,7 +209,7 @@ def compare(arms: dict[str, Arm], reference: torch.Tensor | None) -> dict[str, A
     pairs["judge"] = paired(with_token.by_judge.right, without.by_judge.right) if with_token.by_judge else None
     told = {arm: seen.figures(reference) for arm, seen in arms.items()}
     with_spread, without_spread = told["token"]["diversity"], told["baseline"]["diversity"]
-    ratio = with_spread / without_spread if with_spread and without_spread else None
+    ratio = with_spread / without_spread if with_spread is not None and without_spread else None
     return {"arms": told, "paired": pairs, "diversity_ratio": ratio}
 
 
@@ -265,6 +267,7 @@ def evaluate(
         "judge": None if config.judge == "none" else config.judge,
         "model": config.model,
         "token_path": config.token_path,
+        "token": fingerprint(token.vector),
         "test_size": config.test_size,
         "seeds": seeds,
         "options": options,
@@ -290,7 +293,8 @@ def evaluate(
         grids[images / "grid.png" if number > 1 else folder.grid] = framed(rows)
     result |= {"seconds": time.monotonic() - start, "peak_memory_gb": peak_bytes(token.models.device) / 1e9}
     result["verdict"] = verdict(result)
-    # Only now does the last evaluation go.
+    # Only now does the last evaluation go, its figures first: they must not stand beside other pictures.
+    folder.result.unlink(missing_ok=True)
     for path, picture in grids.items():
         write_image(path, picture)
     replace_folder(folder.unfinished_eval_images, folder.eval_images)

@@ -1,6 +1,5 @@
 """Draw with finished tokens: any prompts, and data sets with the verdicts beside each image."""
 
-import hashlib
 import json
 from dataclasses import asdict
 from functools import partial
@@ -9,16 +8,17 @@ from typing import Any
 
 import torch
 
-from class_token import TEMPLATES, ClassToken, fill
+from class_token import TEMPLATES, ClassToken, fill, fingerprint
 from classifiers import Guide
-from config import MAX_SEED, SEED_RANGE, RunConfig, UsageError, WorkError
+from config import DATASET_BASE, RunConfig, UsageError, WorkError
 from evaluate import SHOWN, batches
-from outputs import RunFolder, clear, grid, to_pil, write_image, write_json, write_lines
+from outputs import RunFolder, clear, grid, read_json, to_pil, write_image, write_json, write_lines
 from task import sampler_settings
 
-DATASET_BASE = 2 * SEED_RANGE * MAX_SEED  # seeds of data sets: beyond those of any training
 RECORD = "dataset.json"  # what a data set was made with
+FORMAT = 2  # of a data set's rows
 OTHER = "--export_dataset: {} was made with another token or other options; move it, or give another --exp_id"
+VERDICTS = {True: "right", False: "wrong"}
 TRIES = 20  # images drawn for each that is wanted before a token is given up
 
 
@@ -48,7 +48,7 @@ def generate(config: RunConfig, token: ClassToken, prompts: list[str], folder: R
 
 def made_with(config: RunConfig, token: ClassToken) -> dict[str, Any]:
     """What the images of a data set depend on."""
-    return {"token": hashlib.sha256(token.vector.detach().cpu().numpy().tobytes()).hexdigest()} | options_of(config)
+    return {"format": FORMAT, "token": fingerprint(token.vector)} | options_of(config)
 
 
 def options_of(config: RunConfig) -> dict[str, Any]:
@@ -70,24 +70,28 @@ def options_of(config: RunConfig) -> dict[str, Any]:
     return drawn | {name: getattr(config, name) for name in names}
 
 
-def check_dataset(config: RunConfig, folder: RunFolder) -> None:
-    """Check that a data set which is there may be added to, as far as that can be told without the token.
+def check_dataset(config: RunConfig, folder: RunFolder, vectors: torch.Tensor | None) -> None:
+    """Check that a data set which is there may be added to.
+
+    Args:
+        vectors: the token's (N, width); None where it is yet to be learned.
 
     Raises:
-        UsageError: it was made with other options.
+        UsageError: it was made with another token or other options.
     """
     record = folder.dataset / RECORD
     if config.export_dataset and record.exists():
-        then = {name: value for name, value in json.loads(record.read_text()).items() if name != "token"}
-        if then != json.loads(json.dumps(options_of(config))):
+        now = {"format": FORMAT, "token": None if vectors is None else fingerprint(vectors)} | options_of(config)
+        if read_json(record) != json.loads(json.dumps(now)):
             raise UsageError(OTHER.format(folder.dataset))
 
 
 class Dataset:
     """One class's folder of labelled images, as ``torchvision.datasets.ImageFolder`` and ``datasets`` read it.
 
-    ``metadata.jsonl`` has a row an image: file_name, prompt, seed, and whether guide and judge take it for the class;
-    ``thrown_away.jsonl`` the same of those that were not kept. A seed is used once, however often the folder is added to.
+    ``metadata.jsonl`` has a row an image: file_name, label, prompt, seed, and what guide and judge say: "right", "wrong", or of a judge
+    that does not know the class "unknown"; ``thrown_away.jsonl`` the same of those that were not kept. A seed is used once, however
+    often the folder is added to.
 
     Args:
         judge: None where there is none for this class.
@@ -99,10 +103,11 @@ class Dataset:
 
     def __init__(self, folder: Path, guides: list[Guide], judge: Guide | None, made_with: dict[str, Any]):
         record = folder / RECORD
-        if record.exists() and json.loads(record.read_text()) != made_with:
+        if record.exists() and read_json(record) != made_with:
             raise UsageError(OTHER.format(folder))
         write_json(record, made_with)
         self.folder, self.guides, self.judge = folder, guides, judge
+        self.label = guides[0].classifier.labels[guides[0].target]
         self.metadata, self.discard = folder / "metadata.jsonl", folder / "thrown_away.jsonl"
         self.rows, self.thrown = (
             [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else [] for path in (self.metadata, self.discard)
@@ -119,8 +124,9 @@ class Dataset:
         by_guide = torch.stack([g.classifier.look(images)[0].argmax(1).cpu() == g.target for g in self.guides]).all(0)  # (B,)
         by_judge = self.judge.classifier.look(images)[0].argmax(1).cpu() == self.judge.target if self.judge else None  # (B,)
         for i, seed in enumerate(seeds):
-            row = {"prompt": prompts[seed], "seed": seed, "guide": bool(by_guide[i]), "judge": bool(by_judge[i]) if self.judge else None}
-            if only_correct and not row["guide"]:
+            row = {"label": self.label, "prompt": prompts[seed], "seed": seed, "guide": VERDICTS[bool(by_guide[i])]}
+            row["judge"] = VERDICTS[bool(by_judge[i])] if self.judge else "unknown"
+            if only_correct and not by_guide[i]:
                 self.thrown.append(row)
                 continue
             name = f"{seed - DATASET_BASE:06d}.png"

@@ -15,7 +15,6 @@ from class_token import ClassToken
 from models import fresh_scheduler
 from sampler import SamplerSettings, Walk, alpha_bar_at, chunks, decode, draw_noise
 
-FURTHER_NOISE = 2**52  # from an image's seed to those of its further noises: beyond all that start an image
 # Images (b, 3, H, W) in [0, 1] and which of the batch they are, to the loss of each (b,) and whether it is right (b,).
 Score = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
@@ -103,7 +102,7 @@ def last_with_noises(walk: Walk, path: GradientPath, score: Score, weight: float
     latents = walk.reach(len(walk.timesteps))  # (B, C, h, w)
     a = alpha_bar_at(walk.scheduler, i, torch.promote_types(latents.dtype, torch.float32)).to(latents.device)
     for j in range(path.steps):
-        noise = draw_noise([seed + (j + 1) * FURTHER_NOISE for seed in walk.seeds], latents.shape[1:]).to(latents)  # (B, C, h, w)
+        noise = draw_noise(walk.seeds, latents.shape[1:], j + 1).to(latents)  # (B, C, h, w)
         model_input = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(latents.dtype)
         clean = walk.clean(i, model_input, walk.guided(i, model_input))  # (B, C, h, w)
         from_images, verdict = judge(walk, clean, score, weight / path.steps)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
 from config import PICTURE_FOLDERS, WorkError
@@ -34,7 +34,7 @@ class RunFolder:
         self.records = root / "pipeline_token" / class_name / exp_id
         self.token, self.config = self.records / "learned_embeds.safetensors", self.records / "config.json"
         self.partial_token = self.records / "learned_embeds.partial.safetensors"  # the best so far, while training runs
-        self.pipeline = self.records / "pipeline"
+        self.pipeline, self.web_ui = self.records / "pipeline", self.records / "a1111"
         self.log, self.result = self.records / "log.jsonl", self.records / "evaluation.json"
         # Experiments of one class do not mix their pictures; the default one has no folder of its own.
         images = root / "img" / class_name / ("" if exp_id == "default" else exp_id)
@@ -44,11 +44,12 @@ class RunFolder:
         self.dataset = root / ("dataset" if exp_id == "default" else f"dataset_{exp_id}") / class_name
         self.grid, self.evolution = images / "grid.png", images / "evolution.png"
 
-    def forget_evaluation(self) -> None:
-        """Remove an evaluation and its pictures, which are of another token now."""
-        for path in (self.result, self.grid):
+    def forget_token(self) -> None:
+        """Remove what was made of a token that another one replaces: how it was learned, its evaluation with the pictures, its exports."""
+        for path in (self.result, self.config, self.grid):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.eval_images, ignore_errors=True)
+        for folder in (self.eval_images, self.web_ui, self.pipeline):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _replace(path: Path, write) -> None:
@@ -85,6 +86,21 @@ def write_text(path: Path, text: str) -> None:
     _replace(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
+def read_json(path: Path) -> dict:
+    """An object that :func:`write_json` wrote.
+
+    Raises:
+        WorkError: it cannot be read, or holds no object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WorkError(f"{path}: cannot be read ({error}); remove or mend it") from error
+    if not isinstance(content, dict):
+        raise WorkError(f"{path}: holds no object; remove or mend it")
+    return content
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write an object as indented JSON."""
     _replace(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
@@ -118,7 +134,7 @@ def read_image(path: Path) -> torch.Tensor:
     """
     try:
         with Image.open(path) as picture:
-            pixels = np.array(picture.convert("RGB"))  # (H, W, 3)
+            pixels = np.array(ImageOps.exif_transpose(picture).convert("RGB"))  # (H, W, 3)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise WorkError(f"{path}: not a readable picture ({error})") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

@@ -24,7 +24,8 @@ class Shown:
 
 
 def fitting(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, shortened to ``width`` pixels."""
+    """The text in one line, shortened to ``width`` pixels."""
+    text = " ".join(text.split())
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "…", font) > width:

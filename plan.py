@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from checks import read_prompts, validate
-from config import MEMORY_OPTIONS, RunConfig, UsageError, number_or_name
+from config import MEMORY_OPTIONS, RunConfig, UsageError, WorkError, number_or_name
 from provenance import check_origin, is_learned
 
 # In a prompt {token} is the run's own token, {token:283} or {token:tiger cat} that of another class.
@@ -127,7 +127,7 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
     folder = RunFolder(config.output_path, class_folder(config.class_index, label), config.exp_id)
     check_origin(config, folder.token)
     saved = None if config.train and not (resume and is_learned(config, folder)) else find_token(config, folder)
-    check_dataset(config, folder)
+    check_dataset(config, folder, saved)
     vectors = config.num_vectors if saved is None else len(saved)
     others = {placeholder: token_of_class(config, other, first[other - 1]) for placeholder, other in mentioned.items()}
     if config.evaluate:
@@ -181,10 +181,15 @@ def prompts_to_draw(config: RunConfig, class_name: str, find: Callable[[str], in
     def word(match: re.Match) -> str:
         if not match[1]:
             return config.placeholder_token
-        number = find(match[1])
+        try:
+            number = find(match[1])
+        except UsageError as error:
+            raise UsageError(f"{match[0]} in a prompt: {error}".replace("--class_index: ", "")) from None
         if number == config.class_index:
             return config.placeholder_token
         placeholder = f"classtoken{number}"
+        if placeholder == config.placeholder_token:
+            raise UsageError(f"--placeholder_token: {placeholder!r} was given, which stands for {match[0]} in prompts; give another")
         others[placeholder] = number
         return placeholder
 
@@ -220,7 +225,7 @@ def make_plans(config: RunConfig) -> tuple[list[Plan], list[str]]:
     for i in numbers:
         try:
             plans.append(make_plan(replace(config, class_index=i), resume=True, like=plans[0] if plans else None))
-        except UsageError as error:
+        except (UsageError, WorkError) as error:
             wrong.append(f"class {i} ({labels[i - 1]}): {error}")
     if not plans:
         raise UsageError(f"no class can be done; {wrong[0]}")

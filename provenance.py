@@ -24,22 +24,27 @@ def is_learned(config: RunConfig, folder) -> bool:
     """
     if not (folder.token.exists() and folder.config.exists()):
         return False
-    now, then = asdict(config), asdict(RunConfig()) | OFF | json.loads(folder.config.read_text())["config"]
+    from outputs import read_json
+
+    now, then = asdict(config), asdict(RunConfig()) | OFF | read_json(folder.config)["config"]
     free = NO_HYPERPARAMETERS - {"class_index", "model", "revision", "classifier", "placeholder_token", "prompt_name"}
     free |= {"num_inference_steps"} if config.training_steps else set()
     return all(now[k] == then[k] for k in now if k not in free)
 
 
 def is_evaluated(plan) -> bool:
-    """Whether the evaluation on disk is of this token, and of these options."""
+    """Whether the evaluation on disk is of this token, and of these options, and its pictures are there."""
+    from class_token import fingerprint
     from evaluate import templates_of
+    from outputs import read_json
 
-    path = plan.folder.result
-    if not path.exists() or path.stat().st_mtime < plan.folder.token.stat().st_mtime:
+    folder = plan.folder
+    if not all(path.exists() for path in (folder.result, folder.grid, folder.eval_images)):
         return False
-    result = json.loads(path.read_text())
+    result = read_json(folder.result)
     templates = [prompt["template"] for prompt in result.get("prompts", [])]
-    return result.get("options") == evaluation_options(plan.config) and templates == templates_of(plan.config)
+    is_of_token = result.get("token") == fingerprint(plan.saved)
+    return is_of_token and result.get("options") == evaluation_options(plan.config) and templates == templates_of(plan.config)
 
 
 def evaluation_options(config: RunConfig) -> dict[str, Any]:
@@ -74,7 +79,9 @@ def changed_settings(plan) -> list[str]:
         return other_origin(plan.config, Path(plan.config.token_path))
     if plan.config.train or not plan.folder.config.exists():
         return []
-    then, now = json.loads(plan.folder.config.read_text())["config"], asdict(plan.config)
+    from outputs import read_json
+
+    then, now = read_json(plan.folder.config)["config"], asdict(plan.config)
     names = ("revision", "scheduler", "prompt_name", "initializer_token", "num_inference_steps", "guidance_scale")
     names += ("guidance_interval", "height", "width")
     return [f"{n} {then[n]} -> {now[n]}" for n in names if n in then and then[n] != now[n]]

@@ -6,7 +6,6 @@ The table sorts, the figures have intervals, and every picture is in the file.
 import base64
 import html
 import io
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from config import WorkError
-from outputs import write_text
+from outputs import read_json, write_text
 
 PLOT_ROWS = 120  # classes in the plot at most; the table has all
 PICTURE_WIDTH = 1200  # pixels
@@ -29,14 +28,14 @@ def evaluations(output_path: Path) -> list[dict[str, Any]]:
     """
     found = []
     for path in sorted((output_path / "pipeline_token").glob("*/*/evaluation.json")):
-        result = json.loads(path.read_text())
+        result = read_json(path)
         if "prompts" not in result or "verdict" not in result:
             raise WorkError(f"{path}: was written by another version; evaluate that class again, or move it away")
         name, exp_id = path.parts[-3:-1]
         images = output_path / "img" / name / ("" if exp_id == "default" else exp_id)
         training = path.with_name("config.json")
         result |= {"folder": name, "exp_id": exp_id, "grid": images / "grid.png", "evolution": images / "evolution.png"}
-        result["training"] = json.loads(training.read_text()) if training.exists() and not result["token_path"] else {}
+        result["training"] = read_json(training) if training.exists() and not result["token_path"] else {}
         found.append(result)
     if not found:
         raise WorkError(f"there is no evaluation below {output_path}; make one with --evaluate True")
@@ -75,7 +74,7 @@ def plot(results: list[dict[str, Any]]) -> str:
             axes.errorbar(share, at, xerr=[low, high], fmt="o", color=colour, capsize=3, label=f"with the token, {who}")
     before = [r["prompts"][0]["arms"]["baseline"]["guide"]["accuracy"] for r in shown]
     axes.plot(before, range(len(shown)), "x", color="#c8372d", label="without, guide")
-    axes.set_yticks(range(len(shown)), [title_of(r)[:40] for r in shown])
+    axes.set_yticks(range(len(shown)), [title_of(r)[:40] for r in shown], parse_math=False)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("share of images that are right, with intervals of 95 %")

@@ -10,8 +10,8 @@ python run.py --classifier cub --list_classes True                              
 
 import argparse
 import copy
-import json
 import sys
+import traceback
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,9 +72,11 @@ def run(plans: list[Plan], sweep: bool) -> int:
         try:
             with told_out_of_memory(plan):
                 carry_out(plan, bench, resume=sweep)
-        except (WorkError, UsageError) as error:
+        except Exception as error:
             if not sweep:
                 raise
+            if not isinstance(error, (WorkError, UsageError, OSError)):
+                traceback.print_exc()  # a fault of the program, which the other classes need not have
             print(f"run.py: failed: class {plan.config.class_index} ({plan.label}): {error}", file=sys.stderr, flush=True)
             failed += 1
     return failed
@@ -187,9 +189,10 @@ def carry_out(plan: Plan, bench: Bench, resume: bool) -> None:
     elif config.evaluate:
         print(f"evaluated already: {folder.result}")
     if config.evaluate:
+        from outputs import read_json
         from summary import replace_row, row_of
 
-        row = row_of(json.loads(folder.result.read_text()), folder, config.exp_id)
+        row = row_of(read_json(folder.result), folder, config.exp_id)
         print(f"summary: {replace_row(config.output_path, row)}")
     for placeholder, vectors in plan.others.items():
         token.join(placeholder, vectors)
@@ -238,13 +241,12 @@ def learn(plan: Plan, token, guides: list) -> None:
         "images": training.images,
         "seconds": round(training.seconds, 2),
     }
-    folder.config.unlink(missing_ok=True)  # an earlier token's options must not stand beside this one's vector
+    # What was made of an earlier token would pass for this one's.
+    remove_row(config.output_path, config.class_index, plan.label, config.exp_id)
+    folder.forget_token()
     write_tensors(folder.token, token_tensors(token), origin(plan))
     write_json(folder.config, {"config": asdict(config), "class_name": plan.label, "classifier": config.classifier, "training": outcome})
     folder.partial_token.unlink(missing_ok=True)
-    # An earlier token's evaluation would pass for this one's.
-    folder.forget_evaluation()
-    remove_row(config.output_path, config.class_index, plan.label, config.exp_id)
     print("training: {updates} updates, kept the token after {kept_after_updates}, stopped by {stopped_by}, {seconds} s".format(**outcome))
     print(f"token: {folder.token}\ntraining images: {folder.train_images}")
 
@@ -258,7 +260,7 @@ def export(plan: Plan, token) -> None:
     from export import write_pipeline, write_web_ui
 
     if config.export:
-        path = folder.records / config.export / f"{config.placeholder_token}.safetensors"
+        path = folder.web_ui / f"{config.placeholder_token}.safetensors"
         write_web_ui(path, token, origin(plan) if config.train else read_origin(Path(config.token_path or folder.token)))
         print(f"for AUTOMATIC1111 and ComfyUI: {path}")
     if config.save_as_full_pipeline:
@@ -322,7 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 2
-    except WorkError as error:
+    except (WorkError, OSError) as error:
         print(f"run.py: failed: {error}", file=sys.stderr)
         return 1
 

@@ -35,9 +35,18 @@ class SamplerSettings:
     tiny_vae: bool = False
 
 
-def draw_noise(seeds: list[int], shape: tuple[int, int, int]) -> torch.Tensor:
-    """Standard normal noise (B, *shape), float32 on the CPU; each image's follows from its own seed only."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])  # (B, C, h, w)
+def draw_noise(seeds: list[int], shape: tuple[int, int, int], number: int = 0) -> torch.Tensor:
+    """Standard normal noise (B, *shape), float32 on the CPU; each image's follows from its own seed only.
+
+    Args:
+        seeds: below 2**32: of larger ones torch's generator on the CPU takes the last 32 bits, and two would give one noise.
+        number: which of the noises that a seed's stream holds; the first, 0, is what an image begins from.
+    """
+    noises = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        noises.append([torch.randn(shape, generator=generator) for _ in range(number + 1)][-1])
+    return torch.stack(noises)  # (B, C, h, w)
 
 
 def guided_noise_pred(unet, latents, timestep, cond, uncond, guidance_scale: float, recompute: bool = False) -> torch.Tensor:

@@ -2,12 +2,11 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from config import UsageError
-from outputs import RunFolder, write_text
+from outputs import RunFolder, read_json, write_text
 
 COLUMNS = (
     *("class_index", "class_name", "exp_id", "model", "classifier", "judge", "test_size"),
@@ -27,16 +26,24 @@ def read(output_path: str) -> list[dict[str, str]]:
     """The rows; none where there is no summary yet.
 
     Raises:
-        UsageError: it has other columns, as those of another version have.
+        UsageError: it cannot be read, or has other columns, as those of another version have, or rows that do not fit them.
     """
     path = path_of(output_path)
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UsageError(f"--output_path: {path} has other columns than this version writes; move it away, or give another folder")
-        return list(reader)
+    advice = "move it away, or give another folder"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), tuple(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"--output_path: {path} cannot be read ({error}); {advice}") from error
+    if columns != COLUMNS:
+        raise UsageError(f"--output_path: {path} has other columns than this version writes; {advice}")
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values() or not row["class_index"].isdecimal():
+            raise UsageError(f"--output_path: row {number} of {path} does not fit its columns; mend it, {advice}")
+    return rows
 
 
 def row_of(result: dict[str, Any], folder: RunFolder, exp_id: str) -> dict[str, Any]:
@@ -51,8 +58,8 @@ def row_of(result: dict[str, Any], folder: RunFolder, exp_id: str) -> dict[str, 
             row |= {f"{who}_low": low, f"{who}_high": high}
     row |= {"p_value": first["paired"]["guide"]["p_value"], "diversity_ratio": first["diversity_ratio"]}
     if folder.config.exists() and not result["token_path"]:
-        training = json.loads(folder.config.read_text())["training"]
-        row |= {key: training[key] for key in ("updates", "images", "stopped_by")} | {"training_seconds": training["seconds"]}
+        training = read_json(folder.config).get("training", {})
+        row |= {key: training.get(key) for key in ("updates", "images", "stopped_by")} | {"training_seconds": training.get("seconds")}
     return row | {"evaluation_seconds": round(result["seconds"], 2)}
 
 

@@ -116,7 +116,16 @@ TABLE = [
     ([*MINI, *TRAIN, "--prompt", "bat " * 30], "takes 32 tokens; allowed are at most 24"),
     ([*MINI, *TRAIN, "--num_vectors", "20"], "tokens; allowed are at most 24"),
     ([*MINI, *TRAIN, "--num_vectors", "0"], "--num_vectors: 0 was given; allowed is 1 or more"),
-    ([*MINI, *TRAIN, "--seed", "99999999999999"], "--seed: 99999999999999 was given; allowed is 0 to 1000000000"),
+    (
+        [*MINI, *TRAIN, "--exp_id", "eval.partial"],
+        "--exp_id: 'eval.partial' was given; allowed is another name than train, eval",
+    ),
+    ([*MINI, *TRAIN, "--prompt", "a {token:0}"], "{token:0} in a prompt: 0 was given; allowed is 1 to 44"),
+    (
+        [*MINI, *TRAIN, "--prompt", "a {token:9}", "--placeholder_token", "classtoken9"],
+        "--placeholder_token: 'classtoken9' was given, which stands for {token:9}",
+    ),
+    ([*MINI, *TRAIN, "--seed", "99999999999999"], "--seed: 99999999999999 was given; allowed is 0 to 4000"),
     # Tokens on disk.
     ([*MINI, *EVALUATE], "there is no token at"),
     ([*MINI, *EVALUATE, "--token_path", "{tmp}/none.safetensors"], "--token_path: there is no token at"),

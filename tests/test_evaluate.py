@@ -1,18 +1,21 @@
 """Scoring: the right class by the right classifier, and what is made of it."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from conftest import tiny_classifier, tiny_models, tiny_tokenizer
+from PIL import Image
 
 from class_token import ClassToken
 from classifiers import Classifier, Guide
 from config import RunConfig, UsageError, WorkError
-from evaluate import Arm, Seen, arm_prompts, evaluate, verdicts
+from evaluate import Arm, Seen, arm_prompts, compare, evaluate, shares, verdict, verdicts
 from memory import Batches
-from outputs import RunFolder, to_pil
+from outputs import RunFolder, read_image, to_pil
+from pictures import Shown, framed
 from scores import distances, interval, mcnemar, paired, spread
 from similarity import TextSimilarity
 
@@ -34,7 +37,7 @@ def test_accuracy_is_the_share_of_images_given_to_the_class():
     expected = verdicts(classifier, images, 9) == 2
     assert torch.equal(right, expected)
     assert torch.equal(seen.right, expected)
-    assert seen.figures()["accuracy"] == expected.float().mean().item()
+    assert seen.figures()["accuracy"] == int(expected.sum()) / 9
     assert seen.figures()["probability"] == pytest.approx(classifier.logits(images).softmax(1)[:, 2].mean().item())
 
 
@@ -65,6 +68,55 @@ def test_a_token_that_only_its_guide_likes_is_called_out(tmp_path):
     agreed = evaluate(config, token, [certain(0)], certain(0), "cat", folder)
     assert "fools" not in agreed["verdict"]
     assert agreed["verdict"].startswith("cat: guide 1.00 -> 1.00 [0.44, 1.00], judge 1.00 -> 1.00 [0.44, 1.00], p=1")
+
+
+@pytest.mark.parametrize("number", [10, 100])
+def test_a_gap_of_just_twenty_points_is_not_called_out_however_it_is_rounded(number):
+    def line(guide: int, judge: int) -> str:
+        token = {who: shares(torch.arange(number) < right, "accuracy") for who, right in (("guide", guide), ("judge", judge))}
+        first = {"arms": {"token": token, "baseline": token}, "paired": {"guide": {"p_value": 1.0}}, "diversity_ratio": None}
+        return verdict({"class_name": "cat", "prompts": [first]})
+
+    fifth = number // 5
+    for guide in range(fifth, number + 1):
+        assert "fools" not in line(guide, guide - fifth)
+        assert guide == fifth or "fools" in line(guide, guide - fifth - 1)
+
+
+def test_a_token_that_draws_one_image_only_has_no_diversity_at_all():
+    arms = {"token": Arm("newclas cat", [certain(0)], None), "baseline": Arm("a cat", [certain(0)], None)}
+    arms["token"].look(torch.ones(3, 3, 8, 8))
+    arms["baseline"].look(torch.rand(3, 3, 8, 8))
+    arms["baseline"].by_guide[0].features = torch.eye(3)
+    assert compare(arms, None)["diversity_ratio"] == pytest.approx(0, abs=1e-6)
+    assert compare(arms, None)["diversity_ratio"] is not None
+
+
+def test_figures_never_stand_beside_pictures_of_another_evaluation(tmp_path, monkeypatch):
+    token, folder = ClassToken(tiny_models(), "newclas", "a"), RunFolder(str(tmp_path), "c", "e")
+    config = RunConfig(class_index=1, evaluate=True, num_inference_steps=2, test_size=2, classifier="g")
+    evaluate(config, token, [certain(0)], None, "cat", folder)
+
+    def no_space(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("evaluate.replace_folder", no_space)
+    with pytest.raises(OSError, match="no space"):
+        evaluate(config, token, [certain(1)], None, "cat", folder)
+    assert not folder.result.exists()
+
+
+def test_a_label_of_two_lines_is_framed_as_one():
+    shown = Shown(torch.rand(3, 8, 8), True, "tiger\ncat")
+    assert framed({"without:\na photo": [shown]}).tobytes() == framed({"without: a photo": [replace(shown, label="tiger cat")]}).tobytes()
+
+
+def test_photos_are_read_as_they_are_seen(tmp_path):
+    """A camera that was turned says so beside the pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter to the right
+    Image.new("RGB", (40, 20)).save(tmp_path / "photo.jpg", exif=exif)
+    assert read_image(tmp_path / "photo.jpg").shape == (3, 40, 20)
 
 
 def test_an_image_is_right_where_every_guide_says_so():

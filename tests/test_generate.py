@@ -1,6 +1,7 @@
 """Finished tokens at work: prompts, several tokens in one, data sets."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from PIL import Image
 
 from class_token import ClassToken
 from classifiers import Guide
-from config import RunConfig, UsageError, WorkError, training_seeds
-from generate import DATASET_BASE, Dataset, generate, made_with
+from config import DATASET_BASE, END_OF_SEEDS, MAX_DATASET, MAX_SEED, SEED_RANGE, RunConfig, UsageError, WorkError, training_seeds
+from generate import TRIES, Dataset, check_dataset, generate, made_with
 from outputs import RunFolder
 from plan import prompts_to_draw
 from sampler import SamplerSettings, draw
@@ -64,7 +65,9 @@ def test_a_data_set_is_added_to_and_no_seed_comes_twice(token, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
     assert [r["seed"] - DATASET_BASE for r in rows] == [0, 1, 2, 3, 4]
     assert {r["file_name"] for r in rows} == {p.name for p in tmp_path.glob("*.png")}
-    assert set(rows[0]) == {"file_name", "prompt", "seed", "guide", "judge"}
+    assert set(rows[0]) == {"file_name", "label", "prompt", "seed", "guide", "judge"}
+    assert rows[0]["label"] == tiny_classifier().labels[0]
+    assert {r[who] for r in rows for who in ("guide", "judge")} <= {"right", "wrong"}
     # Training's prompts in turn, by the seed: batch size and interruptions change none.
     prompts = ["A photo of", "a high resolution realistic image of", "A close-up photo of"]
     assert [r["prompt"] for r in rows] == [f"{prompts[i % 3]} newclas cat" for i in range(5)]
@@ -82,8 +85,29 @@ def test_a_data_set_of_another_token_is_not_added_to(token, tmp_path):
 
 
 def test_data_sets_and_training_share_no_seed():
-    last = training_seeds(RunConfig(seed=1_000_000_000), 100_000)[-1]
-    assert last < DATASET_BASE
+    last = SEED_RANGE * (2 + MAX_SEED) - 1  # of the last --seed; the number of images is bounded
+    assert training_seeds(RunConfig(seed=MAX_SEED), 100_000)[-1] < last < DATASET_BASE
+    assert DATASET_BASE + TRIES * MAX_DATASET < END_OF_SEEDS
+
+
+def test_a_data_set_without_a_judge_has_columns_of_the_same_kind(token, tmp_path):
+    """A null column beside one of truth values keeps `datasets` from reading two classes together."""
+    Dataset(tmp_path, [Guide(tiny_classifier(), 0)], None, {}).fill(
+        RunConfig(num_inference_steps=2, eval_batch_size=1, export_dataset=1), token, "cat"
+    )
+    (row,) = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert row["judge"] == "unknown"
+
+
+def test_a_data_set_that_may_not_be_added_to_is_refused_before_anything_is_learned(token, tmp_path):
+    folder, config = RunFolder(str(tmp_path), "c", "e"), replace(CONFIG, export_dataset=3)
+    check_dataset(config, folder, None)  # there is none
+    Dataset(folder.dataset, [Guide(tiny_classifier(), 0)], None, made_with(config, token))
+    check_dataset(config, folder, token.vector)
+    for vectors in (None, token.vector + 1):  # yet to be learned, or another one
+        with pytest.raises(UsageError, match="was made with another token or other options"):
+            check_dataset(config, folder, vectors)
+    check_dataset(CONFIG, folder, None)  # none is asked for
 
 
 def test_only_images_that_the_guide_accepts_are_kept(token, tmp_path):

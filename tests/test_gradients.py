@@ -94,6 +94,15 @@ def guided(token, model_input, t, uncond, scale):
     return uncond + scale * (token.models.unet(model_input, t, token.encode(PROMPTS)).sample - uncond)
 
 
+def test_the_noises_of_the_last_step_are_all_different(token, monkeypatch):
+    """And none is the one that the image began from: torch takes the last 32 bits of a seed, so a far one may be the same."""
+    used = []
+    monkeypatch.setattr("gradients.draw_noise", lambda *args: used.append(draw_noise(*args)) or used[-1])
+    token_gradients(token, PROMPTS, SEEDS, SETTINGS, GradientPath("lv", 3), score, 1.0)
+    assert len({noise.double().sum().item() for noise in used}) == len(used) == 4
+    assert torch.equal(used[0], draw_noise(SEEDS, used[0].shape[1:]))
+
+
 def plain_loss(token, path, frozen):
     """The summed loss as a function of the token's vector alone, written without the code under test."""
     (rows, final, done), models, total = frozen, token.models, 0.0
@@ -112,7 +121,7 @@ def plain_loss(token, path, frozen):
     if path.mode == "lv":
         t, a = done.timesteps[-1], a_of[-1]
         for j in range(path.steps):
-            noise = draw_noise([seed + (j + 1) * 2**52 for seed in SEEDS], final.shape[1:]).double()
+            noise = draw_noise(SEEDS, final.shape[1:], j + 1).double()
             x = a.sqrt() * final + (1 - a).sqrt() * noise
             with torch.no_grad():
                 uncond = models.unet(x, t, token.encode(["", ""])).sample

@@ -51,9 +51,21 @@ def test_the_page_stands_alone_and_escapes_labels(results):
 def test_there_is_nothing_to_report_or_it_is_of_another_version(tmp_path, results):
     with pytest.raises(WorkError, match="there is no evaluation below"):
         write_report(tmp_path / "nowhere")
-    (results / "pipeline_token" / "0002" / "default" / "evaluation.json").write_text('{"accuracy_token": 1}')
+    broken = results / "pipeline_token" / "0002" / "default" / "evaluation.json"
+    broken.write_text('{"accuracy_token": 1}')
     with pytest.raises(WorkError, match="was written by another version"):
         write_report(results)
+    for text in ("", "[1]"):
+        broken.write_text(text)
+        with pytest.raises(WorkError, match="0002/default/evaluation.json: .* remove or mend it"):
+            write_report(results)
+
+
+def test_labels_are_no_formulas(results):
+    folder = RunFolder(str(results), "0003", "default")
+    folder.records.mkdir(parents=True)
+    folder.result.write_text(json.dumps(result(3, "coin, $_$", 0.5)))
+    assert "coin, $_$" in write_report(results).read_text()
 
 
 def test_rows_of_the_summary_are_replaced_by_class_and_experiment(tmp_path):
@@ -71,6 +83,29 @@ def test_rows_of_the_summary_are_replaced_by_class_and_experiment(tmp_path):
     with pytest.raises(UsageError, match="has other columns than this version writes; move it away"):
         replace_row(str(tmp_path), rows[0])
     assert (tmp_path / "summary.csv").read_text() == "class,accuracy\n1,0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b"x,y\n", "row 1 of .*summary.csv does not fit its columns"),
+        (b"1" + b"," * 40 + b"\n", "row 1 of .*summary.csv does not fit its columns"),
+        ("1,Käse\n".encode("latin-1"), "summary.csv cannot be read"),
+    ],
+)
+def test_a_summary_that_somebody_edited_badly_is_one_line(tmp_path, written, said):
+    (tmp_path / "summary.csv").write_bytes(",".join(COLUMNS).encode() + b"\n" + written)
+    with pytest.raises(UsageError, match=said):
+        read(str(tmp_path))
+
+
+def test_a_training_of_which_little_is_known_has_a_row(tmp_path):
+    folder = RunFolder(str(tmp_path), "c", "e")
+    folder.records.mkdir(parents=True)
+    folder.config.write_text(json.dumps({"config": {}, "training": {"updates": 3}}))
+    replace_row(str(tmp_path), row_of(result(2, "bat", 0.5), folder, "e"))
+    (row,) = read(str(tmp_path))
+    assert (row["updates"], row["images"], row["training_seconds"]) == ("3", "", "")
 
 
 @pytest.mark.browser

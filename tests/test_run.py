@@ -2,16 +2,19 @@
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from config import RunConfig
+from config import RunConfig, with_preset
 from outputs import RunFolder
-from provenance import is_learned
-from run import main
+from plan import make_plan
+from provenance import is_evaluated, is_learned
+from run import build_parser, main
 
 MINI = ["--model", "miniature"]
 SHORT = [
@@ -200,10 +203,12 @@ def test_an_inpainting_model_is_refused_before_it_is_loaded(tmp_path, capsys):
 
 def test_a_token_learned_anew_loses_the_figures_of_the_one_before(tmp_path):
     argv = [*QUICK, "--class_index", "2", "--train", "True", "--max_epochs", "1", "--test_size", "1", "--output_path", str(tmp_path)]
-    assert main([*argv, "--evaluate", "True"]) == 0
+    assert main([*argv, "--evaluate", "True", "--export", "a1111"]) == 0
     images = tmp_path / "img" / "0002_bat_cricket_bat"
     assert (images / "grid.png").exists()
+    assert (records(tmp_path) / "a1111" / "newclas.safetensors").exists()
     assert main([*argv, "--seed", "36"]) == 0
+    assert not (records(tmp_path) / "a1111").exists()
     assert list(csv.DictReader((tmp_path / "summary.csv").open())) == []
     assert not any(path.exists() for path in (images / "grid.png", images / "eval", records(tmp_path) / "evaluation.json"))
 
@@ -214,6 +219,55 @@ def test_a_sweep_of_one_class_leaves_out_what_is_there(trained, capsys):
     capsys.readouterr()
     assert main(argv) == 0
     assert "evaluated already: " in capsys.readouterr().out
+
+
+def test_an_evaluation_passes_for_that_of_its_own_token_and_options_alone(trained, tmp_path):
+    """Whatever the files' times say: copies from elsewhere keep theirs."""
+    shutil.copytree(trained, tmp_path / "r")
+    argv = [*QUICK, "--class_index", "2", "--evaluate", "True", "--output_path", str(tmp_path / "r")]
+    assert main(argv) == 0
+    given = vars(build_parser().parse_args(argv))
+    plan = make_plan(with_preset(given.pop("preset"), given))
+    assert is_evaluated(plan)
+    assert not is_evaluated(replace(plan, config=replace(plan.config, num_inference_steps=5)))
+    assert not is_evaluated(replace(plan, saved=plan.saved + 1e-6))
+    plan.folder.grid.unlink()
+    assert not is_evaluated(plan)
+
+
+@pytest.mark.parametrize("broken", ["{", "disk"])
+def test_one_class_that_breaks_keeps_no_other_from_being_done(trained, tmp_path, monkeypatch, capsys, broken):
+    import evaluate
+
+    shutil.copytree(trained, tmp_path / "r")
+    for number, name in ((1, "0001_bat_fruit_bat"), (3, "0003_mouse_field_mouse")):
+        folder = RunFolder(str(tmp_path / "r"), name, "default")
+        folder.records.mkdir(parents=True)
+        tensors = load_file(records(trained) / "learned_embeds.safetensors") if number else {}
+        save_file(tensors, folder.token)
+    if broken == "{":
+        folder = RunFolder(str(tmp_path / "r"), "0001_bat_fruit_bat", "default")
+        for path in (folder.grid, folder.result, folder.eval_images / "x.png"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{")
+    else:
+        whole = evaluate.write_json
+        monkeypatch.setattr("evaluate.write_json", lambda path, _: 1 / 0 if "fruit" in str(path) else whole(path, _))
+    argv = [*QUICK, "--class_index", "all", "--evaluate", "True", "--output_path", str(tmp_path / "r")]
+    assert main(argv) == 1
+    said = capsys.readouterr()
+    assert "run.py: failed: class 1 (bat, fruit bat): " in said.err
+    assert ("ZeroDivisionError" in said.err) == (broken == "disk")
+    assert "mouse, field mouse: guide" in said.out
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("outputs.save_file", full)
+    assert main([*QUICK, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "run.py: failed: [Errno 28] No space left on device"
 
 
 def test_more_steps_for_the_evaluation_are_no_reason_to_learn_again(trained):
