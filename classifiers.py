@@ -338,11 +338,11 @@ def find_python(source: Source, hub: Hub) -> Parts:
         sys.path.insert(0, str(Path.cwd()))
     try:
         make = getattr(importlib.import_module(module), function, None)
+        made = make() if make else None
     except (SyntaxError, NameError) as error:
-        raise ValueError(f"the module {module!r} does not import: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     if make is None:
         raise ValueError(f"the module {module!r} has no {function!r}; allowed is python:<module>:<function>")
-    made = make()
     if not isinstance(made, Classifier):
         raise ValueError(f"it returned a {type(made).__name__}; allowed is a classifiers.Classifier")
     return Parts(made.labels, lambda: (made.model, made.recipe))

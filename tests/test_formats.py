@@ -145,6 +145,9 @@ def make():
 
 def bare():
     return torch.nn.Identity()
+
+def mistaken():
+    return no_such_name
 """
 
 
@@ -152,7 +155,11 @@ def test_ones_own_function_is_a_classifier(saved, tmp_path, monkeypatch, capsys)
     (tmp_path / "my_classifier.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert run(saved, tmp_path / "r", "sd1", "python:my_classifier:make")["classifier"] == "python:my_classifier:make"
-    for function, message in (("bare", "it returned a Identity"), ("none", "has no 'none'")):
+    for function, message in (
+        ("bare", "it returned a Identity"),
+        ("none", "has no 'none'"),
+        ("mistaken", "NameError: name 'no_such_name'"),
+    ):
         assert (
             main(["--model", saved("sd1"), "--classifier", f"python:my_classifier:{function}", "--class_index", "1", "--train", "True"])
             == 2

@@ -29,7 +29,8 @@ def test_several_prompts_have_a_folder_each(token, tmp_path):
 
 def test_prompts_name_tokens_of_other_classes(tmp_path):
     file = tmp_path / "p.txt"
-    file.write_text("{token} {class} and {token:7} bat\n# a comment\n\n{token:house cat}, {token:3}\n")
+    text = "# Windows marks the beginning\n{token} {class} and {token:7} bat\n# a comment\n\n{token:house cat}, {token:3}\n"
+    file.write_text(text, encoding="utf-8-sig")
     config = RunConfig(class_index=3, prompt="a {token:7}", prompts_file=str(file))
     prompts, others = prompts_to_draw(config, "cat", {"7": 7, "house cat": 24, "3": 3}.get)
     assert prompts == ["a classtoken7", "newclas cat and classtoken7 bat", "classtoken24, newclas"]
