@@ -78,8 +78,8 @@ class RunConfig:
     # What to do.
     class_index: int | str = option(
         0,
-        "class to learn or to use: number, from 1 as in the paper (283: ImageNet's tiger cat), or name; all: one after the other (without "
-        "--train True those that have a token); what was learned with the same options is not learned again",
+        "class to learn or to use: number, from 1 as in the paper (283: ImageNet's tiger cat), or name; several as in 283,285-287, or all "
+        "(without --train True those that have a token): of these what was learned with the same options is not learned again; required",
         parse=number_or_name,
     )
     train: bool = option(False, "learn the class token and save it")
@@ -177,7 +177,7 @@ class RunConfig:
     # The gradient.
     gradient_mode: str = option(
         "jump",
-        "jump: predict the clean image at early steps; skip: the finished image, straight to chosen steps; last: through the last steps; "
+        "jump: predict the clean image at chosen steps; skip: the finished image, straight to chosen steps; last: through the last steps; "
         "random: through up to that many; lv: the last step with several noises",
         ("jump", "skip", "last", "random", "lv"),
     )

@@ -12,6 +12,7 @@ from config import MEMORY_OPTIONS, RunConfig, UsageError, WorkError, number_or_n
 from provenance import check_origin, is_learned
 
 # In a prompt {token} is the run's own token, {token:283} or {token:tiger cat} that of another class.
+SEVERAL = re.compile(r"\d+-\d+|\d+(-\d+)?(,\d+(-\d+)?)+")  # classes by their numbers
 MENTION = re.compile(r"\{token(?::([^{}]+))?\}")
 
 
@@ -30,7 +31,7 @@ class Plan:
     device: Any  # torch.device
     dtype: Any  # torch.dtype
     saved: Any  # the vectors (N, width) found on disk, None with --train
-    memory: float  # bytes that the chosen --memory takes, about
+    size: Any  # architecture.Size: what memory goes by
     labels: dict[str, list[str]]  # of the guides and, where there is something to judge, of the judge
     to_draw: tuple[str, ...] = ()  # prompts for images, filled in
     others: dict[str, Any] = field(default_factory=dict)  # placeholder -> vectors of tokens of other classes in those prompts
@@ -88,14 +89,14 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
     validate(config)
     if not like:
         check_inputs(config)
-    from architecture import SD_1_4, relative_size
+    from architecture import relative_size, size_of_sd_1_4
     from class_token import TEMPLATES, check_apart, fill
     from classifiers import read_labels, targets_of
     from evaluate import arm_prompts, templates_of
     from generate import check_dataset
     from hub import quiet_libraries
     from labels import find_class, match_label, prompt_class_name
-    from memory import SETTINGS, estimate, with_memory
+    from memory import with_memory
     from models import check_source, is_local, resolve_device, resolve_dtype
     from outputs import RunFolder, class_folder
 
@@ -137,16 +138,16 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
     checked = [*prompts, *to_draw, *(to_evaluate if config.evaluate else ())]
     check_apart(config.placeholder_token, checked)
     if like:
-        config, takes = replace(config, **{name: getattr(like.config, name) for name in MEMORY_OPTIONS}), like.memory
+        config, size = replace(config, **{name: getattr(like.config, name) for name in MEMORY_OPTIONS}), like.size
     else:
         check_against_model(config, hub, checked, saved, vectors, others)
-        # A dry run fetches nothing; what the hub has is taken to be a Stable Diffusion at its own size.
-        size = relative_size(config.model, config.height, config.width, hub) if is_local(config.model) or not config.dry_run else SD_1_4
+        # A dry run fetches nothing; what the hub has is taken to be SD 1.4.
+        measure = relative_size if is_local(config.model) or not config.dry_run else size_of_sd_1_4
+        size = measure(config.model, config.height, config.width, hub)
         config = with_memory(config, size, device, dtype)
-        takes = estimate(SETTINGS[config.memory], size, device, dtype, config.trains_with_tiny_vae)
     guides = dict(zip(names, targets, strict=True))
     return Plan(
-        config, guides, judge, known, label, class_name, tuple(prompts), folder, device, dtype, saved, takes, labels, tuple(to_draw), others
+        config, guides, judge, known, label, class_name, tuple(prompts), folder, device, dtype, saved, size, labels, tuple(to_draw), others
     )
 
 
@@ -198,25 +199,48 @@ def prompts_to_draw(config: RunConfig, class_name: str, find: Callable[[str], in
     return [MENTION.sub(word, prompt).replace("{class}", class_name) for prompt in given], others
 
 
-def make_plans(config: RunConfig) -> tuple[list[Plan], list[str]]:
-    """The plans of all classes that the options ask for: of one, or of all that the first guide knows; and what is wrong with the others.
+def is_sweep(config: RunConfig) -> bool:
+    """Whether several classes are asked for, or all: what is there already is then left out, and one that fails does not end the run."""
+    return config.class_index == "all" or SEVERAL.fullmatch(str(config.class_index)) is not None
 
-    Of all classes those without a token are left out where none is to be learned.
+
+def numbers_of(class_index: str, most: int) -> list[int]:
+    """The classes of "3,5-7": 3, 5, 6 and 7.
+
+    Raises:
+        UsageError: there are no more than ``most``, or a range runs backwards.
+    """
+    found = []
+    for part in class_index.split(","):
+        first, _, last = part.partition("-")
+        numbers = range(int(first), int(last or first) + 1)
+        if not (numbers and numbers[0] >= 1 and numbers[-1] <= most):
+            raise UsageError(f"--class_index: {part!r} of {class_index!r} was given; allowed is 1 to {most}, the smaller first")
+        found += numbers
+    return list(dict.fromkeys(found))
+
+
+def make_plans(config: RunConfig) -> tuple[list[Plan], list[str]]:
+    """The plans of all classes that the options ask for, by the first guide's numbers; and what is wrong with the others.
+
+    Of "all" those without a token are left out where none is to be learned.
 
     Raises:
         UsageError: whatever is wrong and can be told before weights are loaded, with one class, or with every one.
     """
-    if config.class_index != "all":
+    if not is_sweep(config):
         return [make_plan(config)], []
     from classifiers import read_labels
     from outputs import RunFolder, class_folder
 
     for name in ("token_path", "reference_images", "prompt_name"):
         if getattr(config, name):
-            raise UsageError(f"--{name}: {getattr(config, name)!r} was given with --class_index all; allowed is one class")
+            raise UsageError(f"--{name}: {getattr(config, name)!r} was given with --class_index {config.class_index}; allowed is one class")
     labels = read_labels(guides_of(config)[0], hub=hub_of(config))
     folders = [RunFolder(config.output_path, class_folder(i, label), config.exp_id) for i, label in enumerate(labels, start=1)]
     numbers = [i for i, folder in enumerate(folders, start=1) if config.train or folder.token.exists()]
+    if config.class_index != "all":
+        numbers = numbers_of(config.class_index, len(labels))
     if not numbers:
         raise UsageError(
             f"--class_index: 'all' was given, but there is no token below {config.output_path}; add --train True to learn them"
@@ -287,7 +311,8 @@ def find_token(config: RunConfig, folder):
 
     path = Path(config.token_path) if config.token_path else folder.token
     if not path.is_file():
-        learn = "" if config.token_path else f"; learn it with --class_index {config.class_index} --train True"
+        options = "this command's model, classifier, --preset and --exp_id"
+        learn = "" if config.token_path else f"; learn it with --class_index {config.class_index} --train True, and {options}"
         raise UsageError(f"--{'token_path' if config.token_path else 'train'}: there is no token at {path}{learn}")
     if folder.token.exists() and path.resolve() != folder.token.resolve():
         raise UsageError(f"--token_path: {path} was given, but a token of this class and experiment is there; give another --exp_id")
@@ -309,8 +334,15 @@ def token_of_class(config: RunConfig, number: int, label: str) -> Any:
 
 def describe(plan: Plan) -> str:
     """The resolved configuration and the plan as JSON."""
-    from memory import checkpointed
+    import torch
 
+    from memory import SETTINGS, checkpointed, estimate
+
+    setting, tiny_vae = SETTINGS[plan.config.memory], plan.config.trains_with_tiny_vae
+    memory = f"about {estimate(setting, plan.size, plan.device, plan.dtype, tiny_vae) / 1e9:.1f} GB for an update of five images"
+    if plan.device.type == "cpu":
+        on_gpu = estimate(setting, plan.size, torch.device("cuda"), torch.float16, tiny_vae)
+        memory += f", in half precision on a GPU {on_gpu / 1e9:.1f} GB,"
     steps = [verb for verb in ("train", "evaluate") if getattr(plan.config, verb)] + ["generate"] * bool(plan.to_draw)
     steps += ["export data set"] * bool(plan.config.export_dataset)
     steps += [f"export {plan.config.export}"] * bool(plan.config.export) + ["save pipeline"] * plan.config.save_as_full_pipeline
@@ -325,7 +357,7 @@ def describe(plan: Plan) -> str:
         "device": str(plan.device),
         "precision": str(plan.dtype),
         "checkpointed": checkpointed(plan.config),
-        "memory": f"about {plan.memory / 1e9:.1f} GB for an update of five images with --memory {plan.config.memory}",
+        "memory": f"{memory} with --memory {plan.config.memory}",
         "token": str(plan.folder.token),
         "images": str(plan.folder.eval_images),
     }

@@ -22,7 +22,7 @@ from typing import get_args
 
 from checks import validate
 from config import PRESETS, RunConfig, UsageError, WorkError, with_preset
-from plan import Plan, describe, guides_of, hub_of, make_plans, works
+from plan import Plan, describe, guides_of, hub_of, is_sweep, make_plans, works
 from provenance import changed_settings, evaluation_options, is_evaluated, origin
 
 
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=PRESETS, default="default", help="set of options to start from; flags given beside it win")
     for f in fields(RunConfig):
         kind = next(t for t in get_args(f.type) if t is not types.NoneType) if isinstance(f.type, types.UnionType) else f.type
-        shown = "" if f.default is None else f" (default: {f.default})"
+        shown = "" if f.default is None or f.name == "class_index" else f" (default: {f.default})"
         kind = f.metadata["parse"] or (boolean if kind is bool else kind)
         parser.add_argument(
             f"--{f.name}", type=kind, choices=f.metadata["choices"], default=argparse.SUPPRESS, help=f.metadata["help"] + shown
@@ -60,7 +60,7 @@ def run(plans: list[Plan], sweep: bool) -> int:
     """Do what the plans say, one class after the other, with models that are loaded once; returns how many classes failed.
 
     Args:
-        sweep: they are all classes: what is there already is left out, and one that fails does not end the run.
+        sweep: what is there already is left out, and a class that fails does not end the run.
 
     Raises:
         UsageError, WorkError: in one line what was wrong; of a sweep, what keeps all classes from being done.
@@ -315,7 +315,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"run.py: failed: {line}", file=sys.stderr)
             if config.dry_run:
                 print("\n".join(describe(plan) for plan in plans))
-            failed = len(wrong) + (0 if config.dry_run else run(plans, config.class_index == "all"))
+            failed = len(wrong) + (0 if config.dry_run else run(plans, is_sweep(config)))
         else:
             validate(config)
         if config.report and not config.dry_run:
