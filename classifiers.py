@@ -51,6 +51,7 @@ CLASSIFIERS = {
     ),
     "miniature": Source("timm", str(MINIATURE / "guide"), "miniature-judge"),
     "miniature-judge": Source("timm", str(MINIATURE / "judge")),
+    "miniature-judge2": Source("timm", str(MINIATURE / "judge2")),  # tells who is right where the other two part
 }
 
 

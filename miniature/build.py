@@ -1,4 +1,4 @@
-"""Build the miniature from nothing: tokenizer, VAE, UNet with text encoder and its calibration, guide, judge, and the folder that ships.
+"""Build the miniature from nothing: tokenizer, VAE, UNet with text encoder and its calibration, guide, judges, and the folder that ships.
 
     python -m miniature.build                       # every stage that is not done yet, on CUDA if there is one
     python -m miniature.build --stage unet          # one stage; an interrupted one goes on from its checkpoint
@@ -25,9 +25,10 @@ STAGES = {
     "calibrate": "calibrated_unet",
     "guide": "guide",
     "judge": "judge",
+    "judge2": "judge2",
     "export": None,
 }
-NEEDS = {"unet": ("tokenizer", "vae"), "calibrate": ("unet",), "guide": ("vae",), "judge": ("vae",)}
+NEEDS = {"unet": ("tokenizer", "vae"), "calibrate": ("unet",), "guide": ("vae",), "judge": ("vae",), "judge2": ("vae",)}
 RENDERS = 60_000  # captioned training scenes
 
 

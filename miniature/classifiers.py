@@ -1,8 +1,8 @@
-"""Stages ``guide`` and ``judge``: two small timm classifiers of the world's classes, of different families.
+"""Stages ``guide``, ``judge`` and ``judge2``: small timm classifiers of the world's classes, of different families.
 
-The guide's gradient trains tokens; the judge only ever evaluates. Both must know a class as the VAE and the UNet draw
-it, so half of what they see went through the VAE, part of it with noise on the latents, and colours, sharpness and
-noise vary beyond what renders do.
+The guide's gradient trains tokens; the judge only ever evaluates; the second judge tells who is right where these two part.
+All must know a class as the VAE and the UNet draw it, so half of what they see went through the VAE, part of it with noise on
+the latents, and colours, sharpness and noise vary beyond what renders do.
 """
 
 from pathlib import Path
@@ -17,11 +17,13 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from miniature.scenes import CLASSES, SIZE
 from miniature.training import Trainee, renders, to_tensor
+from models import MINIATURE
 
 # Architecture and its arguments as timm takes them, learning rate, seed.
 CLASSIFIERS = {
     "guide": ("resnet10t", {"channels": (32, 64, 128, 192)}, 2e-3, 2),
     "judge": ("xcit_nano_12_p8_224", {"depth": 4, "img_size": SIZE}, 1e-3, 3),
+    "judge2": ("convnext_atto", {"depths": (2, 2, 2, 2), "dims": (32, 64, 96, 128), "patch_size": 2}, 2e-3, 5),
 }
 STEPS, BATCH, LABELLED_RENDERS = 1200, 64, 44 * 500
 LATENT_NOISE = 0.3  # greatest standard deviation of the noise on scaled latents; theirs is 1
@@ -33,7 +35,7 @@ def reconstructions(vae: AutoencoderKL, images, noise: float, device: torch.devi
     """Renders through the VAE, (N, 64, 64, 3) uint8; half of them with Gaussian noise on the latents of up to ``noise``."""
     out, rng = np.empty(images.shape, np.uint8), torch.Generator().manual_seed(4)
     for start in range(0, len(images), 200):
-        with torch.autocast(device.type, torch.bfloat16, enabled=noise > 0):
+        with torch.autocast(device.type, torch.bfloat16, enabled=noise > 0 and device.type == "cuda"):
             latents = vae.encode(to_tensor(images[start : start + 200], device)).latent_dist.mode()  # (B, 4, 16, 16)
             sigma = (torch.rand(len(latents), 1, 1, 1, generator=rng) * 2 - 1).clamp(min=0) * noise
             disturbance = sigma * torch.randn(latents.shape, generator=rng) / vae.config.scaling_factor
@@ -72,13 +74,17 @@ def accuracy(model: torch.nn.Module, images, labels, device: torch.device) -> fl
 
 
 def train(name: str, work: Path, device: torch.device, steps: int | None) -> None:
-    """Train the guide or the judge; writes ``<work>/<name>/`` in timm's hub layout."""
+    """Train one of the classifiers; writes ``<work>/<name>/`` in timm's hub layout.
+
+    Where ``work`` has no VAE it takes the one that ships.
+    """
     architecture, model_args, lr, seed = CLASSIFIERS[name]
     torch.manual_seed(seed)
     images, *_, labels = renders(work, "train", LABELLED_RENDERS, labelled=True)
     held_out, *_, held_labels = renders(work, "validation", 44 * 20, labelled=True)
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
-    cache = work / "vae" / "reconstructed.npy"  # beside the VAE: a new one makes new reconstructions
+    folder = work / "vae" if (work / "vae").exists() else MINIATURE / "model" / "vae"
+    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
+    cache = (folder if folder.parent == work else work) / "reconstructed.npy"  # beside the VAE: a new one makes new reconstructions
     if not cache.exists():
         np.save(cache.with_suffix(".tmp.npy"), reconstructions(vae, images, LATENT_NOISE, device))
         cache.with_suffix(".tmp.npy").rename(cache)
@@ -93,7 +99,7 @@ def train(name: str, work: Path, device: torch.device, steps: int | None) -> Non
         through_vae = torch.rand(BATCH, generator=rng).numpy() < 0.5
         batch = np.where(through_vae[:, None, None, None], sources[1][pick], sources[0][pick])
         model.train()
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(augment(to_tensor(batch, device), rng)).float()  # (B, 44)
         loss = F.cross_entropy(logits, torch.as_tensor(labels[pick]).to(device), label_smoothing=0.05)
         trainee.update(loss)

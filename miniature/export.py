@@ -8,13 +8,14 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from miniature.classifiers import CLASSIFIERS
 from miniature.unet import SCHEDULER
 from outputs import rename_text_weights
 
 
 def export(work: Path, out: Path) -> None:
-    """Gather the stages' results: ``<out>/model`` (a pipeline), ``<out>/guide`` and ``<out>/judge`` (timm folders)."""
-    parts = ("vae", "text_encoder", "tokenizer", "calibrated_unet", "guide", "judge")
+    """Gather the stages' results: ``<out>/model`` (a pipeline), and the classifiers beside it (timm folders)."""
+    parts = ("vae", "text_encoder", "tokenizer", "calibrated_unet", *CLASSIFIERS)
     missing = [name for name in parts if not (work / name).exists()]
     if missing:
         raise SystemExit(f"export: {work} has no {', '.join(missing)}; run those stages first")
@@ -38,7 +39,7 @@ def export(work: Path, out: Path) -> None:
     config_path = temporary / "model" / "text_encoder" / "config.json"
     config = json.loads(config_path.read_text())
     config_path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
-    for name in ("guide", "judge"):
+    for name in CLASSIFIERS:
         shutil.copytree(work / name, temporary / name)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)

@@ -187,7 +187,7 @@ def test_the_stock_pipeline_draws_our_image_bit_for_bit(token):
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["miniature", "miniature-judge"])
+@pytest.mark.parametrize("name", ["miniature", "miniature-judge", "miniature-judge2"])
 def test_guide_and_judge_know_unseen_renders(name):
     classifier = load_classifier(name, CPU, torch.float32)
     scenes = [render("test", 2_000_000 + i, count=1, class_index=i % len(CLASSES)) for i in range(5 * len(CLASSES))]
@@ -213,7 +213,7 @@ def test_redoing_a_stage_drops_what_was_made_from_it(tmp_path):
         if folder:
             (tmp_path / folder).mkdir()
     drop("unet", tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"tokenizer", "vae", "guide", "judge"}
+    assert {p.name for p in tmp_path.iterdir()} == {"tokenizer", "vae", "guide", "judge", "judge2"}
     drop("vae", tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"tokenizer"}
 

@@ -1,0 +1,69 @@
+"""Where guide and judge part: what a third classifier, of another family, says of the same images, and how they look.
+
+    python experiments/arbiter.py results/classes/pipeline_token/0020_*/*/learned_embeds.safetensors --out results/arbiter
+
+The images are those of ``measure.py``. A picture of those on which guide and judge differ is written for each token.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from class_token import TEMPLATES, fill, read_origin
+from classifiers import load_classifier
+from evaluate import verdicts
+from experiments.measure import Bench
+from hub import quiet_libraries
+from outputs import write_image, write_lines
+from pictures import Shown, framed
+
+WHO = ("guide", "judge", "judge2")
+SHOWN = 8  # images in a row of a picture
+
+
+def look(path: Path) -> tuple[dict, dict[str, list[Shown]]]:
+    """How many of a token's images each classifier takes for its class, and with whom the third is where guide and judge part.
+
+    Returns:
+        the figures; and the first images on which they part, in a row for each classifier, with its verdict.
+    """
+    bench = Bench(int(read_origin(path)["class_index"]), path)
+    images = bench.draw(fill(TEMPLATES[0], bench.word, bench.class_name))  # (N, 3, 64, 64)
+    third = load_classifier("miniature-judge2", torch.device("cpu"), torch.float32)
+    said = {who: verdicts(c, images, 50) for who, c in zip(WHO, (bench.guide, bench.judge, third), strict=True)}  # (N,) each
+    right = {who: labels == bench.target for who, labels in said.items()}
+    parted = right["guide"] != right["judge"]  # (N,)
+    row = {"class_index": bench.target + 1, "token": str(path), "images": len(images)}
+    row |= {who: int(of.sum()) for who, of in right.items()} | {"parted": int(parted.sum())}
+    row |= {f"judge2_with_{who}": int((right["judge2"] == right[who])[parted].sum()) for who in WHO[:2]}
+    first, names = parted.nonzero()[:SHOWN, 0].tolist(), bench.guide.labels
+    shown = {f"what the {who} sees": [Shown(images[i], bool(right[who][i]), names[said[who][i]]) for i in first] for who in WHO}
+    return row, shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tokens", type=Path, nargs="+", help="files of the miniature's tokens")
+    parser.add_argument("--out", type=Path, default=Path("results/arbiter"), help="folder for rows and pictures")
+    args = parser.parse_args()
+    quiet_libraries()
+    rows = []
+    print("| class | token | guide | judge | second judge | guide and judge part on | second judge with the guide | with the judge |")
+    print("|-" * 8 + "|")
+    for path in args.tokens:
+        row, shown = look(path)
+        rows.append(row)
+        write_lines(args.out / "rows.jsonl", rows)
+        if row["parted"]:
+            write_image(args.out / f"{path.parent.parent.name}-{path.parent.name}.png", framed(shown))
+        shares = " | ".join(f"{row[who] / row['images']:.2f}" for who in WHO)
+        told = f"{row['parted']} | {row['judge2_with_guide']} | {row['judge2_with_judge']}"
+        print(f"| {row['class_index']} | {path.parent.name} | {shares} | {told} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
