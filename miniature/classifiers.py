@@ -19,13 +19,13 @@ from miniature.scenes import CLASSES, SIZE
 from miniature.training import Trainee, renders, to_tensor
 from models import MINIATURE
 
-# Architecture and its arguments as timm takes them, learning rate, seed.
+# Architecture and its arguments as timm takes them, learning rate, seed, updates.
 CLASSIFIERS = {
-    "guide": ("resnet10t", {"channels": (32, 64, 128, 192)}, 2e-3, 2),
-    "judge": ("xcit_nano_12_p8_224", {"depth": 4, "img_size": SIZE}, 1e-3, 3),
-    "judge2": ("convnext_atto", {"depths": (2, 2, 2, 2), "dims": (32, 64, 96, 128), "patch_size": 2}, 2e-3, 5),
+    "guide": ("resnet10t", {"channels": (32, 64, 128, 192)}, 2e-3, 2, 1200),
+    "judge": ("xcit_nano_12_p8_224", {"depth": 4, "img_size": SIZE}, 1e-3, 3, 1200),
+    "judge2": ("convnext_atto", {"depths": (2, 2, 2, 2), "dims": (32, 64, 96, 128), "patch_size": 2}, 2e-3, 5, 2400),
 }
-STEPS, BATCH, LABELLED_RENDERS = 1200, 64, 44 * 500
+BATCH, LABELLED_RENDERS = 64, 44 * 500
 LATENT_NOISE = 0.3  # greatest standard deviation of the noise on scaled latents; theirs is 1
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -78,7 +78,7 @@ def train(name: str, work: Path, device: torch.device, steps: int | None) -> Non
 
     Where ``work`` has no VAE it takes the one that ships.
     """
-    architecture, model_args, lr, seed = CLASSIFIERS[name]
+    architecture, model_args, lr, seed, updates = CLASSIFIERS[name]
     torch.manual_seed(seed)
     images, *_, labels = renders(work, "train", LABELLED_RENDERS, labelled=True)
     held_out, *_, held_labels = renders(work, "validation", 44 * 20, labelled=True)
@@ -91,7 +91,7 @@ def train(name: str, work: Path, device: torch.device, steps: int | None) -> Non
     sources = (images, np.load(cache, mmap_mode="r"))
     held_decoded = reconstructions(vae, held_out, 0.0, device)
     model = timm.create_model(architecture, num_classes=len(CLASSES), **model_args).to(device)
-    trainee = Trainee({name: model}, work, name, [(steps or STEPS, lr)])
+    trainee = Trainee({name: model}, work, name, [(steps or updates, lr)])
     trainee.resume()
     while trainee.step < trainee.steps:
         rng = torch.Generator().manual_seed(1000 * seed + trainee.step)
