@@ -126,7 +126,7 @@ def test_settings_are_compared_with_the_default_on_what_both_have(capsys):
     row = {"class_index": 2, "guide": 0.9, "judge": 0.8, "diversity": 0.1, "updates": 10, "seconds": 20.0}
     rows = [row | {"setting": "default", "seed": seed} for seed in (35, 36)]
     rows.append(row | {"setting": "augment", "seed": 36, "guide": 1.0, "seconds": 30.0})
-    print_comparison([*rows, row | {"setting": "last", "seed": 37}])
+    print_comparison([*rows, row | {"setting": "last", "seed": 37}], "default")
     told = capsys.readouterr().out
     assert "| augment | 1 | +0.100 |" in told
     assert told.rstrip().endswith("| 1.50 |")
