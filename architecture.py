@@ -54,11 +54,6 @@ def relative_size(name: str, height: int | None, width: int | None, hub: Hub = L
     return Size(h * w / (64 * 64) * channels, channels**2)
 
 
-def size_of_sd_1_4(name: str, height: int | None, width: int | None, hub: Hub = LOCAL) -> Size:
-    """The size of SD 1.4's images, and of the model, as :func:`relative_size` tells them; nothing is fetched."""
-    return Size((height or 512) * (width or 512) / 512**2, 1.0)
-
-
 def check_sampling(
     name: str,
     height: int | None,

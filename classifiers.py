@@ -337,13 +337,10 @@ def find_python(source: Source, hub: Hub) -> Parts:
     module, _, function = source.place.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    try:
-        make = getattr(importlib.import_module(module), function, None)
-        made = make() if make else None
-    except (SyntaxError, NameError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+    make = getattr(importlib.import_module(module), function, None)
     if make is None:
         raise ValueError(f"the module {module!r} has no {function!r}; allowed is python:<module>:<function>")
+    made = make()
     if not isinstance(made, Classifier):
         raise ValueError(f"it returned a {type(made).__name__}; allowed is a classifiers.Classifier")
     return Parts(made.labels, lambda: (made.model, made.recipe))
@@ -352,8 +349,9 @@ def find_python(source: Source, hub: Hub) -> Parts:
 LOADERS = {"timm": find_timm, "hf": find_hf, "vit-mae": find_vit_mae, "python": find_python}
 
 
-# What the libraries raise on configurations and weights that are not as they expect.
+# What the libraries raise on configurations and weights that are not as they expect, and one's own module where it is mistaken.
 FOREIGN_ERRORS = (OSError, RuntimeError, ValueError, KeyError, ImportError, TypeError, AttributeError, AssertionError)
+FOREIGN_ERRORS += (NameError, SyntaxError)
 
 
 @cache

@@ -96,6 +96,7 @@ class DiffusionModels:
 
 
 def vae_scale_factor(vae_config) -> int:
+    """Pixels per latent along each side, from a VAE's configuration."""
     return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 

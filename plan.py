@@ -89,15 +89,13 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
     validate(config)
     if not like:
         check_inputs(config)
-    from architecture import relative_size, size_of_sd_1_4
     from class_token import TEMPLATES, check_apart, fill
     from classifiers import read_labels, targets_of
-    from evaluate import arm_prompts, templates_of
     from generate import check_dataset
     from hub import quiet_libraries
     from labels import find_class, match_label, prompt_class_name
     from memory import with_memory
-    from models import check_source, is_local, resolve_device, resolve_dtype
+    from models import check_source, resolve_device, resolve_dtype
     from outputs import RunFolder, class_folder
 
     quiet_libraries()
@@ -131,19 +129,13 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
     check_dataset(config, folder, saved)
     vectors = config.num_vectors if saved is None else len(saved)
     others = {placeholder: token_of_class(config, other, first[other - 1]) for placeholder, other in mentioned.items()}
-    if config.evaluate:
-        to_evaluate = [prompt for template in templates_of(config) for prompt in arm_prompts(config, template, class_name).values()]
-        if any("{token:" in prompt for prompt in to_evaluate):
-            raise UsageError(f"--eval_prompts: {config.eval_prompts!r} names another class's token; allowed are {{token}} and {{class}}")
-    checked = [*prompts, *to_draw, *(to_evaluate if config.evaluate else ())]
+    checked = [*prompts, *to_draw, *prompts_to_evaluate(config, class_name)]
     check_apart(config.placeholder_token, checked)
     if like:
         config, size = replace(config, **{name: getattr(like.config, name) for name in MEMORY_OPTIONS}), like.size
     else:
         check_against_model(config, hub, checked, saved, vectors, others)
-        # A dry run fetches nothing; what the hub has is taken to be SD 1.4.
-        measure = relative_size if is_local(config.model) or not config.dry_run else size_of_sd_1_4
-        size = measure(config.model, config.height, config.width, hub)
+        size = size_of(config, hub)
         config = with_memory(config, size, device, dtype)
     guides = dict(zip(names, targets, strict=True))
     return Plan(
@@ -166,6 +158,36 @@ def check_inputs(config: RunConfig) -> None:
         read_prompts(config.eval_prompts, "eval_prompts")
     if config.evaluate or config.train:
         read(config.output_path)
+
+
+def size_of(config: RunConfig, hub):
+    """How large model and images are, an ``architecture.Size``; a dry run fetches nothing, and takes what the hub has for SD 1.4.
+
+    Raises:
+        UsageError: the model's configuration files cannot be found or fetched.
+    """
+    from architecture import Size, relative_size
+    from models import is_local
+
+    if is_local(config.model) or not config.dry_run:
+        return relative_size(config.model, config.height, config.width, hub)
+    return Size((config.height or 512) * (config.width or 512) / 512**2, 1.0)
+
+
+def prompts_to_evaluate(config: RunConfig, class_name: str) -> list[str]:
+    """The prompts of all arms of the evaluation, filled in; none where nothing is to be evaluated.
+
+    Raises:
+        UsageError: one names another class's token.
+    """
+    from evaluate import arm_prompts, templates_of
+
+    if not config.evaluate:
+        return []
+    prompts = [prompt for template in templates_of(config) for prompt in arm_prompts(config, template, class_name).values()]
+    if any("{token:" in prompt for prompt in prompts):
+        raise UsageError(f"--eval_prompts: {config.eval_prompts!r} names another class's token; allowed are {{token}} and {{class}}")
+    return prompts
 
 
 def prompts_to_draw(config: RunConfig, class_name: str, find: Callable[[str], int]) -> tuple[list[str], dict[str, int]]:

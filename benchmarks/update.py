@@ -104,11 +104,11 @@ def measure(rounds: int) -> dict:
     with tempfile.TemporaryDirectory() as out:
         for case, config in cases_of_ours().items():
 
-            def learn(config=config, **on_update):
-                train(config, token, [guide], name, RunFolder(out, "c", "e"), **on_update)
+            def learn(config=config, on_update=None):
+                train(config, token, [guide], name, RunFolder(out, "c", "e"), on_update)
 
             def ours(config=config, learn=learn):
-                return second_update(lambda on_update: learn(replace(config, max_epochs=2), on_update=on_update))
+                return second_update(lambda on_update: learn(replace(config, max_epochs=2), on_update))
 
             def channels_first(ours=ours):
                 with mock.patch.object(DiffusionModels, "channels_last", nullcontext):

@@ -158,7 +158,7 @@ def test_ones_own_function_is_a_classifier(saved, tmp_path, monkeypatch, capsys)
     for function, message in (
         ("bare", "it returned a Identity"),
         ("none", "has no 'none'"),
-        ("mistaken", "NameError: name 'no_such_name'"),
+        ("mistaken", "name 'no_such_name' is not defined"),
     ):
         assert (
             main(["--model", saved("sd1"), "--classifier", f"python:my_classifier:{function}", "--class_index", "1", "--train", "True"])
