@@ -233,7 +233,7 @@ class RunConfig:
     max_epochs: int = option(300, "updates at most, over all attempts")
     patience: int = option(0, "stop after this many updates without a better token; 0 turns it off")
     stop_train_accuracy: float = option(1.0, "stop once a larger share of an update's images is right; 1 turns it off")
-    stop_validation_accuracy: float = option(0.95, "stop once this share of the validation images is right; 0 turns it off")
+    stop_validation_accuracy: float = option(0.96, "stop once this share of the validation images is right; 0 turns it off")
     enough_validation_accuracy: float = option(
         0.93, "stop rather than begin again from another start once the best token has this accuracy; 0 always begins again"
     )
@@ -245,7 +245,7 @@ class RunConfig:
     validation_size: int = option(12, "seeds of the validation, fully sampled without gradient; used with --choose_by validation")
     confirm_size: int = option(36, "further validation seeds, drawn as long as the token can still end the training; all drawn count")
     validation_guidance_end: float = option(
-        0.5, "a validation's images are drawn without guidance from this place on; 1: with it to the end"
+        1.0, "a validation's images are drawn without guidance from this place on; 1: with it to the end"
     )
     validate_every: int = option(10, "updates between two validations")
 

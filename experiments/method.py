@@ -50,10 +50,10 @@ SETTINGS = {
     "augment": {"augment": True},
     "noises of 4 updates": {"noise_pool": 4},
     **{f"validation in {steps} steps": {"training_steps": steps} for steps in (6, 8)},
-    "stop at .96": {"stop_validation_accuracy": 0.96},
+    "stop at .95": {"stop_validation_accuracy": 0.95},
     "validation of 6 first": {"validation_size": 6, "confirm_size": 42},
     **{f"trajectory of {updates} updates": {"reuse_trajectory": updates} for updates in (2, 4)},
-    "validation with guidance to the end": {"validation_guidance_end": 1.0},
+    "validation guided to half": {"validation_guidance_end": 0.5},
     "guidance .1 to .8": {"guidance_interval": "0.1,0.8"},
 }
 
