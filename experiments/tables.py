@@ -2,6 +2,7 @@
 
 python experiments/tables.py experiments/results/classes_12steps_seeds35_36.jsonl --figure results/classes.png
 python experiments/tables.py experiments/results/classes_8steps_part.jsonl --against experiments/results/classes_12steps_seeds35_36.jsonl
+python experiments/tables.py --summary results          # of a run over many classes, by its summary.csv
 """
 
 import argparse
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from experiments.paired import difference, pairs, ratio
 from outputs import write_image, write_lines
+from summary import read as read_summary
 
 WHO = ("guide", "judge")
 GOOD = {"guide": 0.90, "judge": 0.85}  # the least share of right images of a token that passes
@@ -169,6 +171,31 @@ def comparison(rows: list[dict], others: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def summary_table(rows: list[dict[str, str]]) -> str:
+    """What ``summary.csv`` tells of a run over many classes, each figure or "–", and in the last line what all of them come to."""
+
+    def cell(row: dict[str, str], key: str, form: str = ".2f") -> str:
+        return f"{float(row[key]):{form}}" if row[key] else "–"
+
+    def change(row: dict[str, str], who: str) -> str:
+        without, reached, low, high = (cell(row, f"{who}_{what}") for what in ("without", "with", "low", "high"))
+        return f"{without} → {reached} ({low}–{high})"
+
+    def known(key: str) -> list[float]:
+        return [float(r[key]) for r in rows if r[key]]
+
+    lines = ["| class | label | " + " | ".join(WHO) + " | p | diversity | updates | seconds |", "|-|-|" + "-|" * 6]
+    for r in rows:
+        rest = [("p_value", ".0e"), ("diversity_ratio", ".2f"), ("updates", ".0f"), ("training_seconds", ".0f")]
+        told = [r["class_index"], r["class_name"], *(change(r, who) for who in WHO), *(cell(r, *one) for one in rest)]
+        lines.append("| " + " | ".join(told) + " |")
+    good = sum(all(float(r[f"{who}_with"] or 0) >= GOOD[who] for who in WHO) for r in rows)
+    means = [" → ".join(average(known(f"{who}_{arm}")) for arm in ("without", "with")) for who in WHO]
+    spent = [f"{median(known(key) or [math.nan]):.0f}" for key in ("updates", "training_seconds")]
+    lines.append(f"| | {good} of {len(rows)} pass; means; medians | {' | '.join(means)} | | | {' | '.join(spent)} |")
+    return "\n".join(lines)
+
+
 def figure(rows: list[dict], path: Path) -> None:
     """Accuracy without and with the token, class by class, by guide and judge; several seeds as several marks."""
     import matplotlib
@@ -239,10 +266,16 @@ def write_all(rows: list[dict], strips: list[tuple[Path, Path]], output_path: Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=Path, nargs="+", help="files that classes.py wrote")
+    parser.add_argument("rows", type=Path, nargs="*", help="files that classes.py wrote")
+    parser.add_argument("--summary", metavar="FOLDER", help="instead, print the table of this folder's summary.csv")
     parser.add_argument("--figure", type=Path, help="also draw the figure, to this file")
     parser.add_argument("--against", type=Path, help="compare the tokens with those of the same classes and seeds in another such file")
     args = parser.parse_args()
+    if args.summary:
+        print(summary_table(read_summary(args.summary)))
+        return
+    if not args.rows:
+        parser.error("no file of rows given, and no --summary")
     rows = read(*args.rows)
     if args.against:
         print(comparison(rows, read(args.against)))

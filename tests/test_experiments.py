@@ -15,6 +15,7 @@ from experiments.paired import difference, pairs, ratio
 from miniature.scenes import HUES, render
 from outputs import write_json, write_tensors
 from plan import make_plan
+from summary import COLUMNS
 
 
 def found(class_index, guide, judge=None, seed=35, images=100):
@@ -50,6 +51,20 @@ def test_diversity_is_told_where_enough_images_are_right():
     assert tables.diversity(found(2, 50)) == pytest.approx(0.75)
     assert tables.diversity(found(2, 9)) is None
     assert tables.cells([found(2, 9)])[-1] == "–"
+
+
+def test_a_summary_is_told_with_its_gaps():
+    full = dict.fromkeys(COLUMNS, "0.9") | {
+        "class_index": "3",
+        "class_name": "mouse, field mouse",
+        "updates": "30",
+        "training_seconds": "31.8",
+    }
+    unjudged = full | {key: "" for key in COLUMNS if key.startswith("judge") or key == "p_value"} | {"guide_with": "1.0", "updates": "10"}
+    lines = tables.summary_table([full, unjudged]).splitlines()
+    assert lines[2] == "| 3 | mouse, field mouse | 0.90 → 0.90 (0.90–0.90) | 0.90 → 0.90 (0.90–0.90) | 9e-01 | 0.90 | 30 | 32 |"
+    assert "| – → – (–––) | – | 0.90 | 10 |" in lines[3]
+    assert lines[4] == "| | 1 of 2 pass; means; medians | 0.90 → 0.95 | 0.90 → 0.90 | | | 20 | 32 |"
 
 
 def test_the_worst_class_is_told_beside_the_mean():
