@@ -1,5 +1,6 @@
 """The class to learn, and how images of it are drawn and scored: one update's gradient, one validation."""
 
+import math
 import random
 from dataclasses import replace
 from functools import partial
@@ -140,7 +141,7 @@ class Task:
         return self.score(augmented(images, seeds[chunk]), chunk, may_overflow)
 
     @torch.no_grad()
-    def validate(self, whole: bool = False) -> tuple[float, float]:
+    def validate(self, whole: bool = False, beats: float = math.inf) -> tuple[float, float]:
         """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling.
 
         A few images are lucky now and then: as long as the token can still end the training, one more ``validation_size`` after the
@@ -148,6 +149,7 @@ class Task:
 
         Args:
             whole: draw them all, whatever the first ones come to.
+            beats: go on, too, as long as the accuracy so far is above this.
 
         Raises:
             WorkError: a logit is not finite.
@@ -156,9 +158,9 @@ class Task:
         for i in range(0, len(seeds), config.validation_size):
             drawn += self.score_drawn(seeds[i : i + config.validation_size])
             reachable = (len(seeds) - sum(not right for _, _, right in drawn)) / len(seeds)
-            if not (whole or 0 < config.stop_validation_accuracy <= reachable):
+            accuracy = mean(right for _, _, right in drawn)
+            if not (whole or accuracy > beats or 0 < config.stop_validation_accuracy <= reachable):
                 break
-        accuracy = mean(right for _, _, right in drawn)
         self.wrong = {t: 1 - mean([right for prompt, _, right in drawn if prompt == t] or [0]) for t in self.templates}
         return accuracy, -mean(loss for _, loss, _ in drawn)
 

@@ -195,7 +195,8 @@ class Attempts:
         current = self.token.vector.detach().clone()
         if self.weight:
             self.token.load(self.mean / self.weight)
-        score, scored = task.validate(), self.token.vector.detach().clone()
+        beats = max((NEARLY, *self.best.score[:1])) if self.config.confirm_best else math.inf
+        score, scored = task.validate(beats=beats), self.token.vector.detach().clone()
         self.token.load(current)
         self.first = score[0] if not epoch else self.first
         self.best.offer(score, scored, epoch, epoch)

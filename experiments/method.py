@@ -51,6 +51,7 @@ SETTINGS = {
     "noises of 4 updates": {"noise_pool": 4},
     **{f"validation in {steps} steps": {"training_steps": steps} for steps in (6, 8)},
     "stop at .95": {"stop_validation_accuracy": 0.95},
+    "best confirmed": {"confirm_best": True},
     "validation of 6 first": {"validation_size": 6, "confirm_size": 42},
     **{f"trajectory of {updates} updates": {"reuse_trajectory": updates} for updates in (2, 4)},
     "validation guided to half": {"validation_guidance_end": 0.5},

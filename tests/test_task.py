@@ -119,6 +119,16 @@ def test_a_lucky_validation_is_confirmed_before_it_ends_the_training(token, guid
     assert task.validate(whole=True) == (pytest.approx(1 - sum(wrong) / 9), -1.0)
 
 
+@pytest.mark.parametrize(("beats", "drawn_in_all"), [(0.8, 3), (0.6, 6), (0.5, 9)])
+def test_a_token_that_would_be_the_best_is_drawn_on(token, guides, monkeypatch, beats, drawn_in_all):
+    """Of each three images two are right, then one, then all: .67, .5, .67; none of it can end a training."""
+    drawn, right = [], iter([(1, 1, 0), (1, 0, 0), (1, 1, 1)] if beats == 0.6 else [(1, 1, 0)] * 3)
+    monkeypatch.setattr(Task, "score", lambda self, images: (drawn.append(3), (torch.ones(3), torch.tensor(next(right)).bool()))[1])
+    config = replace(CONFIG, validation_size=3, confirm_size=6, eval_batch_size=9, stop_validation_accuracy=1.0)
+    Task(config, token, guides, "cat").validate(beats=beats)
+    assert sum(drawn) == drawn_in_all
+
+
 def test_a_validation_that_can_just_end_the_training_is_confirmed(token, guides, monkeypatch):
     """One wrong image of ten is .9, not less by a rounding."""
     drawn = []

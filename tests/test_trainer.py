@@ -71,7 +71,7 @@ def test_the_gradient_is_clipped_after_backward(monkeypatch, tmp_path):
 def attempted(tmp_path, monkeypatch, accuracies, **changes):
     """Train with these validation accuracies; for every update its stage and the vector that it began with, and what was scored."""
     scores, seen, started = iter([(accuracy, -3.0) for accuracy in accuracies]), [], []
-    monkeypatch.setattr(Task, "validate", lambda self: seen.append(self.token.vector.detach().clone()) or next(scores))
+    monkeypatch.setattr(Task, "validate", lambda self, **_: seen.append(self.token.vector.detach().clone()) or next(scores))
     accumulate = Task.accumulate
 
     def noting(self, epoch, scaler, stage):
@@ -147,7 +147,7 @@ def test_a_bounded_token_stays_as_short_as_asked(tmp_path):
 
 def test_the_kept_token_is_the_best_of_validation(tmp_path, monkeypatch):
     scores, seen = iter([(0.1, -3.0), (0.6, -1.0), (0.3, -2.0)]), []
-    monkeypatch.setattr(Task, "validate", lambda self: seen.append(self.token.vector.detach().clone()) or next(scores))
+    monkeypatch.setattr(Task, "validate", lambda self, **_: seen.append(self.token.vector.detach().clone()) or next(scores))
     token, training = learned(tmp_path, max_epochs=4, validate_every=2)
     assert training.kept_updates == 2
     assert torch.equal(token.vector, seen[1])
@@ -188,13 +188,13 @@ def test_stopping_rules_are_told_apart():
 
 def test_patience_counts_from_the_start_when_nothing_improves(tmp_path, monkeypatch):
     """The official code ignores the configured patience until the first improvement."""
-    monkeypatch.setattr(Task, "validate", lambda self: (0.0, -5.0))
+    monkeypatch.setattr(Task, "validate", lambda self, **_: (0.0, -5.0))
     _, training = learned(tmp_path, patience=2, max_epochs=10)
     assert (len(training.rows), training.stopped_by, training.kept_updates) == (2, "patience", 0)
 
 
 def test_a_token_that_does_already_needs_no_update(tmp_path, monkeypatch):
-    monkeypatch.setattr(Task, "validate", lambda self: (1.0, -0.01))
+    monkeypatch.setattr(Task, "validate", lambda self, **_: (1.0, -0.01))
     _, training = learned(tmp_path)
     assert (training.rows, training.stopped_by) == ([], "validation_accuracy")
 
@@ -228,7 +228,7 @@ def test_patience_of_the_paper_counts_updates_without_a_lower_loss(tmp_path, mon
 def test_no_rule_ends_training_before_what_was_learned_is_scored(tmp_path, monkeypatch, changes):
     """A rule that fired between two validations used to throw the learned vector away."""
     scores = iter([(0.0, -5.0), (0.5, -1.0), (0.4, -2.0)])
-    monkeypatch.setattr(Task, "validate", lambda self: next(scores))
+    monkeypatch.setattr(Task, "validate", lambda self, **_: next(scores))
     monkeypatch.setattr(Task, "accumulate", always_right(Task.accumulate))
     _, training = learned(tmp_path, max_epochs=8, **changes)
     assert training.kept_updates > 0
@@ -247,7 +247,7 @@ def always_right(accumulate):
 def test_a_training_that_breaks_off_leaves_the_best_token_so_far(tmp_path, monkeypatch):
     scores, seen = iter([(0.1, -3.0), (0.6, -1.0)]), []
 
-    def validate(self):
+    def validate(self, **_):
         seen.append(self.token.vector.detach().clone())
         if len(seen) == 3:
             raise WorkError("the machine is taken away")
@@ -261,13 +261,22 @@ def test_a_training_that_breaks_off_leaves_the_best_token_so_far(tmp_path, monke
     assert torch.equal(vector, seen[1])
 
 
+@pytest.mark.parametrize(("confirm_best", "beats"), [(False, [math.inf] * 4), (True, [0.9, 0.9, 0.95, 0.95])])
+def test_what_a_token_has_to_beat_to_be_drawn_on(tmp_path, monkeypatch, confirm_best, beats):
+    """The best token of its start, and .9."""
+    scores, asked = iter([(0.5, -1.0), (0.95, -0.1), (0.92, -0.5), (0.8, -0.5)]), []
+    monkeypatch.setattr(Task, "validate", lambda self, beats: asked.append(beats) or next(scores))
+    learned(tmp_path, confirm_best=confirm_best, validate_every=1, max_epochs=3, attempt_patience=9, stop_validation_accuracy=0.96)
+    assert asked == beats
+
+
 @pytest.mark.parametrize(
     ("enough", "whole", "stopped_by", "updates"), [(0.93, 0.95, "enough", 3), (0.93, 0.85, "max_epochs", 8), (0.0, 0.95, "max_epochs", 8)]
 )
 def test_a_good_token_is_enough_where_an_attempt_brings_nothing_any_more(tmp_path, monkeypatch, enough, whole, stopped_by, updates):
     """If it is as good on the whole validation: the part of it that made it the best may have been lucky."""
     scores = iter([(0.5, -1.0), (0.94, -0.1), *[(0.8, -0.5)] * 20])
-    monkeypatch.setattr(Task, "validate", lambda self, **given: (whole, -0.2) if given else next(scores))
+    monkeypatch.setattr(Task, "validate", lambda self, **given: (whole, -0.2) if "whole" in given else next(scores))
     changes = {"validate_every": 1, "max_epochs": 8, "jump_at": "0.1;0.5", "attempt_patience": 1, "enough_validation_accuracy": enough}
     _, training = learned(tmp_path, **changes)
     assert (training.stopped_by, len(training.rows)) == (stopped_by, updates)
@@ -277,7 +286,7 @@ def test_a_good_token_is_enough_where_an_attempt_brings_nothing_any_more(tmp_pat
 def test_a_start_that_is_nearly_right_goes_on_with_the_least_progress(tmp_path, monkeypatch):
     """From .92 a quarter of the way to 1 is .94: a token at .93 would never leave the first stage."""
     scores = iter([(0.92, -1.0), (0.93, -0.5), *[(0.9, -0.5)] * 9])
-    monkeypatch.setattr(Task, "validate", lambda self: next(scores))
+    monkeypatch.setattr(Task, "validate", lambda self, **_: next(scores))
     _, training = learned(tmp_path, validate_every=1, max_epochs=2, jump_at="0.1;0.5", attempt_patience=9)
     assert [row["stage"] for row in training.rows] == [1, 2]
 
