@@ -178,7 +178,8 @@ td, th { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left }
 th button { font: inherit; font-weight: bold; background: none; border: 0; padding: 0; cursor: pointer; text-align: left }
 th button::after { content: " ↕"; color: #bbb } th[aria-sort=ascending] button::after { content: " ↑"; color: #222 }
 th[aria-sort=descending] button::after { content: " ↓"; color: #222 }
-tbody tr:nth-child(even) { background: #f7f7f7 } small { color: #777 } img { max-width: 100%; display: block; margin: .5rem 0 }
+tbody tr:nth-child(even) { background: #f7f7f7 } small { color: #777; white-space: nowrap }
+img { max-width: 100%; display: block; margin: .5rem 0 }
 section { border-top: 1px solid #ddd; margin-top: 1.5rem } summary { cursor: pointer }
 """
 
