@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -74,6 +76,18 @@ def test_the_stock_pipeline_loads_the_token_and_draws_our_image_bit_for_bit(lear
         pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **clip)
     pipeline.load_textual_inversion(str(learned / "learned_embeds.safetensors"))
     assert torch.equal(ours(learned, scheduler), theirs(pipeline))
+
+
+def test_the_stock_pipeline_draws_the_evaluations_images(learned):
+    pipeline = stock(MINIATURE / "model")
+    pipeline.load_textual_inversion(str(learned / "learned_embeds.safetensors"))
+    noises = [torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    folder = learned.parents[2] / "img" / learned.parent.name / "eval"
+    for arm, prompt in (("token", PROMPT), ("baseline", "A photo of a bat")):
+        images = pipeline([prompt] * 2, num_inference_steps=4, guidance_scale=7.0, latents=torch.cat(noises), output_type="pt").images
+        for path, image in zip(sorted(folder.glob(f"{arm}_*.png")), images, strict=True):
+            seen = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)  # (3, 64, 64)
+            assert torch.equal(seen, (image * 255).round().byte())
 
 
 def test_the_file_of_the_web_uis_holds_the_same_vectors_under_their_key(learned):
