@@ -141,15 +141,14 @@ class Task:
         return self.score(augmented(images, seeds[chunk]), chunk, may_overflow)
 
     @torch.no_grad()
-    def validate(self, whole: bool = False, beats: float = math.inf) -> tuple[float, float]:
+    def validate(self, beats: float = math.inf) -> tuple[float, float]:
         """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling.
 
         A few images are lucky now and then: as long as the token can still end the training, one more ``validation_size`` after the
         other is drawn, up to ``confirm_size`` more, and all count.
 
         Args:
-            whole: draw them all, whatever the first ones come to.
-            beats: go on, too, as long as the accuracy so far is above this.
+            beats: go on, too, as long as the accuracy so far is above this; ``-math.inf`` draws them all.
 
         Raises:
             WorkError: a logit is not finite.
@@ -159,7 +158,7 @@ class Task:
             drawn += self.score_drawn(seeds[i : i + config.validation_size])
             reachable = (len(seeds) - sum(not right for _, _, right in drawn)) / len(seeds)
             accuracy = mean(right for _, _, right in drawn)
-            if not (whole or accuracy > beats or 0 < config.stop_validation_accuracy <= reachable):
+            if not (accuracy > beats or 0 < config.stop_validation_accuracy <= reachable):
                 break
         self.wrong = {t: 1 - mean([right for prompt, _, right in drawn if prompt == t] or [0]) for t in self.templates}
         return accuracy, -mean(loss for _, loss, _ in drawn)

@@ -131,6 +131,9 @@ def print_table(rows: list[dict]) -> None:
 def print_comparison(rows: list[dict], base: str) -> None:
     """Each setting against ``base``, over the classes and seeds that both have, with intervals of 95 %."""
     of = {setting: [r for r in rows if r["setting"] == setting] for setting in dict.fromkeys(r["setting"] for r in rows)}
+    if base not in of:
+        print(f"\nno row of the setting {base!r} to compare with")
+        return
     print(f"\n| against {base!r} | tokens | guide | judge | diversity, ratio | updates, ratio | seconds, ratio |\n" + "|-" * 7 + "|")
     for setting, mine in of.items():
         both = pairs(mine, of.get(base, []))

@@ -2,7 +2,7 @@
 
 python experiments/tables.py experiments/results/classes_12steps_seeds35_36.jsonl --figure results/classes.png
 python experiments/tables.py experiments/results/classes_8steps_part.jsonl --against experiments/results/classes_12steps_seeds35_36.jsonl
-python experiments/tables.py --summary results          # of a run over many classes, by its summary.csv
+python experiments/tables.py --summary experiments/results/sweep_seed37 --classes 1 32   # of a run over many classes, by its summary.csv
 """
 
 import argparse
@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from config import UsageError
 from experiments.paired import difference, pairs, ratio
 from outputs import write_image, write_lines
 from summary import read as read_summary
@@ -172,14 +173,14 @@ def comparison(rows: list[dict], others: list[dict]) -> str:
 
 
 def summary_table(rows: list[dict[str, str]]) -> str:
-    """What ``summary.csv`` tells of a run over many classes, each figure or "–", and in the last line what all of them come to."""
+    """What ``summary.csv`` tells of a run over many classes, each figure or "–", and in the last lines what all of them come to."""
 
     def cell(row: dict[str, str], key: str, form: str = ".2f") -> str:
         return f"{float(row[key]):{form}}" if row[key] else "–"
 
     def change(row: dict[str, str], who: str) -> str:
         without, reached, low, high = (cell(row, f"{who}_{what}") for what in ("without", "with", "low", "high"))
-        return f"{without} → {reached} ({low}–{high})"
+        return f"{without} → {reached} ({low}–{high})" if row[f"{who}_with"] else "–"
 
     def known(key: str) -> list[float]:
         return [float(r[key]) for r in rows if r[key]]
@@ -190,10 +191,12 @@ def summary_table(rows: list[dict[str, str]]) -> str:
         told = [r["class_index"], r["class_name"], *(change(r, who) for who in WHO), *(cell(r, *one) for one in rest)]
         lines.append("| " + " | ".join(told) + " |")
     good = sum(all(float(r[f"{who}_with"] or 0) >= GOOD[who] for who in WHO) for r in rows)
-    means = [" → ".join(average(known(f"{who}_{arm}")) for arm in ("without", "with")) for who in WHO]
-    spent = [f"{median(known(key) or [math.nan]):.0f}" for key in ("updates", "training_seconds")]
-    lines.append(f"| | {good} of {len(rows)} pass; means; medians | {' | '.join(means)} | | | {' | '.join(spent)} |")
-    return "\n".join(lines)
+    gaps = [float(r["guide_with"]) - float(r["judge_with"]) for r in rows if r["judge_with"]]
+    for what, of in ((f"{good} of {len(rows)} pass; means", mean), ("medians", median)):
+        told = [" → ".join(f"{of(known(f'{who}_{arm}') or [math.nan]):.2f}" for arm in ("without", "with")) for who in WHO]
+        told += ["", "", *(f"{of(known(key) or [math.nan]):.0f}" for key in ("updates", "training_seconds"))]
+        lines.append(f"| | {what} | " + " | ".join(told) + " |")
+    return "\n".join(lines) + f"\n\nlargest gap guide minus judge: {max(gaps, default=math.nan):.2f}"
 
 
 def figure(rows: list[dict], path: Path) -> None:
@@ -268,11 +271,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path, nargs="*", help="files that classes.py wrote")
     parser.add_argument("--summary", metavar="FOLDER", help="instead, print the table of this folder's summary.csv")
+    parser.add_argument("--classes", nargs=2, type=int, metavar=("FIRST", "LAST"), help="of that, these alone")
     parser.add_argument("--figure", type=Path, help="also draw the figure, to this file")
     parser.add_argument("--against", type=Path, help="compare the tokens with those of the same classes and seeds in another such file")
     args = parser.parse_args()
     if args.summary:
-        print(summary_table(read_summary(args.summary)))
+        first, last = args.classes or (1, math.inf)
+        try:
+            found = [r for r in read_summary(args.summary) if first <= int(r["class_index"]) <= last]
+        except UsageError as error:
+            parser.error(str(error))
+        if not found:
+            parser.error(f"--summary: {args.summary!r} was given, which holds no summary.csv with such classes")
+        print(summary_table(found))
         return
     if not args.rows:
         parser.error("no file of rows given, and no --summary")

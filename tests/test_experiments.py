@@ -63,8 +63,13 @@ def test_a_summary_is_told_with_its_gaps():
     unjudged = full | {key: "" for key in COLUMNS if key.startswith("judge") or key == "p_value"} | {"guide_with": "1.0", "updates": "10"}
     lines = tables.summary_table([full, unjudged]).splitlines()
     assert lines[2] == "| 3 | mouse, field mouse | 0.90 → 0.90 (0.90–0.90) | 0.90 → 0.90 (0.90–0.90) | 9e-01 | 0.90 | 30 | 32 |"
-    assert "| – → – (–––) | – | 0.90 | 10 |" in lines[3]
-    assert lines[4] == "| | 1 of 2 pass; means; medians | 0.90 → 0.95 | 0.90 → 0.90 | | | 20 | 32 |"
+    assert "0.90 → 1.00 (0.90–0.90) | – | – | 0.90 | 10 |" in lines[3]
+    assert lines[4:] == [
+        "| | 1 of 2 pass; means | 0.90 → 0.95 | 0.90 → 0.90 |  |  | 20 | 32 |",
+        "| | medians | 0.90 → 0.95 | 0.90 → 0.90 |  |  | 20 | 32 |",
+        "",
+        "largest gap guide minus judge: 0.00",
+    ]
 
 
 def test_the_worst_class_is_told_beside_the_mean():

@@ -271,14 +271,22 @@ def test_what_a_token_has_to_beat_to_be_drawn_on(tmp_path, monkeypatch, confirm_
 
 
 @pytest.mark.parametrize(
-    ("enough", "whole", "stopped_by", "updates"), [(0.93, 0.95, "enough", 3), (0.93, 0.85, "max_epochs", 8), (0.0, 0.95, "max_epochs", 8)]
+    ("enough", "whole", "confirm_best", "stopped_by", "updates"),
+    [
+        (0.93, 0.95, False, "enough", 3),
+        (0.93, 0.85, False, "max_epochs", 8),
+        (0.93, 0.85, True, "enough", 3),
+        (0.0, 0.95, False, "max_epochs", 8),
+    ],
 )
-def test_a_good_token_is_enough_where_an_attempt_brings_nothing_any_more(tmp_path, monkeypatch, enough, whole, stopped_by, updates):
-    """If it is as good on the whole validation: the part of it that made it the best may have been lucky."""
+def test_a_good_token_is_enough_where_an_attempt_brings_nothing_any_more(
+    tmp_path, monkeypatch, enough, whole, confirm_best, stopped_by, updates
+):
+    """If it is as good on the whole validation: the part of it that made it the best may have been lucky. A confirmed one was not."""
     scores = iter([(0.5, -1.0), (0.94, -0.1), *[(0.8, -0.5)] * 20])
-    monkeypatch.setattr(Task, "validate", lambda self, **given: (whole, -0.2) if "whole" in given else next(scores))
+    monkeypatch.setattr(Task, "validate", lambda self, beats: (whole, -0.2) if beats == -math.inf else next(scores))
     changes = {"validate_every": 1, "max_epochs": 8, "jump_at": "0.1;0.5", "attempt_patience": 1, "enough_validation_accuracy": enough}
-    _, training = learned(tmp_path, **changes)
+    _, training = learned(tmp_path, confirm_best=confirm_best, **changes)
     assert (training.stopped_by, len(training.rows)) == (stopped_by, updates)
     assert training.kept_updates == 1
 
