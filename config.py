@@ -244,7 +244,7 @@ class RunConfig:
     )
     validation_size: int = option(12, "seeds of the validation, fully sampled without gradient; used with --choose_by validation")
     confirm_size: int = option(36, "further validation seeds, drawn as long as the token can still end the training; all drawn count")
-    confirm_best: bool = option(False, "draw the whole validation of a token above .9 that would be the best of its start")
+    confirm_best: bool = option(True, "draw the whole validation of a token above .9 that would be the best of its start")
     validation_guidance_end: float = option(
         1.0, "a validation's images are drawn without guidance from this place on; 1: with it to the end"
     )

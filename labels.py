@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections import Counter
 from functools import lru_cache
 
 from config import UsageError
@@ -66,10 +67,19 @@ def match_label(labels: list[str], target: int, others: list[str]) -> int | None
     Labels are compared whole, then by their names in prompts. A name may stand twice in a list (ImageNet has two cranes),
     so lists that agree from end to end are matched by index, and a doubled name otherwise not at all.
     """
+    return match_labels(tuple(labels), tuple(others))[target]
+
+
+@lru_cache(maxsize=16)  # a run over all classes asks once a class
+def match_labels(labels: tuple[str, ...], others: tuple[str, ...]) -> list[int | None]:
+    """What :func:`match_label` says of every class of ``labels``."""
+    found: list[int | None] = [None] * len(labels)
     for reading in (str, prompt_class_name):
         ours, theirs = [reading(label) for label in labels], [reading(label) for label in others]
-        if ours == theirs:
-            return target
-        if ours.count(ours[target]) == 1 == theirs.count(ours[target]):
-            return theirs.index(ours[target])
-    return None
+        often, there = Counter(ours), Counter(theirs)
+        places = {name: i for i, name in enumerate(theirs) if often[name] == 1 == there[name]}
+        agree = ours == theirs
+        for i, name in enumerate(ours):
+            if found[i] is None:
+                found[i] = i if agree else places.get(name)
+    return found

@@ -51,11 +51,12 @@ SETTINGS = {
     "noises of 4 updates": {"noise_pool": 4},
     **{f"validation in {steps} steps": {"training_steps": steps} for steps in (6, 8)},
     "stop at .95": {"stop_validation_accuracy": 0.95},
-    "best confirmed": {"confirm_best": True},
+    "best not confirmed": {"confirm_best": False},
     "validation of 6 first": {"validation_size": 6, "confirm_size": 42},
     **{f"trajectory of {updates} updates": {"reuse_trajectory": updates} for updates in (2, 4)},
     "validation guided to half": {"validation_guidance_end": 0.5},
     "guidance .1 to .8": {"guidance_interval": "0.1,0.8"},
+    "two guides": {"classifier": "miniature,miniature-judge2"},
 }
 
 
@@ -76,13 +77,14 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
 
     torch.set_num_threads(1)
     quiet_libraries()
-    given = {"model": "miniature", "class_index": class_index, "seed": seed, "eval_batch_size": 40}
+    given = {"model": "miniature", "class_index": class_index, "seed": seed, "eval_batch_size": 40, "classifier": "miniature"}
     config, to = with_preset("default", given | SETTINGS[setting]), (torch.device("cpu"), torch.float32)
-    guide, judge = (load_classifier(name, *to) for name in ("miniature", "miniature-judge"))
+    guides = [load_classifier(name, *to) for name in config.classifier.split(",")]
+    guide, judge = guides[0], load_classifier("miniature-judge", *to)
     token = ClassToken(load_models("miniature", *to), config.placeholder_token, config.initializer_token, config.num_vectors)
     name = prompt_class_name(guide.labels[class_index - 1])
     with tempfile.TemporaryDirectory() as folder:
-        training = train(config, token, [Guide(guide, class_index - 1)], name, RunFolder(folder, "c", "e"))
+        training = train(config, token, [Guide(g, class_index - 1) for g in guides], name, RunFolder(folder, "c", "e"))
     prompt = fill(TEMPLATES[0], token.placeholder, name)
     images = draw(token, [prompt] * len(TUNING_SEEDS), list(TUNING_SEEDS), sampler_settings(config))  # (40, 3, 64, 64)
     with torch.no_grad():

@@ -15,6 +15,7 @@ from experiments.paired import difference, pairs, ratio
 from miniature.scenes import HUES, render
 from outputs import write_json, write_tensors
 from plan import make_plan
+from provenance import OFF
 from summary import COLUMNS
 
 
@@ -110,18 +111,17 @@ def test_a_learned_token_is_known_by_its_options_whatever_the_path_to_it(tmp_pat
     write_tensors(run.folder.token, {"newclas": torch.ones(1, 4)}, {})
     recorded = asdict(make_plan(run.config).config)  # as run.py does, with the memory's settings filled in
     younger = {"guidance_interval", "reuse_trajectory"}  # the token is older than these, which were off then
-    recorded["enough_validation_accuracy"] = 0.93
     write_json(run.folder.config, {"config": {k: v for k, v in recorded.items() if k not in younger}})
     monkeypatch.chdir(tmp_path)
     assert plan(AMBIGUOUS[0], 35, ".", []).is_learned
     assert plan(AMBIGUOUS[0], 35, ".", ["--memory", "8gb"]).is_learned
     assert not plan(AMBIGUOUS[0], 35, ".", ["--reuse_trajectory", "4"]).is_learned
-    del recorded["enough_validation_accuracy"]  # its default is not what was done before there was such an option
-    write_json(run.folder.config, {"config": recorded})
-    assert not plan(AMBIGUOUS[0], 35, ".", []).is_learned
-    assert plan(AMBIGUOUS[0], 35, ".", ["--enough_validation_accuracy", "0"]).is_learned
     assert not plan(AMBIGUOUS[0], 35, ".", ["--relative_rate", "0.1"]).is_learned
     assert not plan(AMBIGUOUS[0], 36, ".", []).is_learned
+    for option, off in OFF.items():  # whose default is not what was done before there was such an option
+        write_json(run.folder.config, {"config": {k: v for k, v in recorded.items() if k != option}})
+        assert not plan(AMBIGUOUS[0], 35, ".", []).is_learned
+        assert plan(AMBIGUOUS[0], 35, ".", [f"--{option}", str(off)]).is_learned
 
 
 def test_only_tokens_of_the_same_class_and_seed_are_compared():
