@@ -12,7 +12,6 @@ PREFIX = re.compile(r"^(\d+[._]|n\d{8}[ _])")
 TAXONOMY_LEVELS = 7  # kingdom, phylum, class, order, family, genus, species
 
 
-@lru_cache(maxsize=65536)  # every class of a list is matched with every label of another
 def prompt_class_name(label: str) -> str:
     """The name of a class in prompts: first synonym, lower case, underscores as spaces, no number in front.
 
@@ -72,7 +71,7 @@ def match_label(labels: list[str], target: int, others: list[str]) -> int | None
 
 @lru_cache(maxsize=16)  # a run over all classes asks once a class
 def match_labels(labels: tuple[str, ...], others: tuple[str, ...]) -> list[int | None]:
-    """What :func:`match_label` says of every class of ``labels``."""
+    """What :func:`match_label` says of every class of ``labels``, in time that grows with the lists' lengths."""
     found: list[int | None] = [None] * len(labels)
     for reading in (str, prompt_class_name):
         ours, theirs = [reading(label) for label in labels], [reading(label) for label in others]

@@ -223,7 +223,7 @@ class Attempts:
         """Begin the next stage or start; or give the rule that ends training where the best token of all is too good to begin anew for."""
         enough = self.config.enough_validation_accuracy
         if not self.goes_on and 0 < enough <= best.score[0]:
-            if not self.config.confirm_best:
+            if not (self.config.confirm_best and best.score[0] > NEARLY):
                 # It may have been the best on a part of the validation, and lucky.
                 self.token.load(best.vector)
                 best.score = task.validate(beats=-math.inf)

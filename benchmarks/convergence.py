@@ -43,17 +43,18 @@ GOOD, IMAGES, EVERY = 0.9, 50, 10
 PART = 10  # images that are drawn before a token that cannot be good any more is given up
 
 
-def judged(class_index: int, vector: torch.Tensor, at_least: float = 0.0) -> dict[str, float]:
+def judged(bench: Bench, vector: torch.Tensor, at_least: float = 0.0) -> dict[str, float]:
     """Accuracy by guide and judge on unseen seeds of a token's vector (1, width), among the images drawn.
 
     Args:
+        bench: of the token's class.
         at_least: no more are drawn once one of the two cannot reach this any more.
     """
-    bench, right = Bench(class_index, None), {"guide": [], "judge": []}
+    right = {"guide": [], "judge": []}
     bench.token.load(vector)
     prompt = fill(TEMPLATES[0], bench.token.placeholder, bench.class_name)
     for first in range(0, IMAGES, PART):
-        images = draw_all(bench.config, bench.token, [prompt] * PART, list(SEEDS)[first : first + PART])  # (PART, 3, 64, 64)
+        images = draw_all(bench.config, bench.token, [prompt] * PART, list(SEEDS[first : first + PART]))  # (PART, 3, 64, 64)
         for who, verdicts in right.items():
             verdicts += bench.right(images, getattr(bench, who)).tolist()
         reachable = IMAGES - max(verdicts.count(False) for verdicts in right.values())
@@ -80,7 +81,7 @@ def ours(config: RunConfig) -> dict:
         seconds = time.perf_counter() - begin
         size = bytes_of(folder.records)  # without images, which the reference writes none of
     found = {"updates": len(training.rows), "images": training.images, "seconds": seconds, "bytes_on_disk": size}
-    return found | judged(config.class_index, token.vector.detach())
+    return found | judged(Bench(config.class_index, None), token.vector.detach())
 
 
 def reference(config: RunConfig) -> dict:
@@ -90,7 +91,8 @@ def reference(config: RunConfig) -> dict:
         size = bytes_of(Path(out))
     kept = 1 + min(range(len(rows)), key=lambda i: rows[i]["loss"])  # updates after which the official program keeps its token
     tried = sorted({kept, len(rows), *range(EVERY, len(rows), EVERY)})
-    judgements = ((n, judged(config.class_index, rows[n - 1]["vector"], GOOD)) for n in tried)
+    bench = Bench(config.class_index, None)
+    judgements = ((n, judged(bench, rows[n - 1]["vector"], GOOD)) for n in tried)
     first, told = next(((n, told) for n, told in judgements if is_good(told)), (None, None))
     updates = first or len(rows)
     found = {
@@ -99,7 +101,7 @@ def reference(config: RunConfig) -> dict:
         "seconds": rows[updates - 1]["seconds"],
         "bytes_on_disk": size,
     }
-    return found | (told or judged(config.class_index, rows[kept - 1]["vector"]))
+    return found | (told or judged(bench, rows[kept - 1]["vector"]))
 
 
 WAYS = {"ours": (ours, "default"), "reference": (reference, "paper")}

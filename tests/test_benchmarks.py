@@ -124,6 +124,7 @@ def test_the_reference_gets_the_time_of_its_first_good_token_or_of_all_its_updat
     losses = [25.0 - n if n < 12 else 25.0 + n for n in range(25)]  # the official program would keep the twelfth
     rows = [{"loss": loss, "seconds": 2.0 * (n + 1), "vector": n + 1} for n, loss in enumerate(losses)]
     monkeypatch.setattr(convergence, "learn_class", lambda config, folder: (None, rows))
+    monkeypatch.setattr(convergence, "Bench", lambda *_: None)
     monkeypatch.setattr(convergence, "judged", lambda _, n, at_least=0.0: {"guide": 0.95, "judge": 0.9 if n >= good_from else n / 100})
     found = convergence.reference(PAPER)
     assert (found["updates"], found["seconds"], found["images"]) == (updates, 2.0 * updates, updates * PAPER.images_per_update)
@@ -135,9 +136,8 @@ def test_no_more_is_drawn_of_a_token_that_cannot_be_good_any_more(monkeypatch, w
     token = SimpleNamespace(placeholder="newclas", load=lambda vector: None)
     bench = SimpleNamespace(token=token, class_name="mouse", config=None, guide="guide", judge="judge")
     bench.right = lambda seeds, who: torch.tensor([who == "guide" or seed >= wrong for seed in seeds])
-    monkeypatch.setattr(convergence, "Bench", lambda *_: bench)
     monkeypatch.setattr(convergence, "draw_all", lambda config, token, prompts, seeds: seeds)
-    assert convergence.judged(2, torch.zeros(1, 4), at_least) == {"guide": 1.0, "judge": 1 - wrong / drawn}
+    assert convergence.judged(bench, torch.zeros(1, 4), at_least) == {"guide": 1.0, "judge": 1 - wrong / drawn}
 
 
 def test_tokens_of_the_reference_that_never_are_good_bound_the_ratio_from_below(capsys):

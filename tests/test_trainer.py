@@ -271,19 +271,20 @@ def test_what_a_token_has_to_beat_to_be_drawn_on(tmp_path, monkeypatch, confirm_
 
 
 @pytest.mark.parametrize(
-    ("enough", "whole", "confirm_best", "stopped_by", "updates"),
+    ("enough", "part", "whole", "confirm_best", "stopped_by", "updates"),
     [
-        (0.93, 0.95, False, "enough", 3),
-        (0.93, 0.85, False, "max_epochs", 8),
-        (0.93, 0.85, True, "enough", 3),
-        (0.0, 0.95, False, "max_epochs", 8),
+        (0.93, 0.94, 0.95, False, "enough", 3),
+        (0.93, 0.94, 0.85, False, "max_epochs", 8),
+        (0.93, 0.94, 0.85, True, "enough", 3),
+        (0.82, 0.88, 0.81, True, "max_epochs", 8),  # up to .9 none is confirmed
+        (0.0, 0.94, 0.95, False, "max_epochs", 8),
     ],
 )
 def test_a_good_token_is_enough_where_an_attempt_brings_nothing_any_more(
-    tmp_path, monkeypatch, enough, whole, confirm_best, stopped_by, updates
+    tmp_path, monkeypatch, enough, part, whole, confirm_best, stopped_by, updates
 ):
     """If it is as good on the whole validation: the part of it that made it the best may have been lucky. A confirmed one was not."""
-    scores = iter([(0.5, -1.0), (0.94, -0.1), *[(0.8, -0.5)] * 20])
+    scores = iter([(0.5, -1.0), (part, -0.1), *[(0.8, -0.5)] * 20])
     monkeypatch.setattr(Task, "validate", lambda self, beats: (whole, -0.2) if beats == -math.inf else next(scores))
     changes = {"validate_every": 1, "max_epochs": 8, "jump_at": "0.1;0.5", "attempt_patience": 1, "enough_validation_accuracy": enough}
     _, training = learned(tmp_path, confirm_best=confirm_best, **changes)
