@@ -121,7 +121,10 @@ class RunConfig:
     local_files_only: bool = option(False, "ask no network: take what was fetched before")
     device: str = option("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     mixed_precision: str = option(
-        "auto", "precision of UNet, VAE and classifier: auto is fp16 on CUDA, no (float32) on the CPU", ("auto", "no", "fp16", "bf16")
+        "auto",
+        "precision of UNet, VAE and classifier: auto is fp16 on CUDA; float32 on a CPU, where training's steps without gradient are bf16 "
+        "if it has units for that",
+        ("auto", "no", "fp16", "bf16"),
     )
     memory: str = option(
         "auto",

@@ -1,7 +1,7 @@
 """The frozen parts of a text-to-image model: tokenizer, text encoder, UNet, VAE, scheduler; from a hub id or a folder."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class DiffusionModels:
     device: torch.device
     dtype: torch.dtype
     tiny_vae: Any = None
+    coarse: bool = False  # whether what needs no gradient is computed in bfloat16; see bf16_without_gradient
 
     @property
     def vae_scale_factor(self) -> int:
@@ -63,12 +64,14 @@ class DiffusionModels:
 
     @contextmanager
     def channels_last(self) -> Iterator[None]:
-        """Within the block UNet and decoders have their channels last in memory: faster convolutions on a CPU, other rounding.
+        """Within the block UNet and decoders have their channels last in memory: faster convolutions on a CPU, other rounding. A UNet
+        that computes in bfloat16 (:meth:`bf16_without_gradient` comes first) stays as it is: its group norms are slow then.
 
         Images that are shown or measured are drawn outside, as the stock pipeline draws them. On CUDA, where nobody has measured
         it here, nothing changes.
         """
-        modules = [m for m in (self.unet, self.vae, self.tiny_vae) if m is not None and self.device.type == "cpu"]
+        unet = None if self.coarse else self.unet
+        modules = [m for m in (unet, self.vae, self.tiny_vae) if m is not None and self.device.type == "cpu"]
         for module in modules:
             module.to(memory_format=torch.channels_last)
         try:
@@ -76,6 +79,23 @@ class DiffusionModels:
         finally:
             for module in modules:
                 module.to(memory_format=torch.contiguous_format)
+
+    @contextmanager
+    def bf16_without_gradient(self, wanted: bool) -> Iterator[None]:
+        """Within the block UNet and decoders compute in bfloat16 where no gradient flows, on a CPU that has units for it.
+
+        What has gradient stays in float32: guidance and the first step's prediction multiply rounding by a hundred. Elsewhere, and for
+        models of another precision, nothing changes.
+        """
+        self.coarse = wanted and self.device.type == "cpu" and self.dtype == torch.float32 and has_bf16_units()
+        try:
+            yield
+        finally:
+            self.coarse = False
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision of a call of UNet or decoder, by whether gradient is wanted of it."""
+        return torch.autocast("cpu", torch.bfloat16) if self.coarse and not torch.is_grad_enabled() else nullcontext()
 
     def compile(self) -> None:
         """Have UNet and VAE decoder compiled for the shapes that they meet."""
@@ -100,6 +120,12 @@ def vae_scale_factor(vae_config) -> int:
     return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
+def has_bf16_units() -> bool:
+    """Whether the processor multiplies bfloat16 (AVX512-BF16, AMX); others imitate it, many times slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(unit, False) for unit in ("avx512_bf16", "amx_bf16"))
+
+
 def resolve_device(name: str) -> torch.device:
     """The device for ``--device``; "auto" takes CUDA where there is one.
 
@@ -119,7 +145,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
-    """Precision of UNet, VAE and classifier: "auto" is half on CUDA and float32 on the CPU."""
+    """Precision of UNet, VAE and classifier: "auto" is half on CUDA and float32 on the CPU (see ``bf16_without_gradient``)."""
     if mixed_precision == "auto":
         mixed_precision = "fp16" if device.type == "cuda" else "no"
     if mixed_precision == "fp16" and device.type == "cpu":

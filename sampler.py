@@ -63,7 +63,7 @@ def guided_noise_pred(unet, latents, timestep, cond, uncond, guidance_scale: flo
     """
 
     def conditional(latents: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        return unet(latents, timestep, encoder_hidden_states=cond).sample
+        return unet(latents, timestep, encoder_hidden_states=cond).sample.to(latents.dtype)
 
     if recompute:
         conditional = partial(checkpoint, conditional, use_reentrant=False)
@@ -72,7 +72,7 @@ def guided_noise_pred(unet, latents, timestep, cond, uncond, guidance_scale: flo
     uncond = uncond.expand(len(cond), -1, -1)  # (B, L, D)
     if not torch.is_grad_enabled():
         both = unet(torch.cat([latents, latents]), timestep, encoder_hidden_states=torch.cat([uncond, cond])).sample
-        noise_pred_uncond, noise_pred_cond = both.chunk(2)  # (B, C, h, w) each
+        noise_pred_uncond, noise_pred_cond = both.to(latents.dtype).chunk(2)  # (B, C, h, w) each
     else:
         with torch.no_grad():
             noise_pred_uncond = unet(latents, timestep, encoder_hidden_states=uncond).sample
@@ -118,7 +118,8 @@ def chunks(number: int, size: int | None) -> list[slice]:
 def decode(models: DiffusionModels, latents: torch.Tensor, settings: SamplerSettings) -> torch.Tensor:
     """Scaled latents (B, C, h, w) to images (B, 3, H, W) in [0, 1]."""
     vae = models.tiny_vae if settings.tiny_vae else models.vae
-    images = vae.decode(latents / vae.config.scaling_factor).sample  # (B, 3, H, W) in [-1, 1]
+    with models.autocast():
+        images = vae.decode(latents / vae.config.scaling_factor).sample.to(latents.dtype)  # (B, 3, H, W) in [-1, 1]
     return (images / 2 + 0.5).clamp(0, 1)
 
 
@@ -158,7 +159,8 @@ class Walk:
     def guided(self, i: int, model_input: torch.Tensor) -> torch.Tensor:
         """The guided prediction at step ``i`` for latents that are scaled for the UNet (B, C, h, w)."""
         scale = self.guidance_scale(i)
-        return guided_noise_pred(self.models.unet, model_input, self.timesteps[i], self.cond, self.uncond, scale, self.recompute)
+        with self.models.autocast():
+            return guided_noise_pred(self.models.unet, model_input, self.timesteps[i], self.cond, self.uncond, scale, self.recompute)
 
     def predict(self, i: int, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the UNet sees at step ``i``, and its guided prediction, (B, C, h, w) each."""

@@ -79,7 +79,7 @@ def train(
     Raises:
         WorkError: loss or gradient are not finite, or with a scaled loss never were.
     """
-    with token.models.channels_last():
+    with token.models.bf16_without_gradient(config.mixed_precision == "auto"), token.models.channels_last():
         return loop(config, token, guides, class_name, folder, on_update)
 
 

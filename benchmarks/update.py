@@ -4,7 +4,7 @@
 
 Everything runs in this process, in turns. "ours, ..." is a whole update: images, scores, gradient, optimiser, log and pictures. "bare, ..."
 are the calls of text encoder, UNet, VAE decoder and guide that this update made, with their shapes and gradients, and nothing else.
-"channels first, ..." is our update without ``DiffusionModels.channels_last``.
+"float32, ..." is our update with ``--mixed_precision no``, "channels first, ..." that without ``DiffusionModels.channels_last`` too.
 """
 
 import argparse
@@ -59,11 +59,11 @@ def second_update(learn: Callable[[Callable], object]) -> float:
 
 
 def record_calls(parts: dict[str, torch.nn.Module], work: Callable[[], object]) -> list[tuple]:
-    """(module, args, kwargs, with gradient) of every call that ``work`` makes of the modules."""
+    """(module, args, kwargs, with gradient, in bfloat16) of every call that ``work`` makes of the modules."""
     calls = []
 
     def note(module, args, kwargs):
-        calls.append((module, args, kwargs, torch.is_grad_enabled()))
+        calls.append((module, args, kwargs, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
 
     handles = [part.register_forward_pre_hook(note, with_kwargs=True) for part in parts.values()]
     try:
@@ -80,10 +80,11 @@ def replay(calls: list[tuple], token: ClassToken) -> None:
     def fresh(value):
         return value.detach().requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
 
-    with token.spliced(), token.models.channels_last():
-        for module, args, kwargs, with_gradient in calls:
+    coarse = any(call[-1] for call in calls)
+    with token.spliced(), token.models.bf16_without_gradient(coarse), token.models.channels_last():
+        for module, args, kwargs, with_gradient, in_bf16 in calls:
             args, kwargs = [fresh(a) for a in args], {k: fresh(v) for k, v in kwargs.items()}
-            with torch.set_grad_enabled(with_gradient):
+            with torch.set_grad_enabled(with_gradient), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
                 out = module(*args, **kwargs)
             out = out if isinstance(out, torch.Tensor) else out[0]
             if with_gradient and out.requires_grad:
@@ -110,23 +111,32 @@ def measure(rounds: int) -> dict:
             def ours(config=config, learn=learn):
                 return second_update(lambda on_update: learn(replace(config, max_epochs=2), on_update))
 
-            def channels_first(ours=ours):
+            def float32(config=config, ours=ours):
+                return ours(replace(config, mixed_precision="no"))
+
+            def channels_first(float32=float32):
                 with mock.patch.object(DiffusionModels, "channels_last", nullcontext):
-                    return ours()
+                    return float32()
 
             calls = record_calls(parts, learn)
             cases |= {
                 f"ours, {case}": ours,
                 f"bare, {case}": lambda calls=calls: replay(calls, token),
+                f"float32, {case}": float32,
                 f"channels first, {case}": channels_first,
             }
         found = common.alternating(cases, rounds, device)
     ours = [case for case in cases if case.startswith("ours")]
+
+    def over(other: str) -> dict[str, float]:
+        return {case: common.ratios(found, case, case.replace("ours", other)) for case in ours}
+
     return {
         "rounds": rounds,
         "seconds": common.medians(found),
         "reference_over": {case: common.ratios(found, "reference", case) for case in ours},
-        "channels_last_over_first": {case: common.ratios(found, case, case.replace("ours", "channels first")) for case in ours},
+        "over_float32": over("float32"),
+        "over_channels_first": over("channels first"),
         "bare_share": {case: common.ratios(found, case.replace("ours", "bare"), case) for case in ours},
         "peak_gb": peak_bytes(device) / 1e9,
     }

@@ -54,7 +54,9 @@ def test_ours_and_the_reference_draw_the_same_images():
     torch.testing.assert_close(theirs.detach(), draw(token, reference.prompts[:1], [5], sampler_settings(PAPER)), rtol=1e-4, atol=1e-5)
 
 
-def test_replayed_calls_are_those_of_an_update(tmp_path):
+@pytest.mark.parametrize("units", [False, True])
+def test_replayed_calls_are_those_of_an_update(tmp_path, monkeypatch, units):
+    monkeypatch.setattr("models.has_bf16_units", lambda: units)
     models, guide = tiny_models(), Guide(tiny_classifier(), 0)
     token = ClassToken(models, "newclas", "a")
     parts = {"unet": models.unet, "text_encoder": models.text_encoder}
@@ -63,10 +65,11 @@ def test_replayed_calls_are_those_of_an_update(tmp_path):
         train(PAPER, token, [guide], "tiger cat", RunFolder(str(tmp_path), "c", "e"))
 
     calls = record_calls(parts, update)
-    assert [len(args[0]) for module, args, _, _ in calls if module is models.unet] == [4, 4, 4, 2, 2]  # four steps; the last in two halves
-    assert [with_gradient for module, _, _, with_gradient in calls if module is models.unet] == [False] * 4 + [True]
-    assert [(module, args[0].shape) for module, args, *_ in record_calls(parts, lambda: replay(calls, token))] == [
-        (module, args[0].shape) for module, args, *_ in calls
+    assert [len(args[0]) for module, args, *_ in calls if module is models.unet] == [4, 4, 4, 2, 2]  # four steps; the last in two halves
+    # With gradient and in bfloat16; the last step's half without the token is guided with the other one, and as exact.
+    assert [how for module, _, _, *how in calls if module is models.unet] == [[False, units]] * 3 + [[False, False], [True, False]]
+    assert [(module, args[0].shape, *how) for module, args, _, *how in record_calls(parts, lambda: replay(calls, token))] == [
+        (module, args[0].shape, *how) for module, args, _, *how in calls
     ]
 
 
