@@ -27,10 +27,11 @@ from outputs import write_lines
 from task import Task, sampler_settings
 
 WAYS = (0.6, 1.0)  # of the way from the start to the token
-# Scheduler, steps, and the place on the trajectory where guidance ends.
-EVALUATION = (None, 30, 1.0)
-SAMPLERS = [EVALUATION, (None, 15, 1.0), ("ddim", 12, 1.0), *(("dpmsolver++", n, 1.0) for n in (15, 12, 10, 8, 6, 5))]
-SAMPLERS += [("dpmsolver++", 12, end) for end in (0.75, 0.5, 0.25)]
+# Scheduler, steps, the place on the trajectory where guidance ends, and precision.
+EVALUATION = (None, 30, 1.0, "float32")
+CHEAPER = [(None, 15), ("ddim", 12), *(("dpmsolver++", n) for n in (15, 12, 10, 8, 6, 5))]
+SAMPLERS = [EVALUATION, *((*sampler, *EVALUATION[2:]) for sampler in CHEAPER)]
+SAMPLERS += [("dpmsolver++", 12, 1.0, "bf16"), *(("dpmsolver++", 12, end, "float32") for end in (0.75, 0.5, 0.25))]
 
 
 def verdicts_of(path: Path, samplers: list[tuple]) -> list[dict]:
@@ -44,26 +45,36 @@ def verdicts_of(path: Path, samplers: list[tuple]) -> list[dict]:
     task, rows = Task(config, token, [Guide(guide, number - 1)], name), []
     for way in WAYS:
         token.load(start + way * (vectors - start))
-        for scheduler, steps, end in samplers:
+        for scheduler, steps, end, precision in samplers:
             drawn = {"scheduler": scheduler, "num_inference_steps": steps, "guidance_interval": (0.0, end)}
             task.validation_settings = replace(sampler_settings(config), **drawn)
             began = time.perf_counter()
-            with torch.no_grad():
+            with token.models.bf16_without_gradient(precision == "bf16"), torch.no_grad():
                 found = task.score_drawn(validation_seeds(config)[: config.validation_size])
             seconds = (time.perf_counter() - began) / len(found)
             right = [ok for _, _, ok in found]
-            rows.append({"class_index": number, "way": way, "sampler": [scheduler, steps, end], "right": right, "seconds": seconds})
+            sampler = [scheduler, steps, end, precision]
+            rows.append({"class_index": number, "way": way, "sampler": sampler, "right": right, "seconds": seconds})
     return rows
 
 
 def print_table(rows: list[dict]) -> None:
     """A line for each sampler: how often it gives the evaluation's verdict."""
     for r in rows:
-        r["sampler"] = (*r["sampler"], 1.0)[:3]  # older rows name scheduler and steps alone
+        r["sampler"] = (*r["sampler"], *EVALUATION[len(r["sampler"]) :])  # older rows name scheduler and steps alone
     base = {(r["class_index"], r["way"]): r for r in rows if r["sampler"] == EVALUATION}
     mixed = {key for key, r in base.items() if 0 < sum(r["right"]) < len(r["right"])}
-    print("| scheduler | steps | guidance to | same verdict | ... of half-learned tokens | accuracy, mean difference | seconds, ratio |")
-    print("|-|-|-|-|-|-|-|")
+    head = (
+        "scheduler",
+        "steps",
+        "guidance to",
+        "precision",
+        "same verdict",
+        "... of half-learned tokens",
+        "accuracy, difference",
+        "seconds, ratio",
+    )
+    print(f"| {' | '.join(head)} |\n|" + "-|" * len(head))
     for sampler in SAMPLERS:
         mine = {(r["class_index"], r["way"]): r for r in rows if r["sampler"] == sampler}
         if not mine:
@@ -72,7 +83,7 @@ def print_table(rows: list[dict]) -> None:
         difference = mean(mean(r["right"]) - mean(base[k]["right"]) for k, r in mine.items())
         cost = mean(r["seconds"] for r in mine.values()) / mean(r["seconds"] for r in base.values())
         hard = mean(same[k] for k in mixed) if mixed else float("nan")
-        named = f"{sampler[0] or 'own (PNDM)'} | {sampler[1]} | {sampler[2]}"
+        named = " | ".join(map(str, (sampler[0] or "own (PNDM)", *sampler[1:])))
         print(f"| {named} | {mean(same.values()):.3f} | {hard:.3f} | {difference:+.3f} | {cost:.2f} |")
 
 
