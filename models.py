@@ -93,6 +93,11 @@ class DiffusionModels:
         finally:
             self.coarse = False
 
+    @property
+    def precision(self) -> str:
+        """What UNet and decoders compute in, for the records."""
+        return str(self.dtype).removeprefix("torch.") + (", bfloat16 without gradient" if self.coarse else "")
+
     def autocast(self) -> AbstractContextManager:
         """The precision of a call of UNet or decoder, by whether gradient is wanted of it."""
         return torch.autocast("cpu", torch.bfloat16) if self.coarse and not torch.is_grad_enabled() else nullcontext()

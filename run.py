@@ -240,13 +240,18 @@ def learn(plan: Plan, token, guides: list) -> None:
         "stopped_by": training.stopped_by,
         "images": training.images,
         "seconds": round(training.seconds, 2),
+        "precision": training.precision,
     }
     folder.forget_token()  # what was made of an earlier one would pass for this one's
     write_tensors(folder.token, token_tensors(token), origin(plan))
     write_json(folder.config, {"config": asdict(config), "class_name": plan.label, "classifier": config.classifier, "training": outcome})
     folder.partial_token.unlink(missing_ok=True)
     remove_row(config.output_path, config.class_index, plan.label, config.exp_id)
-    print("training: {updates} updates, kept the token after {kept_after_updates}, stopped by {stopped_by}, {seconds} s".format(**outcome))
+    print(
+        "training: {updates} updates, kept the token after {kept_after_updates}, stopped by {stopped_by}, {seconds} s, {precision}".format(
+            **outcome
+        )
+    )
     print(f"token: {folder.token}\ntraining images: {folder.train_images}")
 
 

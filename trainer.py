@@ -38,6 +38,7 @@ class Training:
     stopped_by: str = ""
     images: int = 0  # drawn, for updates and for validation
     seconds: float = 0.0
+    precision: str = ""  # of UNet and decoder
 
 
 @dataclass
@@ -87,7 +88,8 @@ def loop(
     config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str, folder: RunFolder, on_update: OnUpdate | None
 ) -> Training:
     """What :func:`train` does, update by update."""
-    start, result, best = time.monotonic(), Training(), Best(file=folder.partial_token, placeholder=token.placeholder)
+    start, result = time.monotonic(), Training(precision=token.models.precision)
+    best = Best(file=folder.partial_token, placeholder=token.placeholder)
     scaler = make_scaler(token.models)
     task, attempts = Task(config, token, guides, class_name), Attempts(config, token, class_name, folder)
     clear(folder.train_images, "*.png")

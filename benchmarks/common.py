@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from models import has_bf16_units
 from outputs import write_json
 
 
@@ -26,7 +27,10 @@ def processor() -> str:
 
 def environment(device: torch.device) -> dict:
     """Date, hardware and versions: what a figure is worth nothing without."""
-    on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        on = torch.cuda.get_device_name(device)
+    else:
+        on = f"{processor()}, {torch.get_num_threads()} threads, {'with' if has_bf16_units() else 'no'} bf16 units"
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": on,

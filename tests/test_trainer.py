@@ -332,7 +332,8 @@ def test_what_needs_no_gradient_is_bf16_where_the_processor_has_units_for_it(par
     def trained(units: bool, **changes) -> set[tuple[bool, bool]]:
         seen.clear()
         monkeypatch.setattr("models.has_bf16_units", lambda: units)
-        train(replace(CONFIG, max_epochs=1, validate_every=1, jump_at="0.5", **changes), token, guides, "cat", folder)
+        told = train(replace(CONFIG, max_epochs=1, validate_every=1, jump_at="0.5", **changes), token, guides, "cat", folder)
+        assert told.precision == "float32" + ", bfloat16 without gradient" * (units and not changes)
         return set(seen)
 
     assert (True, False) in trained(True)
