@@ -122,8 +122,8 @@ class RunConfig:
     device: str = option("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     mixed_precision: str = option(
         "auto",
-        "precision of UNet, VAE and classifier: auto is fp16 on CUDA; float32 on a CPU, where training's steps without gradient are bf16 "
-        "if it has units for that",
+        "precision of UNet, VAE and classifier: auto is fp16 on CUDA; float32 on a CPU, but bf16 for what training computes without "
+        "gradient, if the processor has units for it",
         ("auto", "no", "fp16", "bf16"),
     )
     memory: str = option(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,9 @@ BROUGHT_CLASSIFIERS = {"miniature": "miniature"}
 class DiffusionModels:
     """The five parts that a class token needs, frozen, on one device.
 
-    ``dtype`` is the precision of UNet and VAE. The text encoder stays in float32: it is small, and the token's gradient
-    comes out of it. ``tiny_vae`` decodes the same latents as the VAE, worse and cheaper, where ``--tiny_vae`` names one.
+    ``dtype`` is the precision of UNet and VAE, but for what :meth:`bf16_without_gradient` covers. The text encoder stays in
+    float32: it is small, and the token's gradient comes out of it. ``tiny_vae`` decodes the same latents as the VAE, worse and
+    cheaper, where ``--tiny_vae`` names one.
     """
 
     tokenizer: Any
@@ -55,7 +56,7 @@ class DiffusionModels:
     device: torch.device
     dtype: torch.dtype
     tiny_vae: Any = None
-    coarse: bool = False  # whether what needs no gradient is computed in bfloat16; see bf16_without_gradient
+    coarse: bool = field(default=False, init=False)  # within bf16_without_gradient
 
     @property
     def vae_scale_factor(self) -> int:
@@ -81,13 +82,12 @@ class DiffusionModels:
                 module.to(memory_format=torch.contiguous_format)
 
     @contextmanager
-    def bf16_without_gradient(self, wanted: bool) -> Iterator[None]:
-        """Within the block UNet and decoders compute in bfloat16 where no gradient flows, on a CPU that has units for it.
+    def bf16_without_gradient(self, wanted: bool = True) -> Iterator[None]:
+        """Within the block a UNet and decoders in float32 compute in bfloat16 where no gradient is wanted (:func:`trains_in_bf16`).
 
-        What has gradient stays in float32: guidance and the first step's prediction multiply rounding by a hundred. Elsewhere, and for
-        models of another precision, nothing changes.
+        What gradient flows through stays in float32: guidance and the first step's prediction multiply rounding by a hundred.
         """
-        self.coarse = wanted and self.device.type == "cpu" and self.dtype == torch.float32 and has_bf16_units()
+        self.coarse = wanted and self.dtype == torch.float32
         try:
             yield
         finally:
@@ -126,9 +126,17 @@ def vae_scale_factor(vae_config) -> int:
 
 
 def has_bf16_units() -> bool:
-    """Whether the processor multiplies bfloat16 (AVX512-BF16, AMX); others imitate it, many times slower than float32."""
+    """Whether the processor multiplies bfloat16 (AVX512-BF16, AMX); without such units it is many times slower than float32.
+
+    Only x86 is asked: what bfloat16 brings on others nobody has measured here.
+    """
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(unit, False) for unit in ("avx512_bf16", "amx_bf16"))
+
+
+def trains_in_bf16(mixed_precision: str, device: torch.device) -> bool:
+    """Whether training computes in bfloat16 what needs no gradient: by itself, on a CPU that has units for it."""
+    return mixed_precision == "auto" and device.type == "cpu" and has_bf16_units()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -150,7 +158,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
-    """Precision of UNet, VAE and classifier: "auto" is half on CUDA and float32 on the CPU (see ``bf16_without_gradient``)."""
+    """Precision of UNet, VAE and classifier: "auto" is half on CUDA and float32 on the CPU."""
     if mixed_precision == "auto":
         mixed_precision = "fp16" if device.type == "cuda" else "no"
     if mixed_precision == "fp16" and device.type == "cpu":

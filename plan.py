@@ -359,8 +359,10 @@ def describe(plan: Plan) -> str:
     import torch
 
     from memory import SETTINGS, checkpointed, estimate
+    from models import trains_in_bf16
 
     setting, tiny_vae = SETTINGS[plan.config.memory], plan.config.trains_with_tiny_vae
+    coarse = trains_in_bf16(plan.config.mixed_precision, plan.device)
     memory = f"about {estimate(setting, plan.size, plan.device, plan.dtype, tiny_vae) / 1e9:.1f} GB for an update of five images"
     if plan.device.type == "cpu":
         on_gpu = estimate(setting, plan.size, torch.device("cuda"), torch.float16, tiny_vae)
@@ -377,7 +379,7 @@ def describe(plan: Plan) -> str:
     }
     places = {
         "device": str(plan.device),
-        "precision": str(plan.dtype),
+        "precision": str(plan.dtype).removeprefix("torch.") + ", bfloat16 without gradient in training" * coarse,
         "checkpointed": checkpointed(plan.config),
         "memory": f"{memory} with --memory {plan.config.memory}",
         "token": str(plan.folder.token),

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from class_token import ClassToken
 from classifiers import Guide
 from config import RunConfig, WorkError
-from models import DiffusionModels
+from models import DiffusionModels, trains_in_bf16
 from outputs import RunFolder, clear, grid, write_image, write_lines, write_tensors
 from pictures import write_evolution
 from task import FOLLOWED, Task
@@ -80,7 +80,8 @@ def train(
     Raises:
         WorkError: loss or gradient are not finite, or with a scaled loss never were.
     """
-    with token.models.bf16_without_gradient(config.mixed_precision == "auto"), token.models.channels_last():
+    models = token.models
+    with models.bf16_without_gradient(trains_in_bf16(config.mixed_precision, models.device)), models.channels_last():
         return loop(config, token, guides, class_name, folder, on_update)
 
 

@@ -62,7 +62,7 @@ class Bed:
 
     def __init__(self, device: torch.device, precision: str, tiny: bool, compiled: bool):
         self.device, self.dtype, width = device, resolve_dtype(precision, device), 0.1 if tiny else 1.0
-        self.changes = TINY if tiny else {}
+        self.changes = {"mixed_precision": precision} | (TINY if tiny else {})
         models = build_models(width, device, self.dtype)
         plain = replace(models, unet=copy.deepcopy(models.unet), vae=copy.deepcopy(models.vae)) if compiled else models
         self.guide: Guide = build_guide(width, device, self.dtype)

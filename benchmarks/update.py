@@ -136,7 +136,9 @@ def measure(rounds: int) -> dict:
         "seconds": common.medians(found),
         "reference_over": {case: common.ratios(found, "reference", case) for case in ours},
         "over_float32": over("float32"),
-        "over_channels_first": over("channels first"),
+        "channels_last_over_first": {
+            case: common.ratios(found, *(case.replace("ours", v) for v in ("float32", "channels first"))) for case in ours
+        },
         "bare_share": {case: common.ratios(found, case.replace("ours", "bare"), case) for case in ours},
         "peak_gb": peak_bytes(device) / 1e9,
     }

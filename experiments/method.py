@@ -54,6 +54,7 @@ SETTINGS = {
     "noises of 4 updates": {"noise_pool": 4},
     **{f"validation in {steps} steps": {"training_steps": steps} for steps in (6, 8)},
     "stop at .95": {"stop_validation_accuracy": 0.95},
+    "float32": {"mixed_precision": "no"},
     "best not confirmed": {"confirm_best": False},
     "validation of 6 first": {"validation_size": 6, "confirm_size": 42},
     **{f"trajectory of {updates} updates": {"reuse_trajectory": updates} for updates in (2, 4)},
@@ -105,6 +106,7 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
         "kept": training.kept_updates,
         "seconds": round(training.seconds, 1),
         "stopped_by": training.stopped_by,
+        "precision": training.precision,
         "norm": token.norm(),  # over a word's
     }
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean as mean
@@ -22,7 +23,7 @@ from classifiers import Guide, load_classifier
 from config import validation_seeds, with_preset
 from hub import quiet_libraries
 from labels import prompt_class_name
-from models import load_models
+from models import has_bf16_units, load_models
 from outputs import write_lines
 from task import Task, sampler_settings
 
@@ -45,23 +46,24 @@ def verdicts_of(path: Path, samplers: list[tuple]) -> list[dict]:
     task, rows = Task(config, token, [Guide(guide, number - 1)], name), []
     for way in WAYS:
         token.load(start + way * (vectors - start))
-        for scheduler, steps, end, precision in samplers:
+        for sampler in samplers:
+            scheduler, steps, end, precision = sampler
             drawn = {"scheduler": scheduler, "num_inference_steps": steps, "guidance_interval": (0.0, end)}
             task.validation_settings = replace(sampler_settings(config), **drawn)
             began = time.perf_counter()
-            with token.models.bf16_without_gradient(precision == "bf16"), torch.no_grad():
+            layout = nullcontext() if sampler == EVALUATION else token.models.channels_last()
+            with token.models.bf16_without_gradient(precision == "bf16"), layout, torch.no_grad():
                 found = task.score_drawn(validation_seeds(config)[: config.validation_size])
             seconds = (time.perf_counter() - began) / len(found)
             right = [ok for _, _, ok in found]
-            sampler = [scheduler, steps, end, precision]
-            rows.append({"class_index": number, "way": way, "sampler": sampler, "right": right, "seconds": seconds})
+            rows.append({"class_index": number, "way": way, "sampler": list(sampler), "right": right, "seconds": seconds})
     return rows
 
 
 def print_table(rows: list[dict]) -> None:
     """A line for each sampler: how often it gives the evaluation's verdict."""
     for r in rows:
-        r["sampler"] = (*r["sampler"], *EVALUATION[len(r["sampler"]) :])  # older rows name scheduler and steps alone
+        r["sampler"] = (*r["sampler"], *EVALUATION[len(r["sampler"]) :])  # older rows name fewer of its parts
     base = {(r["class_index"], r["way"]): r for r in rows if r["sampler"] == EVALUATION}
     mixed = {key for key, r in base.items() if 0 < sum(r["right"]) < len(r["right"])}
     head = (
@@ -101,6 +103,7 @@ def main() -> None:
         rows = [json.loads(line) for path in args.tokens for line in path.read_text().splitlines()]
     else:
         args.out.parent.mkdir(parents=True, exist_ok=True)
+        samplers = [s for s in samplers if s[-1] != "bf16" or has_bf16_units()]
         for path in args.tokens:
             rows += verdicts_of(path, samplers)
             write_lines(args.out, rows)

@@ -15,6 +15,7 @@ from config import RunConfig
 SHORT_TRAINING = RunConfig(
     class_index=1,
     train=True,
+    mixed_precision="no",  # the same on every processor
     num_inference_steps=4,
     training_steps=4,
     max_epochs=3,

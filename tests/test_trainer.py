@@ -311,7 +311,7 @@ def test_channels_are_last_while_training_and_lie_as_before_after_it(token, guid
         seen.append(module.weight.is_contiguous(memory_format=torch.channels_last))
 
     handle = convolution.register_forward_hook(note)
-    train(replace(CONFIG, max_epochs=1, mixed_precision="no"), token, guides, "cat", folder)
+    train(replace(CONFIG, max_epochs=1), token, guides, "cat", folder)
     assert seen
     assert all(seen)
     assert [w.stride() for w in weights] == before
@@ -320,38 +320,6 @@ def test_channels_are_last_while_training_and_lie_as_before_after_it(token, guid
     with pytest.raises(ZeroDivisionError):
         train(CONFIG, token, guides, "cat", folder)
     assert [w.stride() for w in weights] == before
-
-
-@pytest.mark.parametrize("part", ["unet", "vae"])
-def test_what_needs_no_gradient_is_bf16_where_the_processor_has_units_for_it(part, token, guides, folder, monkeypatch):
-    """Guidance and the first step's prediction multiply rounding, so whatever an update differentiates stays in float32."""
-    seen = []
-    module = {"unet": token.models.unet, "vae": token.models.vae.decoder}[part]
-    module.register_forward_hook(lambda *_: seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled())))
-
-    def trained(units: bool, **changes) -> set[tuple[bool, bool]]:
-        seen.clear()
-        monkeypatch.setattr("models.has_bf16_units", lambda: units)
-        told = train(replace(CONFIG, max_epochs=1, validate_every=1, jump_at="0.5", **changes), token, guides, "cat", folder)
-        assert told.precision == "float32" + ", bfloat16 without gradient" * (units and not changes)
-        return set(seen)
-
-    assert (True, False) in trained(True)
-    assert (True, True) not in trained(True)
-    assert not any(coarse for coarse, _ in trained(False) | trained(True, mixed_precision="no"))
-    seen.clear()
-    draw(token, ["cat"], [5], sampler_settings(CONFIG))
-    assert set(seen) == {(False, False)}  # what is shown is the stock pipeline's, also after a training
-
-
-def test_bf16_draws_the_same_images_but_for_rounding(token, monkeypatch):
-    monkeypatch.setattr("models.has_bf16_units", lambda: True)
-    settings = sampler_settings(CONFIG)
-    exact = draw(token, ["cat"] * 2, [5, 6], settings)  # (2, 3, H, W)
-    with token.models.bf16_without_gradient(True):
-        coarse = draw(token, ["cat"] * 2, [5, 6], settings)  # (2, 3, H, W)
-    assert coarse.dtype == torch.float32
-    assert 0 < (coarse - exact).abs().mean() < 0.02
 
 
 def scaled(scale: float = 2.0**10):
