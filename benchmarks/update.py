@@ -80,7 +80,7 @@ def replay(calls: list[tuple], token: ClassToken) -> None:
     def fresh(value):
         return value.detach().requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
 
-    coarse = any(call[-1] for call in calls)
+    coarse = any(call[-1] for call in calls)  # as while they were recorded: it decides how the UNet lies in memory
     with token.spliced(), token.models.bf16_without_gradient(coarse), token.models.channels_last():
         for module, args, kwargs, with_gradient, in_bf16 in calls:
             args, kwargs = [fresh(a) for a in args], {k: fresh(v) for k, v in kwargs.items()}

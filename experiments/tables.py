@@ -1,6 +1,6 @@
 """The tables and the figure of ``classes.py``, from its rows; ``classes.py`` itself adds the sheets of pictures.
 
-python experiments/tables.py experiments/results/classes_12steps_seeds35_36.jsonl --figure results/classes.png
+python experiments/tables.py experiments/results/classes_seeds35_36_37.jsonl --figure results/classes.png
 python experiments/tables.py experiments/results/classes_8steps_part.jsonl --against experiments/results/classes_12steps_seeds35_36.jsonl
 python experiments/tables.py --summary experiments/results/sweep_seed37 --classes 1 32   # of a run over many classes, by its summary.csv
 """
