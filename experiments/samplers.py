@@ -95,6 +95,9 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, help="only DPM-Solver++ of these numbers of steps, beside the evaluation's sampler")
     parser.add_argument("--out", type=Path, default=Path("results/samplers.jsonl"))
     args = parser.parse_args()
+    for path in args.tokens:
+        if not path.is_file():
+            parser.error(f"{str(path)!r} was given; allowed is the file of a token, or a .jsonl of rows")
     quiet_libraries()
     rows, samplers = [], SAMPLERS
     if args.steps:
