@@ -251,6 +251,11 @@ class RunConfig:
     validation_guidance_end: float = option(
         1.0, "a validation's images are drawn without guidance from this place on; 1: with it to the end"
     )
+    validation_certainty: float = option(
+        0.7,
+        "a right image of a validation counts where the guide's probability of the class is at least this share of the median of those "
+        "that are right; 0: wherever it is right",
+    )
     validate_every: int = option(10, "updates between two validations")
 
     # Evaluation and outputs.

@@ -8,7 +8,7 @@ from typing import Any
 from config import NO_HYPERPARAMETERS, VERSION, RunConfig, UsageError
 
 # What options that are younger than a token did then, where that is not their default.
-OFF = {"enough_validation_accuracy": 0.0, "confirm_best": False}
+OFF = {"enough_validation_accuracy": 0.0, "confirm_best": False, "validation_certainty": 0.0}
 # What an evaluation depends on, beside the token.
 EVALUATION_OPTIONS = (
     *("model", "revision", "classifier", "judge", "mixed_precision", "scheduler", "num_inference_steps", "guidance_scale"),

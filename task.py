@@ -5,6 +5,7 @@ import random
 from dataclasses import replace
 from functools import partial
 from statistics import fmean as mean
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,21 @@ def validation_settings(config: RunConfig) -> SamplerSettings:
     settings = training_settings(config)
     low, high = settings.guidance_interval
     return replace(settings, guidance_interval=(low, min(high, config.validation_guidance_end)))
+
+
+def counted(losses: list[float], right: list[bool], certainty: float) -> list[bool]:
+    """Which images of a validation count.
+
+    A blend of the class with something else often passes for the class, but not as surely as a whole one. How sure a guide is of whole
+    ones differs from guide to guide, so the bar follows what it says of most.
+
+    Args:
+        losses, right: cross-entropy of the class and verdict of each image.
+        certainty: 0 to 1, share of the median probability of the right images that another right one needs.
+    """
+    probabilities = [math.exp(-loss) for loss in losses]
+    least = certainty * median([p for p, is_right in zip(probabilities, right, strict=True) if is_right] or [0])
+    return [is_right and p >= least for p, is_right in zip(probabilities, right, strict=True)]
 
 
 class Task:
@@ -142,13 +158,13 @@ class Task:
 
     @torch.no_grad()
     def validate(self, beats: float = math.inf) -> tuple[float, float]:
-        """Accuracy, then mean log-probability of the class, on the validation seeds with full sampling.
+        """Share of images that count, then mean log-probability of the class, on the validation seeds with full sampling.
 
         A few images are lucky now and then: as long as the token can still end the training, one more ``validation_size`` after the
         other is drawn, up to ``confirm_size`` more, and all count.
 
         Args:
-            beats: go on, too, as long as the accuracy so far is above this; ``-math.inf`` draws them all.
+            beats: go on, too, as long as the share so far is above this; ``-math.inf`` draws them all.
 
         Raises:
             WorkError: a logit is not finite.
@@ -156,12 +172,13 @@ class Task:
         config, seeds, drawn = self.config, validation_seeds(self.config), []
         for i in range(0, len(seeds), config.validation_size):
             drawn += self.score_drawn(seeds[i : i + config.validation_size])
-            reachable = (len(seeds) - sum(not right for _, _, right in drawn)) / len(seeds)
-            accuracy = mean(right for _, _, right in drawn)
+            _, losses, right = zip(*drawn, strict=True)
+            counts = counted(losses, right, config.validation_certainty)
+            reachable, accuracy = (len(seeds) - counts.count(False)) / len(seeds), mean(counts)
             if not (accuracy > beats or 0 < config.stop_validation_accuracy <= reachable):
                 break
         self.wrong = {t: 1 - mean([right for prompt, _, right in drawn if prompt == t] or [0]) for t in self.templates}
-        return accuracy, -mean(loss for _, loss, _ in drawn)
+        return accuracy, -mean(losses)
 
     def score_drawn(self, seeds: list[int]) -> list[tuple[str, float, bool]]:
         """Prompt, loss and verdict of finished images, drawn in batches."""

@@ -10,7 +10,7 @@ from conftest import tiny_classifier
 
 from classifiers import Guide
 from config import evaluation_seeds, training_seeds, validation_seeds, with_preset
-from task import Task, sampler_settings
+from task import Task, counted, sampler_settings
 
 IDLE = torch.amp.GradScaler("cpu", enabled=False)
 
@@ -136,6 +136,25 @@ def test_a_validation_that_can_just_end_the_training_is_confirmed(token, guides,
     monkeypatch.setattr(Task, "score", lambda self, images: (drawn.append(1), (torch.ones(1), torch.tensor([len(drawn) > 1])))[1])
     config = replace(CONFIG, validation_size=1, confirm_size=9, eval_batch_size=1, stop_validation_accuracy=0.9)
     assert Task(config, token, guides, "cat").validate() == (0.9, -1.0)
+
+
+@pytest.mark.parametrize("sure", [1.0, 0.5])
+def test_of_right_images_those_count_that_the_guide_is_as_sure_of_as_of_most(sure):
+    """However sure a guide is of anything: the bar follows the median of the right ones."""
+    losses = [-math.log(sure * p) for p in (0.9, 0.92, 0.65, 0.6, 0.99, 0.94)]
+    right = [True, True, True, True, False, True]  # the median of these is .9
+    assert counted(losses, right, 0.7) == [True, True, True, False, False, True]
+    assert counted(losses, right, 0.0) == right
+    assert counted(losses, [False] * 6, 0.7) == [False] * 6
+
+
+@pytest.mark.parametrize(("certainty", "share"), [(0.7, 0.75), (0.0, 1.0)])
+def test_a_blend_does_not_end_a_training_nor_draw_more_prompts(token, guides, monkeypatch, certainty, share):
+    monkeypatch.setattr(Task, "score", lambda self, images: (torch.tensor([0.1, 0.1, 0.1, 0.7]), torch.ones(4).bool()))
+    config = replace(CONFIG, validation_size=8, confirm_size=0, eval_batch_size=4, validation_certainty=certainty)
+    task = Task(config, token, guides, "cat")
+    assert task.validate() == (share, pytest.approx(-0.25))
+    assert set(task.wrong.values()) == {0.0}
 
 
 def test_several_guides_have_the_gradient_of_their_mean_loss(token):
