@@ -45,7 +45,10 @@ NOT_NEGATIVE = (
     *("training_steps", "patience", "noise_pool", "confirm_size", "export_dataset"),
     *("weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale"),
 )
-SHARES = ("stop_train_accuracy", "stop_validation_accuracy", "enough_validation_accuracy", "validation_certainty", "validation_guidance_end")
+SHARES = (
+    *("stop_train_accuracy", "stop_validation_accuracy", "enough_validation_accuracy"),
+    *("validation_certainty", "validation_guidance_end"),
+)
 
 
 def validate(config: RunConfig) -> None:

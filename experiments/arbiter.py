@@ -2,7 +2,8 @@
 
     python experiments/arbiter.py results/classes/pipeline_token/0020_*/*/learned_embeds.safetensors --out results/arbiter
 
-The images are those of ``measure.py``. A picture of those on which guide and judge differ is written for each token.
+The images are those of ``measure.py``. How many count is what a validation would make of them (``--validation_certainty``). A picture of
+those on which guide and judge differ is written for each token.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from experiments.measure import Bench
 from hub import quiet_libraries
 from outputs import write_image, write_lines
 from pictures import Shown, framed
+from task import counted
 
 WHO = ("guide", "judge", "judge2")
 SHOWN = 8  # images in a row of a picture
@@ -36,13 +38,22 @@ def look(path: Path) -> tuple[dict, dict[str, list[Shown]]]:
     third = load_classifier("miniature-judge2", torch.device("cpu"), torch.float32)
     said = {who: verdicts(c, images, 50) for who, c in zip(WHO, (bench.guide, bench.judge, third), strict=True)}  # (N,) each
     right = {who: labels == bench.target for who, labels in said.items()}
+    counts = counting(bench, images, right["guide"])  # (N,)
     parted = right["guide"] != right["judge"]  # (N,)
     row = {"class_index": bench.target + 1, "token": str(path), "images": len(images)}
     row |= {who: int(of.sum()) for who, of in right.items()} | {"parted": int(parted.sum())}
     row |= {f"judge2_with_{who}": int((right["judge2"] == right[who])[parted].sum()) for who in WHO[:2]}
+    for name, of in {"both": right["guide"] & right["judge"], "guide_alone": right["guide"] & ~right["judge"]}.items():
+        row |= {name: int(of.sum()), f"{name}_count": int((of & counts).sum())}
     first, names = parted.nonzero()[:SHOWN, 0].tolist(), bench.guide.labels
     shown = {f"what the {who} sees": [Shown(images[i], bool(right[who][i]), names[said[who][i]]) for i in first] for who in WHO}
     return row, shown
+
+
+def counting(bench: Bench, images: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Which of the images (N, 3, H, W) a validation by the guide, which finds ``right`` (N,) of them right, would count (N,)."""
+    probabilities = torch.cat([bench.guide.logits(part).softmax(1)[:, bench.target] for part in images.split(50)])  # (N,)
+    return torch.tensor(counted((-probabilities.log()).tolist(), right.tolist(), bench.config.validation_certainty))
 
 
 def main() -> None:
@@ -52,8 +63,11 @@ def main() -> None:
     args = parser.parse_args()
     quiet_libraries()
     rows = []
-    print("| class | token | guide | judge | second judge | guide and judge part on | second judge with the guide | with the judge |")
-    print("|-" * 8 + "|")
+    print(
+        "| class | token | guide | judge | second judge | guide and judge part on | second judge with the guide | with the judge "
+        "| of both's count | of the guide's alone |"
+    )
+    print("|-" * 10 + "|")
     for path in args.tokens:
         row, shown = look(path)
         rows.append(row)
@@ -62,6 +76,7 @@ def main() -> None:
             write_image(args.out / f"{path.parent.parent.name}-{path.parent.name}.png", framed(shown))
         shares = " | ".join(f"{row[who] / row['images']:.2f}" for who in WHO)
         told = f"{row['parted']} | {row['judge2_with_guide']} | {row['judge2_with_judge']}"
+        told += "".join(f" | {row[f'{name}_count']} of {row[name]}" for name in ("both", "guide_alone"))
         print(f"| {row['class_index']} | {path.parent.name} | {shares} | {told} |", flush=True)
 
 

@@ -56,6 +56,7 @@ SETTINGS = {
     "stop at .95": {"stop_validation_accuracy": 0.95},
     "float32": {"mixed_precision": "no"},
     "best not confirmed": {"confirm_best": False},
+    **{f"certainty {share}": {"validation_certainty": share} for share in (0.0, 0.85)},
     "validation of 6 first": {"validation_size": 6, "confirm_size": 42},
     **{f"trajectory of {updates} updates": {"reuse_trajectory": updates} for updates in (2, 4)},
     "validation guided to half": {"validation_guidance_end": 0.5},
