@@ -54,7 +54,7 @@ def judged(bench: Bench, vector: torch.Tensor, at_least: float = 0.0) -> dict[st
     bench.token.load(vector)
     prompt = fill(TEMPLATES[0], bench.token.placeholder, bench.class_name)
     for first in range(0, IMAGES, PART):
-        images = draw_all(bench.config, bench.token, [prompt] * PART, list(SEEDS[first : first + PART]))  # (PART, 3, 64, 64)
+        images = draw_all(bench.config, bench.token, prompt, list(SEEDS[first : first + PART]))  # (PART, 3, 64, 64)
         for who, verdicts in right.items():
             verdicts += bench.right(images, getattr(bench, who)).tolist()
         reachable = IMAGES - max(verdicts.count(False) for verdicts in right.values())
@@ -165,12 +165,15 @@ def main() -> None:
     threads = 1 if args.workers > 1 else None
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, context, initializer=warm_up, initargs=(threads,)) as pool:
-        for future in as_completed([pool.submit(one_row, *job) for job in left]):
-            row = future.result()
-            same = ("way", "class_index", "seed")
-            rows = [r for r in rows if any(r[key] != row[key] for key in same)] + [row]  # none of older options
-            write_lines(args.out, rows)
-            print("{way}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f}, {seconds:.0f} s".format(**row), flush=True)
+        try:
+            for future in as_completed([pool.submit(one_row, *job) for job in left]):
+                row = future.result()
+                same = ("way", "class_index", "seed")
+                rows = [r for r in rows if any(r[key] != row[key] for key in same)] + [row]  # none of older options
+                write_lines(args.out, rows)
+                print("{way}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f}, {seconds:.0f} s".format(**row), flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # where one fails the others need not run first
     print_table(rows)
 
 

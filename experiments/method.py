@@ -169,11 +169,14 @@ def main() -> None:
         done = {(r["setting"], r["class_index"], r["seed"]) for r in read(args.out) if r["differs"] == SETTINGS.get(r["setting"])}
         jobs = [(s, c, seed) for seed in args.seeds for s in args.settings for c in args.classes if (s, c, seed) not in done]
         with ProcessPoolExecutor(args.workers, max_tasks_per_child=None) as pool:
-            for future in as_completed([pool.submit(one_run, *job) for job in jobs]):
-                row = future.result()
-                with args.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print("{setting}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f} in {seconds} s".format(**row), flush=True)
+            try:
+                for future in as_completed([pool.submit(one_run, *job) for job in jobs]):
+                    row = future.result()
+                    with args.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print("{setting}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f} in {seconds} s".format(**row), flush=True)
+            finally:
+                pool.shutdown(cancel_futures=True)  # where one fails the others need not run first
     print_table(read(args.out))
     print_comparison(read(args.out), args.against)
 

@@ -143,6 +143,16 @@ def test_no_more_is_drawn_of_a_token_that_cannot_be_good_any_more(monkeypatch, w
     assert convergence.judged(bench, torch.zeros(1, 4), at_least) == {"guide": 1.0, "judge": 1 - wrong / drawn}
 
 
+def test_a_token_is_judged_on_real_images_of_the_seeds_in_turn(monkeypatch):
+    monkeypatch.setattr(convergence, "IMAGES", 4)
+    monkeypatch.setattr(convergence, "PART", 2)
+    bench = convergence.Bench(34, None)
+    vector = bench.token.start_vector("vocabulary", bench.class_name)
+    found = convergence.judged(bench, vector)
+    images = bench.draw(f"A photo of {bench.token.placeholder} {bench.class_name}", 4)
+    assert found == {"guide": bench.right(images).float().mean(), "judge": bench.right(images, bench.judge).float().mean()}
+
+
 def test_tokens_of_the_reference_that_never_are_good_bound_the_ratio_from_below(capsys):
     row = {"class_index": 2, "seed": 35, "updates": 5, "images": 25}
     rows = [
