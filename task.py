@@ -161,7 +161,7 @@ class Task:
         """Share of images that count, then mean log-probability of the class, on the validation seeds with full sampling.
 
         A few images are lucky now and then: as long as the token can still end the training, one more ``validation_size`` after the
-        other is drawn, up to ``confirm_size`` more, and all count.
+        other is drawn, up to ``confirm_size`` more, and all are counted anew: the bar moves with the images that are there.
 
         Args:
             beats: go on, too, as long as the share so far is above this; ``-math.inf`` draws them all.

@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -31,7 +31,7 @@ from classifiers import Guide, load_classifier
 from config import RunConfig, with_preset
 from evaluate import draw_all
 from experiments.measure import SEEDS, Bench
-from experiments.method import TUNING_CLASSES, read
+from experiments.method import TUNING_CLASSES, finished, read
 from hub import quiet_libraries
 from labels import prompt_class_name
 from models import load_models
@@ -165,15 +165,11 @@ def main() -> None:
     threads = 1 if args.workers > 1 else None
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, context, initializer=warm_up, initargs=(threads,)) as pool:
-        try:
-            for future in as_completed([pool.submit(one_row, *job) for job in left]):
-                row = future.result()
-                same = ("way", "class_index", "seed")
-                rows = [r for r in rows if any(r[key] != row[key] for key in same)] + [row]  # none of older options
-                write_lines(args.out, rows)
-                print("{way}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f}, {seconds:.0f} s".format(**row), flush=True)
-        finally:
-            pool.shutdown(cancel_futures=True)  # where one fails the others need not run first
+        for row in finished(pool, one_row, left):
+            same = ("way", "class_index", "seed")
+            rows = [r for r in rows if any(r[key] != row[key] for key in same)] + [row]  # none of older options
+            write_lines(args.out, rows)
+            print("{way}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f}, {seconds:.0f} s".format(**row), flush=True)
     print_table(rows)
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+import torch.nn.functional as F
 
 from class_token import TEMPLATES, fill, read_origin
-from classifiers import load_classifier
+from classifiers import finite, load_classifier
 from evaluate import verdicts
-from experiments.measure import Bench
+from experiments.measure import Bench, existing_file
 from hub import quiet_libraries
 from outputs import write_image, write_lines
 from pictures import Shown, framed
@@ -27,6 +28,7 @@ WHO = ("guide", "judge", "judge2")
 SHOWN = 8  # images in a row of a picture
 
 
+@torch.no_grad()
 def look(path: Path) -> tuple[dict, dict[str, list[Shown]]]:
     """How many of a token's images each classifier takes for its class, and with whom the third is where guide and judge part.
 
@@ -36,9 +38,11 @@ def look(path: Path) -> tuple[dict, dict[str, list[Shown]]]:
     bench = Bench(int(read_origin(path)["class_index"]), path)
     images = bench.draw(fill(TEMPLATES[0], bench.word, bench.class_name))  # (N, 3, 64, 64)
     third = load_classifier("miniature-judge2", torch.device("cpu"), torch.float32)
-    said = {who: verdicts(c, images, 50) for who, c in zip(WHO, (bench.guide, bench.judge, third), strict=True)}  # (N,) each
+    logits = torch.cat([finite(bench.guide.logits(part)) for part in images.split(50)])  # (N, K)
+    said = {"guide": logits.argmax(1), "judge": verdicts(bench.judge, images, 50), "judge2": verdicts(third, images, 50)}  # (N,) each
     right = {who: labels == bench.target for who, labels in said.items()}
-    counts = counting(bench, images, right["guide"])  # (N,)
+    losses = F.cross_entropy(logits, torch.full((len(images),), bench.target), reduction="none")  # (N,)
+    counts = torch.tensor(counted(losses.tolist(), right["guide"].tolist(), bench.config.validation_certainty))  # (N,)
     parted = right["guide"] != right["judge"]  # (N,)
     row = {"class_index": bench.target + 1, "token": str(path), "images": len(images)}
     row |= {who: int(of.sum()) for who, of in right.items()} | {"parted": int(parted.sum())}
@@ -50,15 +54,9 @@ def look(path: Path) -> tuple[dict, dict[str, list[Shown]]]:
     return row, shown
 
 
-def counting(bench: Bench, images: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Which of the images (N, 3, H, W) a validation by the guide, which finds ``right`` (N,) of them right, would count (N,)."""
-    probabilities = torch.cat([bench.guide.logits(part).softmax(1)[:, bench.target] for part in images.split(50)])  # (N,)
-    return torch.tensor(counted((-probabilities.log()).tolist(), right.tolist(), bench.config.validation_certainty))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tokens", type=Path, nargs="+", help="files of the miniature's tokens")
+    parser.add_argument("tokens", type=existing_file, nargs="+", help="files of the miniature's tokens")
     parser.add_argument("--out", type=Path, default=Path("results/arbiter"), help="folder for rows and pictures")
     args = parser.parse_args()
     quiet_libraries()

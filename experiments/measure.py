@@ -91,6 +91,17 @@ class Bench:
         return {"on_background": float(np.mean(on)), "right_on_background": float(np.mean(of_class))}
 
 
+def existing_file(text: str) -> Path:
+    """A file that the command line names.
+
+    Raises:
+        argparse.ArgumentTypeError: there is none.
+    """
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} was given; allowed is a file that is there")
+    return Path(text)
+
+
 def measured(bench: Bench, prompt: str) -> tuple[dict, torch.Tensor]:
     """Right images by guide and judge, counted over the seeds, and their diversity; and the images (N, 3, 64, 64)."""
     images = bench.draw(prompt)
@@ -115,7 +126,7 @@ def measure(class_index: int, path: Path | None, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("class_index", type=int, help="from 1")
-    parser.add_argument("token", type=Path, nargs="?", help="a token's file")
+    parser.add_argument("token", type=existing_file, nargs="?", help="a token's file")
     parser.add_argument("--out", type=Path, help="default: measured.json beside the token")
     args = parser.parse_args()
     if not (args.token or args.out):

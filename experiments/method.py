@@ -13,7 +13,8 @@ import argparse
 import json
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from operator import itemgetter
 from pathlib import Path
 
@@ -118,6 +119,19 @@ def read(out: Path) -> list[dict]:
     return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
+def finished(pool: Executor, work: Callable[..., dict], jobs: list[tuple]) -> Iterator[dict]:
+    """The rows of ``jobs``, each the arguments of ``work``, as they come; the pool takes no more after it.
+
+    Raises:
+        Exception: whatever a job did; those that have not begun are dropped.
+    """
+    try:
+        for future in as_completed([pool.submit(work, *job) for job in jobs]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def print_table(rows: list[dict]) -> None:
     """A line for each setting: guide/judge by class, means over seeds, and the means over classes."""
     classes = sorted({r["class_index"] for r in rows}, key=[*TUNING_CLASSES, *CLASS_INDICES].index)
@@ -169,14 +183,10 @@ def main() -> None:
         done = {(r["setting"], r["class_index"], r["seed"]) for r in read(args.out) if r["differs"] == SETTINGS.get(r["setting"])}
         jobs = [(s, c, seed) for seed in args.seeds for s in args.settings for c in args.classes if (s, c, seed) not in done]
         with ProcessPoolExecutor(args.workers, max_tasks_per_child=None) as pool:
-            try:
-                for future in as_completed([pool.submit(one_run, *job) for job in jobs]):
-                    row = future.result()
-                    with args.out.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    print("{setting}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f} in {seconds} s".format(**row), flush=True)
-            finally:
-                pool.shutdown(cancel_futures=True)  # where one fails the others need not run first
+            for row in finished(pool, one_run, jobs):
+                with args.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print("{setting}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f} in {seconds} s".format(**row), flush=True)
     print_table(read(args.out))
     print_comparison(read(args.out), args.against)
 

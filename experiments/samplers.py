@@ -21,6 +21,7 @@ import torch
 from class_token import ClassToken, read_origin, read_token
 from classifiers import Guide, load_classifier
 from config import validation_seeds, with_preset
+from experiments.measure import existing_file
 from hub import quiet_libraries
 from labels import prompt_class_name
 from models import has_bf16_units, load_models
@@ -91,13 +92,12 @@ def print_table(rows: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tokens", type=Path, nargs="+", help="files of the miniature's tokens, or one .jsonl to print the table of")
+    parser.add_argument(
+        "tokens", type=existing_file, nargs="+", help="files of the miniature's tokens, or one .jsonl to print the table of"
+    )
     parser.add_argument("--steps", nargs="+", type=int, help="only DPM-Solver++ of these numbers of steps, beside the evaluation's sampler")
     parser.add_argument("--out", type=Path, default=Path("results/samplers.jsonl"))
     args = parser.parse_args()
-    for path in args.tokens:
-        if not path.is_file():
-            parser.error(f"{str(path)!r} was given; allowed is the file of a token, or a .jsonl of rows")
     quiet_libraries()
     rows, samplers = [], SAMPLERS
     if args.steps:

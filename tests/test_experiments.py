@@ -1,5 +1,7 @@
 """The experiments' own arithmetic; that they run is seen by running them."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import numpy as np
@@ -7,10 +9,10 @@ import pytest
 import torch
 
 from config import RunConfig
-from experiments import tables
+from experiments import arbiter, measure, samplers, tables
 from experiments.classes import AMBIGUOUS, plan
 from experiments.measure import background
-from experiments.method import SETTINGS, TUNING_CLASSES, TUNING_SEEDS, print_comparison
+from experiments.method import SETTINGS, TUNING_CLASSES, TUNING_SEEDS, finished, print_comparison
 from experiments.paired import difference, pairs, ratio
 from miniature.scenes import HUES, render
 from outputs import write_json, write_tensors
@@ -150,3 +152,26 @@ def test_settings_are_compared_with_the_default_on_what_both_have(capsys):
     told = capsys.readouterr().out
     assert "| augment | 1 | +0.100 |" in told
     assert told.rstrip().endswith("| 1.50 |")
+
+
+def test_where_a_job_fails_those_that_have_not_begun_are_dropped():
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        time.sleep(0.05)  # the next may begin before the failure is seen
+        return {"row": 1 // number}
+
+    assert list(finished(ThreadPoolExecutor(1), work, [(1,)])) == [{"row": 1}]
+    with pytest.raises(ZeroDivisionError):
+        list(finished(ThreadPoolExecutor(1), work, [(0,), *[(1,)] * 50]))
+    assert len(begun) < 10
+
+
+@pytest.mark.parametrize(("program", "before"), [(arbiter, []), (measure, ["2"]), (samplers, [])])
+def test_a_token_file_that_is_not_there_is_told_in_one_line(monkeypatch, capsys, program, before):
+    monkeypatch.setattr("sys.argv", ["program", *before, "no/such.safetensors"])
+    with pytest.raises(SystemExit) as error:
+        program.main()
+    assert error.value.code == 2
+    assert "'no/such.safetensors' was given; allowed is a file that is there" in capsys.readouterr().err
