@@ -238,7 +238,7 @@ class RunConfig:
     stop_train_accuracy: float = option(1.0, "stop once a larger share of an update's images is right; 1 turns it off")
     stop_validation_accuracy: float = option(0.96, "stop once this share of the validation images is right; 0 turns it off")
     enough_validation_accuracy: float = option(
-        0.93, "stop rather than begin again from another start once the best token has this accuracy; 0 always begins again"
+        0.95, "stop rather than begin again from another start once the best token has this accuracy; 0 always begins again"
     )
     choose_by: str = option(
         "validation",
