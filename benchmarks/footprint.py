@@ -5,6 +5,7 @@
 
 The models, one step with gradient, the decoder and the guide run on fake tensors, which have shapes but no data; every tensor that is
 alive is counted. What a GPU adds (its context, the libraries' workspaces, the allocator's gaps) is not in it: ``gpu.py`` measures that.
+How memory grows with the number of last steps that the gradient goes through is counted on the miniature, whose tensors are real.
 """
 
 import argparse
@@ -23,8 +24,11 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks import common
 from benchmarks.sd_shapes import build_guide, build_models, making
-from gradients import gradient_of, judge
+from class_token import TEMPLATES, ClassToken, fill
+from classifiers import Guide, load_classifier
+from gradients import GradientPath, gradient_of, judge, token_gradients
 from memory import SETTINGS, Setting
+from models import load_models
 from sampler import SamplerSettings, Walk, chunks, decode, predict_clean
 
 
@@ -102,6 +106,18 @@ def walk_of(models, batch: int, settings: SamplerSettings) -> Walk:
     return Walk(models, cond, torch.zeros(1, 77, 768, dtype=models.dtype), torch.zeros(batch, 4, 64, 64), settings)
 
 
+def of_last_steps(images: int) -> dict[int, int]:
+    """Bytes at the peak of an update of the miniature through the last 1, 2 and 5 of 30 steps, its weights not counted."""
+    to, peaks = (torch.device("cpu"), torch.float32), {}
+    guide, token = Guide(load_classifier("miniature", *to), 0), ClassToken(load_models("miniature", *to), "newclas", "a")
+    prompts, seeds = [fill(TEMPLATES[0], "newclas", "bat")] * images, list(range(images))
+    for steps in (1, 2, 5):
+        with LiveBytes() as live:
+            token_gradients(token, prompts, seeds, SamplerSettings(), GradientPath("last", steps), lambda x, _: score(guide, x), 1.0)
+        peaks[steps] = live.peak
+    return peaks
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images_per_update", type=int, default=5)
@@ -110,6 +126,7 @@ def main() -> None:
     rows = {name: needs(s, args.images_per_update) for name, s in SETTINGS.items()}
     tiny = {name: needs(s, args.images_per_update, tiny_vae=True) for name, s in SETTINGS.items()}
     found = {"images_per_update": args.images_per_update, "bytes": rows, "bytes_with_tiny_vae": tiny}
+    found["miniature_bytes_of_last_steps"] = of_last_steps(args.images_per_update)
     common.finish(common.environment(torch.device("cpu")) | found, args.out)
 
 

@@ -42,6 +42,9 @@ def of_footprint(found: dict) -> Iterator[tuple[str, str]]:
     """Counted memory."""
     for name, counted in found["bytes"].items():
         yield f"tensors of an update, SD 1.4, --memory {name}", f"{counted['update'] / 1e9:.1f} GB"
+    of_steps = found["miniature_bytes_of_last_steps"]
+    for steps, peak in list(of_steps.items())[1:]:
+        yield f"tensors of an update, miniature, gradient through the last {steps} steps over the last one", f"{peak / of_steps['1']:.2f}"
 
 
 def of_gpu(found: dict) -> Iterator[tuple[str, str]]:
