@@ -125,7 +125,8 @@ def loop(
             best.offer((-loss,), drawn_with, epoch, epoch - 1)
         elif config.choose_by == "validation" and is_validated(config, epoch, accuracy):
             row |= zip(("validation_accuracy", "validation_log_probability"), attempts.score(task, best, epoch), strict=True)
-        row |= {"gradient_norm": norm, "token_norm": token.norm(), "best_epoch": best.epoch, "seconds": time.monotonic() - began}
+        row |= {"gradient_norm": norm, "token_norm": token.norm(), "best_epoch": best.epoch, "images": task.images}
+        row["seconds"] = time.monotonic() - began
         record(folder, result.rows, row, images, on_update)
         progress.set_postfix({name: f"{row[name]:.2f}" for name in ("loss", "accuracy", "probability")} | {"best": best.told()})
 

@@ -17,7 +17,7 @@ from class_token import ClassToken
 from classifiers import Guide
 from config import RunConfig, with_preset
 from outputs import RunFolder
-from trainer import train
+from trainer import Best, Training, train
 
 CPU = torch.device("cpu")
 PAPER = with_preset("paper", {"num_inference_steps": 3, "images_per_update": 2, "class_index": 1, "train": True, "max_epochs": 1})
@@ -153,13 +153,46 @@ def test_a_token_is_judged_on_real_images_of_the_seeds_in_turn(monkeypatch):
     assert found == {"guide": 0.75, "judge": 0.75}
 
 
-def test_tokens_of_the_reference_that_never_are_good_bound_the_ratio_from_below(capsys):
-    row = {"class_index": 2, "seed": 35, "updates": 5, "images": 25}
+def test_tokens_of_the_reference_that_never_are_good_bound_the_ratios_from_below(capsys):
+    cost = {"updates": 5, "images": 25}
+    ended = cost | {"guide": 0.94, "judge": 0.96, "seconds": 20, "images": 60}
+    row = cost | {"class_index": 2, "seed": 35}
     rows = [
-        row | {"way": "ours", "guide": 0.9, "judge": 0.92, "seconds": 10},
+        row | {"way": "ours", "guide": 0.9, "judge": 0.92, "seconds": 10, "to_the_end": ended},
         row | {"way": "reference", "guide": 1.0, "judge": 0.89, "seconds": 80},
     ]
-    convergence.print_table(rows)
-    assert "| 1 of 1 | 0.90 / 0.92 | 5 | 25 | 10 | 0 of 1 | 1.00 / 0.89 | 5 | 25 | 80 | > 8.0 |" in capsys.readouterr().out
+    convergence.print_table([*rows, rows[0] | {"seed": 36, "seconds": 1000}])  # of that seed there is no other to compare with
+    ours = "| 1 of 1 | 0.90 / 0.92 | 5 | 25 | 10 | 1 of 1 | 0.94 / 0.96 | 5 | 60 | 20 |"
+    assert f"{ours} 0 of 1 | 1.00 / 0.89 | 5 | 25 | 80 | > 8.0 | > 4.0 |" in capsys.readouterr().out
     convergence.print_table([rows[0], rows[1] | {"judge": 0.91}])
-    assert "| 80 | 8.0 |" in capsys.readouterr().out
+    assert "| 80 | 8.0 | 4.0 |" in capsys.readouterr().out
+    convergence.print_table([rows[0] | {"to_the_end": ended | {"judge": 0.8}}, rows[1]])
+    assert "| 80 | > 8.0 |  |" in capsys.readouterr().out
+
+
+def test_ours_gets_the_time_of_its_first_good_token_and_to_the_end(monkeypatch):
+    """The first token that a validation found the best so far; what it is judged with is set here."""
+    verdicts = []
+    monkeypatch.setattr(convergence, "judged", lambda _, vector, at_least=0.0: verdicts.pop(0))
+    monkeypatch.setattr(convergence, "train", lambda *args: trained(*args, ends=30, better={0: 0.0, 10: 1.0, 20: 2.0}))
+    bad, good = {"guide": 0.95, "judge": 0.5}, {"guide": 0.95, "judge": 0.9}
+    verdicts += [good, bad, good]  # that to the end, then in order
+    found = convergence.ours(convergence.options("ours", 2, 35))
+    assert (found["updates"], found["images"], found["judge"]) == (20, 40, 0.9)
+    assert found["seconds"] < found["to_the_end"]["seconds"]
+    assert (found["to_the_end"]["updates"], found["to_the_end"]["images"]) == (30, 60)
+    verdicts += [bad, bad, bad, bad, bad | {"judge": 0.6}]
+    found = convergence.ours(convergence.options("ours", 2, 35))
+    assert (found["updates"], found["seconds"], found["judge"]) == (30, found["to_the_end"]["seconds"], 0.6)
+
+
+def trained(config, token, guides, name, folder, on_update, ends, better):
+    """A training of ``ends`` updates, two images each, that finds a better token after some of them."""
+    best, rows = Best(file=folder.partial_token, placeholder=token.placeholder), []
+    for epoch in range(ends + 1):
+        if epoch in better:
+            best.offer((better[epoch],), token.vector.detach(), epoch, epoch)
+        if epoch:
+            rows.append({"epoch": epoch, "best_epoch": best.epoch, "images": 2 * epoch})
+            on_update(rows[-1], None)
+    return Training(rows=rows, images=2 * ends)
