@@ -68,6 +68,16 @@ def test_the_gradient_is_clipped_after_backward(monkeypatch, tmp_path):
     assert norms[0] == pytest.approx(1e-4, rel=1e-2)
 
 
+def test_the_log_counts_all_images_that_were_drawn_so_far(tmp_path):
+    """Those of the start's validation too; without validation those of the updates alone."""
+    _, training = learned(tmp_path, validate_every=2, max_epochs=2, stop_validation_accuracy=0.0)
+    first, second = (row["images"] for row in training.rows)
+    assert first == CONFIG.images_per_update + CONFIG.validation_size
+    assert second == training.images > first + CONFIG.images_per_update
+    _, training = learned(tmp_path, choose_by="loss", max_epochs=2)
+    assert [row["images"] for row in training.rows] == [CONFIG.images_per_update, 2 * CONFIG.images_per_update]
+
+
 def attempted(tmp_path, monkeypatch, accuracies, **changes):
     """Train with these validation accuracies; for every update its stage and the vector that it began with, and what was scored."""
     scores, seen, started = iter([(accuracy, -3.0) for accuracy in accuracies]), [], []
