@@ -129,6 +129,7 @@ def _check_together(config: RunConfig) -> None:
         config.report_to,
         f"an installed package: pip install {config.report_to}",
     )
+    _need(config.choose_by == "validation" or not config.token_ema, "token_ema", config.token_ema, "0 with --choose_by loss")
     _need(not (config.train and config.token_path), "token_path", config.token_path, "a file only without --train True")
 
 

@@ -192,8 +192,8 @@ class RunConfig:
     )
     attempt_patience: int = option(
         20,
-        "updates without a better token after which the next stage is tried, or learning begins again from the next start; "
-        "twice as many in the last of several stages",
+        "updates without a better token (in the first stage, a clearly better one) after which the next stage is tried, or learning begins "
+        "again from the next start; twice as many in the last of several stages",
     )
     normalize_steps: bool = option(False, "with several steps divide the gradient of each by its norm before they are added")
 
@@ -218,7 +218,8 @@ class RunConfig:
     )
     token_ema: float = option(
         0.0,
-        "share of the old in the running average of the token over updates, which is validated and kept; 0: no average",
+        "share of the old in the running average of the token over updates, which is validated and kept; 0: no average; only with "
+        "--choose_by validation",
     )
     images_per_update: int = option(5, "images whose mean loss makes one update; one update is one epoch")
     seed: int = option(
@@ -229,14 +230,16 @@ class RunConfig:
     reuse_trajectory: int = option(
         1, "updates in a row that share their noises and prompts, and the steps before the first one with gradient, walked once"
     )
-    noise_pool: int = option(0, "the same noises come back after this many updates; 1: the same every time; 0: always new ones")
+    noise_pool: int = option(
+        0, "the same noises come back after this many updates (times --reuse_trajectory); 1: the same every time; 0: always new ones"
+    )
     augment: bool = option(False, "crop, mirror, blur and disturb each image a little before the guide sees it in training")
 
     # Stopping, and which token is kept.
     max_epochs: int = option(300, "updates at most, over all attempts")
     patience: int = option(0, "stop after this many updates without a better token; 0 turns it off")
     stop_train_accuracy: float = option(1.0, "stop once a larger share of an update's images is right; 1 turns it off")
-    stop_validation_accuracy: float = option(0.96, "stop once this share of the validation images is right; 0 turns it off")
+    stop_validation_accuracy: float = option(0.96, "stop once this share of the validation images counts as right; 0 turns it off")
     enough_validation_accuracy: float = option(
         0.95, "stop rather than begin again from another start once the best token has this accuracy; 0 always begins again"
     )

@@ -157,7 +157,10 @@ class Arm:
         return (self.by_judge or self.by_guide[0]).features
 
     def figures(self, reference: torch.Tensor | None) -> dict[str, Any]:
-        """All that is told of the arm; ``reference`` are features (M, D) of reference images."""
+        """All that is told of the arm; ``reference`` are features (M, D) of reference images.
+
+        Of several guides "guide" has the accuracy of all together and the first one's other figures; "guides" has each one's own.
+        """
         guide = self.by_guide[0].figures() | shares(self.right, "accuracy")
         told = {"prompt": self.prompt, "guide": guide, "judge": self.by_judge.figures() if self.by_judge else None}
         if len(self.by_guide) > 1:

@@ -27,6 +27,8 @@ SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
     "dpmsolver++": "DPMSolverMultistepScheduler",
 }
+# Of training's own sampler: what the defaults were found with, and what PNDM and DDIM take where a configuration names nothing.
+TRAINING_SPACING = "leading"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 # Small decoders of the same latents, by the short names of --tiny_vae.
 TINY_VAES = {"taesd": "madebyollin/taesd"}  # of Stable Diffusion 1 and 2
@@ -236,20 +238,24 @@ def load_tokenizer(name: str, hub: Hub = LOCAL) -> Any:
     return load_part(name, hub, load)
 
 
-def fresh_scheduler(scheduler: Any, choice: str | None = None) -> Any:
+def fresh_scheduler(scheduler: Any, choice: str | None = None, spacing: str = "") -> Any:
     """A scheduler of the same configuration that has not walked yet: multistep ones keep state, and a run must not see another's.
 
     Args:
         choice: a short name of ``SCHEDULERS``; None is the same kind.
+        spacing: the ``timestep_spacing`` of another kind where the configuration names none, as Stable Diffusion 1.4's does not; ""
+            is that kind's own, which differs from kind to kind.
     """
     import diffusers
 
-    kind, config = type(scheduler), dict(scheduler.config)
+    kind, config, changes = type(scheduler), dict(scheduler.config), {}
     if choice:
         kind = getattr(diffusers, SCHEDULERS[choice])
         if str(config.get("algorithm_type", "")).startswith("sde-"):
             config["algorithm_type"] = config["algorithm_type"].removeprefix("sde-")  # its deterministic twin
-    scheduler = kind.from_config(config)
+        if spacing and "timestep_spacing" in config.get("_use_default_values", ()):
+            changes = {"timestep_spacing": spacing}
+    scheduler = kind.from_config(config, **changes)
     # As the stock pipeline does: latents are not bounded by 1, and old configurations lack Stable Diffusion's offset.
     mended = {k: v for k, v in {"clip_sample": False, "steps_offset": 1}.items() if scheduler.config.get(k, v) != v}
     return kind.from_config(scheduler.config, **mended) if mended else scheduler

@@ -286,7 +286,7 @@ def check_against_model(config: RunConfig, hub, prompts: list[str], saved, numbe
     """
     from architecture import check_sampling, check_tiny_vae, text_width
     from class_token import check_words, tokenize, vector_names
-    from models import fresh_scheduler, is_local, load_scheduler, load_tokenizer
+    from models import TRAINING_SPACING, fresh_scheduler, is_local, load_scheduler, load_tokenizer
 
     if config.dry_run and not is_local(config.model):
         return
@@ -296,8 +296,9 @@ def check_against_model(config: RunConfig, hub, prompts: list[str], saved, numbe
     check_sampling(config.model, config.height, config.width, steps, config.scheduler, hub)
     if config.trains_with_tiny_vae and (is_local(config.tiny_vae) or not config.dry_run):
         check_tiny_vae(config.tiny_vae, config.model, hub)
-    scheduler = fresh_scheduler(load_scheduler(config.model, config.scheduler, hub), training_scheduler)
-    check_gradient_steps(config.gradient_steps, scheduler, training_steps)
+    if config.gradient_mode in ("last", "random"):
+        own = load_scheduler(config.model, config.scheduler, hub)
+        check_gradient_steps(config.gradient_steps, fresh_scheduler(own, training_scheduler, TRAINING_SPACING), training_steps)
     tokenizer, width = load_tokenizer(config.model, hub), text_width(config.model, hub)
     for vectors in (saved, *others.values()):
         if vectors is not None and vectors.shape[1] != width:

@@ -20,7 +20,8 @@ EVALUATION_OPTIONS = (
 def is_learned(config: RunConfig, folder) -> bool:
     """Whether the token on disk was learned for this class with these options; one that is younger than the token was off then.
 
-    Where results are, how much memory is taken, and how an evaluation is drawn changes no token.
+    Where results are, how much memory is taken, and how an evaluation is drawn changes no token; where training has its own sampler,
+    the evaluation's steps and scheduler do not either.
     """
     if not (folder.token.exists() and folder.config.exists()):
         return False
@@ -29,6 +30,7 @@ def is_learned(config: RunConfig, folder) -> bool:
     now, then = asdict(config), asdict(RunConfig()) | OFF | read_json(folder.config)["config"]
     free = NO_HYPERPARAMETERS - {"class_index", "model", "revision", "classifier", "placeholder_token", "prompt_name"}
     free |= {"num_inference_steps"} if config.training_steps else set()
+    free |= {"scheduler"} if config.training_scheduler != "same" else set()
     return all(now[k] == then[k] for k in now if k not in free)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from class_token import ClassToken
-from models import DiffusionModels, fresh_scheduler
+from models import TRAINING_SPACING, DiffusionModels, fresh_scheduler
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class SamplerSettings:
         num_inference_steps: steps asked of the scheduler (its own list may be longer: PNDM makes 31 of 30).
         guidance_scale: weight of classifier-free guidance; 1 turns it off.
         height, width: in pixels; None is the model's own.
-        scheduler: a short name of ``models.SCHEDULERS``; None is the one that the models were loaded with.
+        scheduler: training's own, a short name of ``models.SCHEDULERS``; None is the one that the models were loaded with.
         guidance_interval: places on the trajectory, 0 the first step of the scheduler's list, 1 the last; outside there is no guidance.
         decode_batch_size: images that the VAE decodes at once; None is all. It changes results by rounding only.
         tiny_vae: decode with the models' small decoder.
@@ -52,7 +52,8 @@ def draw_noise(seeds: list[int], shape: tuple[int, int, int], number: int = 0) -
 def guided_noise_pred(unet, latents, timestep, cond, uncond, guidance_scale: float, recompute: bool = False) -> torch.Tensor:
     """Classifier-free guidance (Ho and Salimans 2022, eq. 6, with w + 1 = guidance_scale).
 
-    With gradient switched on it flows through the conditional half only: the unconditional one does not see the token.
+    Gradient flows through the conditional half; through the unconditional one, which does not see the token, only where the latents
+    depend on it, as they do from the second step with gradient on.
 
     Args:
         latents: (B, C, h, w), already scaled for the UNet. cond: (B, L, D). uncond: (1, L, D).
@@ -62,21 +63,21 @@ def guided_noise_pred(unet, latents, timestep, cond, uncond, guidance_scale: flo
         the guided prediction (B, C, h, w).
     """
 
-    def conditional(latents: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        return unet(latents, timestep, encoder_hidden_states=cond).sample.to(latents.dtype)
+    def half(latents: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        return unet(latents, timestep, encoder_hidden_states=encoder_hidden_states).sample.to(latents.dtype)
 
     if recompute:
-        conditional = partial(checkpoint, conditional, use_reentrant=False)
+        half = partial(checkpoint, half, use_reentrant=False)
     if guidance_scale == 1:
-        return conditional(latents, cond)
+        return half(latents, cond)
     uncond = uncond.expand(len(cond), -1, -1)  # (B, L, D)
     if not torch.is_grad_enabled():
         both = unet(torch.cat([latents, latents]), timestep, encoder_hidden_states=torch.cat([uncond, cond])).sample
         noise_pred_uncond, noise_pred_cond = both.to(latents.dtype).chunk(2)  # (B, C, h, w) each
     else:
-        with torch.no_grad():
-            noise_pred_uncond = unet(latents, timestep, encoder_hidden_states=uncond).sample
-        noise_pred_cond = conditional(latents, cond)
+        with torch.set_grad_enabled(latents.requires_grad):
+            noise_pred_uncond = half(latents, uncond)  # (B, C, h, w)
+        noise_pred_cond = half(latents, cond)  # (B, C, h, w)
     return noise_pred_uncond + guidance_scale * (noise_pred_cond - noise_pred_uncond)
 
 
@@ -146,7 +147,7 @@ class Walk:
     ):
         self.models, self.cond, self.uncond, self.settings, self.kept, self.seeds = models, cond, uncond, settings, kept, seeds or []
         self.recompute = False  # of several steps with gradient keep no graph of the UNet, lest memory grow with their number
-        self.scheduler = fresh_scheduler(models.scheduler, settings.scheduler)
+        self.scheduler = fresh_scheduler(models.scheduler, settings.scheduler, spacing=TRAINING_SPACING)
         self.scheduler.set_timesteps(settings.num_inference_steps, device=models.device)
         self.timesteps = self.scheduler.timesteps  # the scheduler's own list: what every gradient mode counts on
         self.start = noise.to(models.device, models.dtype) * self.scheduler.init_noise_sigma  # (B, C, h, w)

@@ -177,12 +177,14 @@ class Task:
             reachable, accuracy = (len(seeds) - counts.count(False)) / len(seeds), mean(counts)
             if not (accuracy > beats or 0 < config.stop_validation_accuracy <= reachable):
                 break
-        self.wrong = {t: 1 - mean([right for prompt, _, right in drawn if prompt == t] or [0]) for t in self.templates}
+        verdicts = {t: [right for prompt, _, right in drawn if prompt == t] for t in self.templates}
+        of_all = mean([right for _, _, right in drawn])  # for a prompt that so small a validation does not have
+        self.wrong = {t: 1 - (mean(found) if found else of_all) for t, found in verdicts.items()}
         return accuracy, -mean(losses)
 
     def score_drawn(self, seeds: list[int]) -> list[tuple[str, float, bool]]:
         """Prompt, loss and verdict of finished images, drawn in batches."""
-        prompts = [self.validation_prompts[i % len(self.validation_prompts)] for i in range(len(seeds))]
+        prompts = [self.validation_prompts[(seed - VALIDATION_BASE) % len(self.validation_prompts)] for seed in seeds]
 
         def batch(chunk: slice) -> list[tuple[str, float, bool]]:
             images = draw(self.token, prompts[chunk], seeds[chunk], self.validation_settings)  # (B, 3, H, W)

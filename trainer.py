@@ -25,15 +25,16 @@ OnUpdate = Callable[[dict, torch.Tensor], None]  # is told an update's log row a
 MORE = 0.25  # share of the way from the start's validation accuracy to 1 after which a token is clearly better
 LONGER = 2  # patience with the last of several stages: a late step makes a token worse before it makes it better
 FIRST_SCALE = 2.0**10  # of the loss in half precision
+OVERFLOWS = 10  # updates in a row that may lose their loss to an overflow in half precision
 NEARLY = 0.9  # validation accuracy of a token that is nearly right: large steps would do it harm
 
 
 @dataclass
 class Training:
-    """What a training came to: one log row an update, the kept vector's age, why it ended, and what it cost."""
+    """What a training came to: one log row an update, when the kept vector was found, why it ended, and what it cost."""
 
     rows: list[dict] = field(default_factory=list)
-    kept_updates: int = 0  # updates that the kept vector has seen
+    kept_updates: int = 0  # updates, of all attempts, after which the kept vector was found
     last_vector: torch.Tensor | None = None  # (N, width), after the last update
     stopped_by: str = ""
     images: int = 0  # drawn, for updates and for validation
@@ -48,7 +49,7 @@ class Best:
     score: tuple = ()
     vector: torch.Tensor | None = None
     epoch: int = 0  # when it was found; patience counts from here
-    updates: int = 0  # that it has seen
+    updates: int = 0  # after which it was what it is; of all attempts
     file: Path | None = None  # where each better vector is written at once: a run that breaks off loses no more than its last updates
     placeholder: str = ""
 
@@ -113,9 +114,10 @@ def loop(
         # Clip, step on the one vector, and keep it as short as words are.
         scaler.unscale_(attempts.optimizer)
         norm = torch.nn.utils.clip_grad_norm_([token.vector], config.max_grad_norm or math.inf).item()
-        check_finite(epoch, loss, norm, scaled=scaler.get_scale() > 1)
+        check_finite(epoch, loss, norm, scaled=scaler.get_scale() > 1, before=result.rows)
         scaler.step(attempts.optimizer)
-        scaler.update()
+        # An image that overflows on its way is not the scale's fault.
+        scaler.update(None if math.isfinite(loss) else scaler.get_scale())
         token.bound(config.max_token_norm)
         attempts.average()
 
@@ -234,6 +236,7 @@ class Attempts:
             if enough <= best.score[0]:
                 return "enough"
         self.begin(epoch)
+        task.kept_for = ()  # another token walks trajectories of its own
         return ""
 
     def told(self) -> dict:
@@ -253,9 +256,15 @@ def make_scaler(models: DiffusionModels) -> torch.amp.GradScaler:
     return scaler
 
 
-def check_finite(epoch: int, loss: float, norm: float, scaled: bool) -> None:
-    """Raises WorkError where loss or gradient norm are not finite; with a scaled loss they may be, and the scaler skips the update."""
-    if not (scaled or math.isfinite(loss) and math.isfinite(norm)):
+def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: list[dict]) -> None:
+    """Raises WorkError where loss or gradient norm are not finite; with a scaled loss they may be, and the scaler skips the update.
+
+    Args:
+        before: the log's rows so far: as many losses in a row that are not finite are too many with a scaled loss, too.
+    """
+    lost = [row["loss"] is None for row in before[-OVERFLOWS:]]
+    in_vain = not math.isfinite(loss) and len(lost) == OVERFLOWS and all(lost)
+    if in_vain or not (scaled or math.isfinite(loss) and math.isfinite(norm)):
         raise WorkError(f"update {epoch}: loss {loss}, gradient norm {norm}; try --mixed_precision no or bf16, or a lower --learning_rate")
 
 

@@ -65,6 +65,12 @@ SETTINGS = {
     "guidance .1 to .8": {"guidance_interval": "0.1,0.8"},
     "two guides": {"classifier": "miniature,miniature-judge2"},
 }
+# Defaults of before, by which rows of then are named.
+SETTINGS |= {
+    "enough .93, bound 1.6": SETTINGS["enough .93"] | SETTINGS["bound 1.6"],
+    "enough .93, certainty 0": SETTINGS["enough .93"] | SETTINGS["certainty 0.0"],
+    "enough .93, certainty 0, two guides": SETTINGS["enough .93"] | SETTINGS["certainty 0.0"] | SETTINGS["two guides"],
+}
 
 
 def one_run(setting: str, class_index: int, seed: int) -> dict:

@@ -64,6 +64,7 @@ TABLE = [
     ([*MINI, *TRAIN, "--start", "cat+"], "--start: 'cat+' was given; allowed is class, vocabulary, initializer"),
     ([*MINI, *TRAIN, "--relative_rate", "-1"], "--relative_rate: -1.0 was given; allowed is above 0"),
     ([*MINI, *TRAIN, "--token_ema", "1"], "--token_ema: 1.0 was given; allowed is 0 or more, below 1"),
+    ([*MINI, *TRAIN, "--preset", "paper", "--token_ema", "0.8"], "--token_ema: 0.8 was given; allowed is 0 with --choose_by loss"),
     ([*MINI, *TRAIN, "--attempt_patience", "0"], "--attempt_patience: 0 was given; allowed is 1 or more"),
     ([*MINI, *TRAIN, "--guidance_interval", "0.8,0.1"], "--guidance_interval: '0.8,0.1' was given; allowed are two numbers from 0 to 1"),
     ([*MINI, *TRAIN, "--validation_guidance_end", "1.5"], "--validation_guidance_end: 1.5 was given; allowed is 0 to 1"),

@@ -117,6 +117,7 @@ def test_a_learned_token_is_known_by_its_options_whatever_the_path_to_it(tmp_pat
     monkeypatch.chdir(tmp_path)
     assert plan(AMBIGUOUS[0], 35, ".", []).is_learned
     assert plan(AMBIGUOUS[0], 35, ".", ["--memory", "8gb"]).is_learned
+    assert plan(AMBIGUOUS[0], 35, ".", ["--scheduler", "ddim", "--num_inference_steps", "20"]).is_learned  # training has its own
     assert not plan(AMBIGUOUS[0], 35, ".", ["--reuse_trajectory", "4"]).is_learned
     assert not plan(AMBIGUOUS[0], 35, ".", ["--relative_rate", "0.1"]).is_learned
     assert not plan(AMBIGUOUS[0], 36, ".", []).is_learned

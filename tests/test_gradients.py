@@ -115,7 +115,9 @@ def plain_loss(token, path, frozen):
         latents, scheduler = rows[number - path.steps][0], copy.deepcopy(rows[number - path.steps][3])
         for i in range(number - path.steps, number):
             t = scheduler.timesteps[i]
-            noise_pred = guided(token, scheduler.scale_model_input(latents, t), t, rows[i][2], scale_at(i, number))
+            model_input = scheduler.scale_model_input(latents, t)
+            uncond = models.unet(model_input, t, token.encode(["", ""])).sample  # live: from the second step on its input is
+            noise_pred = guided(token, model_input, t, uncond, scale_at(i, number))
             latents = scheduler.step(noise_pred, t, latents).prev_sample
         return losses_of(decode(models, latents, SETTINGS)).sum()
     if path.mode == "lv":

@@ -191,6 +191,15 @@ def test_a_dry_run_of_several_classes_has_a_plan_for_each(capsys):
     assert [plan["config"]["class_index"] for plan in plans] == [2, 4, 5]
 
 
+@pytest.mark.parametrize("mode", ["lv", "jump", "skip"])
+def test_more_gradient_steps_than_the_trajectory_has_are_refused_only_where_they_are_its_last(capsys, mode):
+    """Of "lv" they are noises."""
+    argv = [*MINI, "--class_index", "2", "--train", "True", "--dry_run", "True", "--gradient_steps", "16", "--gradient_mode"]
+    assert main([*argv, mode]) == 0
+    assert main([*argv, "random"]) == 2
+    assert "--gradient_steps: 16 was given; allowed is 1 to 12" in capsys.readouterr().err
+
+
 def test_a_dry_run_refuses_what_the_run_would(capsys):
     assert main([*MINI, "--class_index", "2", "--train", "True", "--dry_run", "True", "--height", "60"]) == 2
     assert "--height: 60 was given" in capsys.readouterr().err

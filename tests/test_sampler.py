@@ -9,8 +9,9 @@ from conftest import tiny_models
 from tiny_folders import save_tiny_vae
 
 from class_token import ClassToken
-from models import SCHEDULERS, load_tiny_vae
-from sampler import SamplerSettings, alpha_bar_at, decode, draw, draw_noise, predict_clean
+from miniature.unet import SCHEDULER
+from models import SCHEDULERS, TRAINING_SPACING, fresh_scheduler, load_tiny_vae
+from sampler import SamplerSettings, Walk, alpha_bar_at, decode, draw, draw_noise, predict_clean
 
 SETTINGS = SamplerSettings(num_inference_steps=6, guidance_scale=3.0)
 PROMPTS, SEEDS = ["a photo of newclas cat", "a photo of newclas bat"], [3, 4]
@@ -27,6 +28,28 @@ def test_sampling_leaves_no_state_behind(token):
     first = draw(token, PROMPTS, SEEDS, SETTINGS)
     assert torch.equal(first, draw(token, PROMPTS, SEEDS, SETTINGS))
     assert token.models.scheduler.timesteps is None or len(token.models.scheduler.timesteps) == 1000
+
+
+@pytest.mark.parametrize("named", ["leading", None, "trailing"])
+def test_training_stands_at_the_same_timesteps_whether_or_not_the_model_names_their_spacing(token, named):
+    """Stable Diffusion 1.4's configuration names none; one that diffusers has saved again names all. A model's own choice stands."""
+    import diffusers
+
+    config = {k: v for k, v in SCHEDULER.items() if k != "timestep_spacing"} | ({"timestep_spacing": named} if named else {})
+    token.models.scheduler = diffusers.PNDMScheduler.from_config(config)
+    noise = draw_noise(SEEDS, token.models.latent_shape(None, None))
+
+    def first(**settings):
+        walk = Walk(token.models, token.encode(PROMPTS), token.unconditional, noise, SamplerSettings(8, **settings))
+        return walk.timesteps[0].item()
+
+    assert first(scheduler="dpmsolver++") == (999 if named == "trailing" else 889)
+    assert first() == (999 if named == "trailing" else 876)
+    # --scheduler is diffusers' own way from one kind to another.
+    stock = diffusers.DPMSolverMultistepScheduler.from_config(token.models.scheduler.config)
+    chosen = token.models.scheduler = fresh_scheduler(token.models.scheduler, "dpmsolver++")
+    assert chosen.config.timestep_spacing == stock.config.timestep_spacing
+    assert first(scheduler="dpmsolver++") == (999 if named == "trailing" else 889)
 
 
 def test_without_guidance_only_the_conditional_half_runs(token):
@@ -71,6 +94,7 @@ def test_another_scheduler_draws_as_if_the_model_had_it(token, kind):
     """Of PNDM's configuration DDIM would clip the latents, were that not mended."""
     settings = SamplerSettings(num_inference_steps=6, guidance_scale=3.0, scheduler=kind)
     own = ClassToken(tiny_models(SCHEDULERS[kind]), "newclas", "a")
+    own.models.scheduler = own.models.scheduler.from_config(own.models.scheduler.config, timestep_spacing=TRAINING_SPACING)
     own.load(token.vector)
     pictures = draw(token, PROMPTS, SEEDS, settings)
     assert torch.equal(pictures, draw(own, PROMPTS, SEEDS, SETTINGS))

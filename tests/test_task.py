@@ -98,6 +98,17 @@ def test_a_validation_tells_which_prompts_fail(token, guides, monkeypatch):
     assert list(task.wrong.values()) == [pytest.approx(1 / 3), 0.0, 0.0]
 
 
+def test_a_prompt_that_a_small_validation_leaves_out_is_trained_as_the_others(token, guides, monkeypatch):
+    """And the parts of a validation go on in the prompts' order."""
+    monkeypatch.setattr(Task, "score", lambda self, images: (torch.ones(4), torch.tensor([False, True, True, True])))
+    task = Task(replace(CONFIG, validation_size=4, confirm_size=0, eval_batch_size=4), token, guides, "cat")
+    task.validate()
+    assert list(task.wrong.values()) == [pytest.approx(1 / 3), 0.0, pytest.approx(1 / 4)]
+    task = Task(replace(CONFIG, validation_size=4, confirm_size=4, eval_batch_size=4), token, guides, "cat")
+    task.validate(beats=0.0)
+    assert list(task.wrong.values()) == [pytest.approx(1 / 3), 0.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("wrong", "drawn_in_all", "accuracy"),
     [((0, 0, 0), 9, 1.0), ((1, 0, 0), 9, 8 / 9), ((1, 1, 0), 6, 4 / 6), ((0, 2, 0), 6, 4 / 6), ((2, 0, 0), 3, 1 / 3)],

@@ -14,7 +14,7 @@ from classifiers import Classifier, Guide
 from config import WorkError
 from outputs import RunFolder
 from sampler import draw
-from task import Task, sampler_settings
+from task import Task, sampler_settings, token_gradients
 from trainer import Best, make_scaler, stopping_rule, train
 
 IDLE = torch.amp.GradScaler("cpu", enabled=False)
@@ -107,6 +107,13 @@ def test_where_a_start_brings_nothing_the_next_is_tried(tmp_path, monkeypatch):
     assert {stage for stage, _ in started} == {0}
     for update, start in ((0, "cat"), (2, "tiger+cat"), (4, "cat")):
         assert torch.equal(started[update][1], token.start_vector(start, "tiger cat"))
+
+
+def test_a_new_start_walks_its_own_trajectory_where_updates_share_them(tmp_path, monkeypatch):
+    shared = []
+    monkeypatch.setattr("task.token_gradients", lambda *args: shared.append(bool(args[-1])) or token_gradients(*args))
+    attempted(tmp_path, monkeypatch, [0.1] * 5, max_epochs=4, reuse_trajectory=4, jump_at="0.5", batch_size=4)
+    assert shared == [False, True, False, True]  # the second start is tried after two updates
 
 
 def test_a_clearly_better_token_goes_on_at_the_next_stage(tmp_path, monkeypatch):
@@ -376,10 +383,25 @@ def test_an_update_that_overflows_is_skipped_and_learning_goes_on(tmp_path, monk
     assert "NaN" not in RunFolder(str(tmp_path), "c", "e").log.read_text()
 
 
+def test_images_that_overflow_now_and_then_do_not_wear_the_scale_out(tmp_path, monkeypatch):
+    """A gradient that overflows is the scale's fault, and halves it; a loss that is not finite before any gradient is not."""
+    logits, calls, scales = Classifier.logits, [], []
+
+    def overflows(self, images):
+        calls.append(images)
+        return logits(self, images) * (math.nan if len(calls) % 4 == 0 else 1.0)
+
+    monkeypatch.setattr("trainer.make_scaler", lambda models: scales.append(scaled(4.0)(models)) or scales[-1])
+    monkeypatch.setattr(Classifier, "logits", overflows)
+    _, training = learned(tmp_path, choose_by="loss", max_epochs=17, batch_size=4, stop_train_accuracy=1.0)
+    assert [row["epoch"] for row in training.rows if row["loss"] is None] == [4, 8, 12, 16]
+    assert scales[0].get_scale() == 4.0
+
+
 def test_overflows_without_end_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.make_scaler", scaled(4.0))
     monkeypatch.setattr(Classifier, "logits", lambda self, images: images.flatten(1)[:, :3] * math.nan)
-    with pytest.raises(WorkError, match="update 3: loss nan, gradient norm nan; try --mixed_precision"):
-        learned(tmp_path, choose_by="loss", max_epochs=9)
+    with pytest.raises(WorkError, match="update 11: loss nan, gradient norm nan; try --mixed_precision"):
+        learned(tmp_path, choose_by="loss", max_epochs=19)
     with pytest.raises(WorkError, match="none of 2 updates had a finite loss; try --mixed_precision"):
         learned(tmp_path, choose_by="loss", max_epochs=2)
