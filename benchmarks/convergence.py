@@ -141,19 +141,18 @@ def times_as_long(theirs: list[dict], mine: list[dict]) -> str:
 
 
 def print_table(rows: list[dict]) -> None:
-    """Both ways class by class, medians over the training seeds that both have, and the ratios where ours are good."""
+    """Both ways class by class and over all, medians over the training seeds that both have, and the ratios where ours are good."""
     parts = [f"{way}: good | guide / judge | updates | images | s" for way in ("ours", "ours to the end", "reference")]
     print(f"| class | {' | '.join(parts)} | ratio | ... to the end |")
     print("|-" * 18 + "|")
-    for c in dict.fromkeys(r["class_index"] for r in rows):
-        of = {way: {r["seed"]: r for r in rows if r["class_index"] == c and r["way"] == way} for way in WAYS}
-        seeds = of["ours"].keys() & of["reference"].keys()
-        if not seeds:
-            continue
-        mine, theirs = ([of[way][seed] for seed in seeds] for way in WAYS)
+    of = {way: {(r["class_index"], r["seed"]): r for r in rows if r["way"] == way} for way in WAYS}
+    both = sorted(of["ours"].keys() & of["reference"].keys())
+    groups = {str(c): [key for key in both if key[0] == c] for c in dict.fromkeys(c for c, _ in both)}
+    for name, keys in (groups | ({"all": both} if len(groups) > 1 else {})).items():
+        mine, theirs = ([of[way][key] for key in keys] for way in WAYS)
         ends = [r["to_the_end"] for r in mine]
         ratios = [times_as_long(theirs, way) for way in (mine, ends)]
-        print(f"| {c} | " + " | ".join([*cells(mine), *cells(ends), *cells(theirs), *ratios]) + " |")
+        print(f"| {name} | " + " | ".join([*cells(mine), *cells(ends), *cells(theirs), *ratios]) + " |")
 
 
 def options(way: str, class_index: int, seed: int) -> RunConfig:

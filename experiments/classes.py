@@ -1,4 +1,4 @@
-"""Learn and measure every ambiguous or fine-grained class of the miniature, and print the tables of docs/results.md.
+"""Learn and measure every ambiguous or fine-grained class of the miniature, and print the tables of docs/method.md.
 
     python experiments/classes.py --seeds 35 36 37 --workers 2       # with the defaults; what is done is skipped
     python experiments/classes.py --preset paper --workers 2

@@ -168,6 +168,9 @@ def test_tokens_of_the_reference_that_never_are_good_bound_the_ratios_from_below
     assert "| 80 | 8.0 | 4.0 |" in capsys.readouterr().out
     convergence.print_table([rows[0] | {"to_the_end": ended | {"judge": 0.8}}, rows[1]])
     assert "| 80 | > 8.0 |  |" in capsys.readouterr().out
+    other = [r | {"class_index": 3, "seconds": r["seconds"] + 20} for r in rows]
+    convergence.print_table([*rows, *other])
+    assert "| all | 2 of 2 | 0.90 / 0.92 | 5 | 25 | 20 |" in capsys.readouterr().out
 
 
 def test_ours_gets_the_time_of_its_first_good_token_and_to_the_end(monkeypatch):
