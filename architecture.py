@@ -7,17 +7,24 @@ from hub import LOCAL, Hub
 from models import PREDICTION_TYPES, SCHEDULERS, load_part, load_scheduler, vae_scale_factor
 
 
-def text_width(name: str, hub: Hub = LOCAL) -> int:
-    """Width of the text encoder's embeddings, from its configuration.
+def text_config(name: str, hub: Hub = LOCAL):
+    """The text encoder's configuration.
 
     Raises:
         UsageError: it cannot be found or fetched.
     """
     from transformers import CLIPTextConfig
 
-    return load_part(
-        name, hub, lambda source, **where: CLIPTextConfig.from_pretrained(source, subfolder="text_encoder", **where)
-    ).hidden_size
+    return load_part(name, hub, lambda source, **where: CLIPTextConfig.from_pretrained(source, subfolder="text_encoder", **where))
+
+
+def text_width(name: str, hub: Hub = LOCAL) -> int:
+    """Width of the text encoder's embeddings, from its configuration.
+
+    Raises:
+        UsageError: it cannot be found or fetched.
+    """
+    return text_config(name, hub).hidden_size
 
 
 def unet_and_vae_config(name: str, hub: Hub = LOCAL) -> tuple[dict, dict]:
@@ -33,10 +40,12 @@ def unet_and_vae_config(name: str, hub: Hub = LOCAL) -> tuple[dict, dict]:
 
 
 class Size(NamedTuple):
-    """How large a model is, about, over SD 1.4 at 512x512."""
+    """How large a model is, about, over SD 1.4 at 512x512, and what else is to be on the card."""
 
     activations: float  # of one image
-    weights: float
+    weights: float  # of UNet and VAE
+    text_encoder: float = 0.492e9  # bytes, in float32, in which it always is
+    others: float = 0.0  # bytes of judge, further guides and CLIP
 
 
 SD_1_4 = Size(1.0, 1.0)
@@ -51,7 +60,19 @@ def relative_size(name: str, height: int | None, width: int | None, hub: Hub = L
     unet, vae = unet_and_vae_config(name, hub)
     h, w = (side / vae_scale_factor(vae) if side else unet["sample_size"] for side in (height, width))
     channels = unet["block_out_channels"][0] / 320
-    return Size(h * w / (64 * 64) * channels, channels**2)
+    return Size(h * w / (64 * 64) * channels, channels**2, text_encoder_bytes(name, hub))
+
+
+def text_encoder_bytes(name: str, hub: Hub = LOCAL) -> float:
+    """Bytes of the text encoder's weights in float32, from its configuration.
+
+    Raises:
+        UsageError: it cannot be found or fetched.
+    """
+    text = text_config(name, hub)
+    d, wide = text.hidden_size, text.intermediate_size
+    layer = 4 * (d * d + d) + 2 * d * wide + wide + d + 4 * d  # attention, the two linear layers, two norms
+    return 4.0 * ((text.vocab_size + text.max_position_embeddings) * d + text.num_hidden_layers * layer + 2 * d)
 
 
 def check_sampling(

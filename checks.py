@@ -42,7 +42,7 @@ POSITIVE = (
     "attempt_patience",
 )
 NOT_NEGATIVE = (
-    *("training_steps", "patience", "noise_pool", "confirm_size", "export_dataset"),
+    *("training_steps", "patience", "noise_pool", "confirm_size", "export_dataset", "train_images_every"),
     *("weight_decay", "max_grad_norm", "max_token_norm", "guidance_scale"),
 )
 SHARES = (

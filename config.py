@@ -272,6 +272,7 @@ class RunConfig:
     clip_model: str | None = option(
         None, "hub id or folder of a CLIP model; the evaluation then tells how alike images and plain prompt are"
     )
+    train_images_every: int = option(1, "updates between two whose images are kept in train/; 0 keeps those of validations alone")
     output_path: str = option("results", "folder for tokens, records and images")
     exp_id: str = option("default", "name of the experiment, a folder below the class; a preset gives its own")
     token_path: str | None = option(
@@ -346,7 +347,7 @@ NO_HYPERPARAMETERS = {
     *("list_classes", "dry_run", "test_size", "eval_prompts", "reference_images", "clip_model"),
     *MEMORY_OPTIONS,
     *("model", "revision", "classifier", "judge", "cache_dir", "local_files_only", "device", "placeholder_token", "prompt_name"),
-    *("output_path", "exp_id", "token_path", "export", "save_as_full_pipeline"),
+    *("output_path", "exp_id", "token_path", "export", "save_as_full_pipeline", "train_images_every"),
 }
 
 # A data set of this many images has seeds enough, even where most are thrown away.

@@ -28,7 +28,7 @@ from task import sampler_settings
 
 SHOWN = 8  # pairs in the picture that sets with and without the token one above the other
 MOST = 5  # labels in "top 5", and of those most often predicted
-FOOLED = 0.2  # guide over judge, from where a token is said to fool the guide
+FOOLED = 0.2  # guide over judge, with the token and beyond what it is without, from where a token is said to fool the guide
 
 
 def batches(
@@ -186,21 +186,24 @@ def arm_prompts(config: RunConfig, template: str, class_name: str) -> dict[str, 
     return {arm: prompt for arm, prompt in prompts.items() if arm != "plain" or prompt != prompts["baseline"]}
 
 
+def guide_over_judge(arm: dict[str, Any]) -> float:
+    """How much more of an arm's images the guide takes for the class than the judge does; 0 without a judge."""
+    return arm["guide"]["accuracy"] - arm["judge"]["accuracy"] if arm["judge"] else 0.0
+
+
 def verdict(result: dict[str, Any]) -> str:
     """The evaluation in one line."""
     parts, first = [], result["prompts"][0]
-    accuracies = {}
     for who in ("guide", "judge"):
         before, after = (first["arms"][arm][who] for arm in ("baseline", "token"))
         if after:
             low, high = after["accuracy_interval"]
-            accuracies[who] = after["accuracy"]
             parts.append(f"{who} {before['accuracy']:.2f} -> {after['accuracy']:.2f} [{low:.2f}, {high:.2f}]")
     parts.append(f"p={first['paired']['guide']['p_value']:.1g}")
     if first["diversity_ratio"] is not None:
         parts.append(f"diversity {first['diversity_ratio']:.2f}x")
-    gap = accuracies["guide"] - accuracies.get("judge", accuracies["guide"])
-    fooled = round(gap, 9) > FOOLED  # .9 - .7 is a little more than .2
+    with_token, without = (guide_over_judge(first["arms"][arm]) for arm in ("token", "baseline"))
+    fooled = round(min(with_token, with_token - without), 9) > FOOLED  # .9 - .7 is a little more than .2
     warning = "; the token fools the guide: the judge does not see the class" if fooled else ""
     return f"{result['class_name']}: {', '.join(parts)}{warning}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from class_token import WEB_UI_KEY, ClassToken
-from outputs import rename_text_weights, write_tensors
+from outputs import make_readable, write_tensors
 
 
 def write_web_ui(path: Path, token: ClassToken, metadata: dict[str, str]) -> None:
@@ -42,7 +42,7 @@ def write_pipeline(folder: Path, token: ClassToken) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         pipeline.save_pretrained(temporary)
-        rename_text_weights(temporary / "text_encoder" / "model.safetensors")
+        make_readable(temporary, models.tokenizer)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.replace(folder)

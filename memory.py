@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from architecture import Size
+from architecture import SD_1_4, Size
 from config import RunConfig
 
 T = TypeVar("T")
@@ -44,7 +44,9 @@ SETTINGS = {
     "24gb": Setting(3, 12, (), 17.021e9, 8.942e9),
     "max": Setting(None, 12, (), 23.191e9, 9.725e9),
 }
-WEIGHTS = 2.987e9  # bytes of SD 1.4's and the guide's, in half precision, of those
+WEIGHTS = 2.987e9  # bytes of SD 1.4's (the text encoder in float32) and the guide's, in half precision, of those
+CLASSIFIER = 0.608e9  # bytes of ViT-L/16 in half precision: what any further classifier is taken for
+CLIP = 1.7e9  # bytes of CLIP ViT-L/14 in float32: what any CLIP model is taken for
 CUDA_OVERHEAD = 1.2e9  # bytes, a guess until gpu.py has run: CUDA's context, workspaces of its libraries, gaps between tensors
 OUT_OF_MEMORY = (
     "out of memory",
@@ -59,8 +61,8 @@ SHARES = {"cuda": 0.95, "cpu": 0.5}  # of the device's memory that "auto" takes;
 def estimate(setting: Setting, size: Size, device: torch.device, dtype: torch.dtype, tiny_vae: bool = False) -> float:
     """Bytes that an update of five images takes, about, where no option overrides the setting."""
     needs = setting.needs_with_tiny_vae if tiny_vae else setting.needs
-    counted = WEIGHTS * size.weights + (needs - WEIGHTS) * size.activations
-    return counted * dtype.itemsize / 2 + (CUDA_OVERHEAD if device.type == "cuda" else 0)
+    counted = (WEIGHTS - SD_1_4.text_encoder) * size.weights + (needs - WEIGHTS) * size.activations
+    return counted * dtype.itemsize / 2 + size.text_encoder + size.others + (CUDA_OVERHEAD if device.type == "cuda" else 0)
 
 
 def room(device: torch.device) -> float:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,10 +76,18 @@ def clear(folder: Path, pattern: str) -> None:
         path.unlink()
 
 
-def rename_text_weights(path: Path) -> None:
-    """Give a CLIP text encoder's weights the names of transformers 4, which 5 reads too; 5 writes names that 4 takes for missing."""
+def make_readable(pipeline: Path, tokenizer: Any) -> None:
+    """Let transformers 4, too, read the text encoder and tokenizer of a pipeline's folder that transformers 5 wrote.
+
+    5 writes names of weights that 4 takes for missing, and no vocabulary but that in tokenizer.json, which 4's CLIPTokenizer does not
+    read. 5 reads either.
+    """
+    path = pipeline / "text_encoder" / "model.safetensors"
     tensors = load_file(path)
     write_tensors(path, {f"text_model.{k.removeprefix('text_model.')}": v for k, v in tensors.items()}, {"format": "pt"})
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # transformers 4's CLIPTokenizer has none, and writes the files itself
+    if backend:
+        backend.model.save(str(pipeline / "tokenizer"))
 
 
 def write_text(path: Path, text: str) -> None:

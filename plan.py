@@ -135,7 +135,7 @@ def make_plan(config: RunConfig, resume: bool = False, like: Plan | None = None)
         config, size = replace(config, **{name: getattr(like.config, name) for name in MEMORY_OPTIONS}), like.size
     else:
         check_against_model(config, hub, checked, saved, vectors, others)
-        size = size_of(config, hub)
+        size = size_of(config, hub, further=len(names) - 1 + bool(judges))
         config = with_memory(config, size, device, dtype)
     guides = dict(zip(names, targets, strict=True))
     return Plan(
@@ -160,18 +160,23 @@ def check_inputs(config: RunConfig) -> None:
         read(config.output_path)
 
 
-def size_of(config: RunConfig, hub):
+def size_of(config: RunConfig, hub, further: int):
     """How large model and images are, an ``architecture.Size``; a dry run fetches nothing, and takes what the hub has for SD 1.4.
+
+    Args:
+        further: classifiers beside the first guide.
 
     Raises:
         UsageError: the model's configuration files cannot be found or fetched.
     """
     from architecture import Size, relative_size
+    from memory import CLASSIFIER, CLIP
     from models import is_local
 
+    others = further * CLASSIFIER + CLIP * bool(config.evaluate and config.clip_model)
     if is_local(config.model) or not config.dry_run:
-        return relative_size(config.model, config.height, config.width, hub)
-    return Size((config.height or 512) * (config.width or 512) / 512**2, 1.0)
+        return relative_size(config.model, config.height, config.width, hub)._replace(others=others)
+    return Size((config.height or 512) * (config.width or 512) / 512**2, 1.0, others=others)
 
 
 def prompts_to_evaluate(config: RunConfig, class_name: str) -> list[str]:

@@ -51,6 +51,7 @@ class Recipe:
         resize: (height, width) in pixels that the image is to cover, its aspect kept; None does not resize.
         squash: resize to exactly that, aspect or not.
         crop: (height, width) of the centre crop; None does not crop.
+        rounds: of an odd margin half is rounded to the nearest, even where two are, as torchvision does; else down, as Hugging Face.
         interpolation: "bicubic", "bilinear" (both with antialiasing) or "nearest".
         mean, std: of the normalisation of values in [0, 1], three each.
 
@@ -64,6 +65,7 @@ class Recipe:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     squash: bool = False
+    rounds: bool = False
 
     def __post_init__(self):
         if self.interpolation not in INTERPOLATIONS:
@@ -91,7 +93,7 @@ class Recipe:
             smooth = {} if self.interpolation == "nearest" else {"antialias": True, "align_corners": False}
             images = F.interpolate(images, size=size, mode=self.interpolation, **smooth)
         h, w = self.crop or size
-        top, left = (size[0] - h) // 2, (size[1] - w) // 2
+        top, left = (round(m / 2) if self.rounds else m // 2 for m in (size[0] - h, size[1] - w))
         images = images[..., top : top + h, left : left + w]  # (B, 3, h, w)
         mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (images - mean) / std
@@ -112,7 +114,7 @@ def timm_recipe(data: dict[str, Any], crop_pct: float | None = None) -> Recipe:
         raise ValueError(f"its preprocessing has {given}; allowed is center or squash, and {', '.join(INTERPOLATIONS)}")
     crop = tuple(data["input_size"][1:])
     resize = tuple(int(side / (crop_pct or data["crop_pct"])) for side in crop)
-    return Recipe(resize, crop, tuple(data["mean"]), tuple(data["std"]), data["interpolation"], crop_mode == "squash")
+    return Recipe(resize, crop, tuple(data["mean"]), tuple(data["std"]), data["interpolation"], crop_mode == "squash", rounds=True)
 
 
 def hf_recipe(processor: Any) -> Recipe:

@@ -129,7 +129,7 @@ def loop(
             row |= zip(("validation_accuracy", "validation_log_probability"), attempts.score(task, best, epoch), strict=True)
         row |= {"gradient_norm": norm, "token_norm": token.norm(), "best_epoch": best.epoch, "images": task.images}
         row["seconds"] = time.monotonic() - began
-        record(folder, result.rows, row, images, on_update)
+        record(config, folder, result.rows, row, images, on_update)
         progress.set_postfix({name: f"{row[name]:.2f}" for name in ("loss", "accuracy", "probability")} | {"best": best.told()})
 
         # Stop by train accuracy, validation accuracy, patience or the number of epochs; or go on to a stage or start.
@@ -268,12 +268,13 @@ def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: lis
         raise WorkError(f"update {epoch}: loss {loss}, gradient norm {norm}; try --mixed_precision no or bf16, or a lower --learning_rate")
 
 
-def record(folder: RunFolder, rows: list[dict], row: dict, images: torch.Tensor, on_update: OnUpdate | None) -> None:
+def record(config: RunConfig, folder: RunFolder, rows: list[dict], row: dict, images: torch.Tensor, on_update: OnUpdate | None) -> None:
     """Log one update, and show the images (N, 3, H, W) that it learned from; JSON has no number for what is not finite."""
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     rows.append(row)
     write_lines(folder.log, rows)
-    write_image(folder.train_images / f"epoch_{row['epoch']:03d}.png", grid(images, columns=len(images)))
+    if config.train_images_every and row["epoch"] % config.train_images_every == 0:
+        write_image(folder.train_images / f"epoch_{row['epoch']:03d}.png", grid(images, columns=len(images)))
     if on_update:
         on_update(row, images)
 

@@ -155,16 +155,35 @@ def print_table(rows: list[dict]) -> None:
         print(f"| {name} | " + " | ".join([*cells(mine), *cells(ends), *cells(theirs), *ratios]) + " |")
 
 
+def print_tables(rows: list[dict]) -> None:
+    """A table for each machine; rows of other options than today's are left out, and counted."""
+    today = [r for r in rows if is_of_today(r)]
+    for hardware in dict.fromkeys(r["hardware"] for r in today):
+        print(f"\n{hardware}:\n")
+        print_table([r for r in today if r["hardware"] == hardware])
+    if len(today) < len(rows):
+        print(f"\n{len(rows) - len(today)} rows of other options are left out")
+
+
+def identity(row: dict) -> tuple:
+    """What a row is the only one of."""
+    return row["way"], row["class_index"], row["seed"], row["hardware"]
+
+
+def is_of_today(row: dict) -> bool:
+    """Whether a row's token was learned with what its way is told today; options that came since had their defaults."""
+    return asdict(RunConfig()) | row["options"] == asdict(options(row["way"], row["class_index"], row["seed"]))
+
+
 def options(way: str, class_index: int, seed: int) -> RunConfig:
     """What one way of learning one class is told."""
     given = {"model": "miniature", "class_index": class_index, "seed": seed, "train": True, "device": "cpu", "eval_batch_size": 12}
     return with_preset(WAYS[way][1], given)
 
 
-def warm_up(threads: int | None) -> None:
+def warm_up(threads: int) -> None:
     """Have a process import what both ways need: the first token is not to wait for it."""
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     quiet_libraries()
     load_models("miniature", torch.device("cpu"), torch.float32)
 
@@ -184,20 +203,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/convergence.jsonl"), help="JSON lines, one a token")
     parser.add_argument("--table", type=boolean, default=False, help="print the table of what is there, and stop")
     args = parser.parse_args()
-    rows = read(args.out)
+    rows, threads = read(args.out), 1 if args.workers > 1 else torch.get_num_threads()
+    torch.set_num_threads(threads)
+    here = common.environment(torch.device("cpu"))["hardware"]
     # In turns: what else the machine does meets both ways alike.
     jobs = [(way, c, seed) for seed in args.seeds for c in args.classes for way in WAYS]
-    done = [(r["way"], r["class_index"], r["seed"]) for r in rows if r["options"] == asdict(options(r["way"], r["class_index"], r["seed"]))]
+    done = [identity(r)[:3] for r in rows if is_of_today(r) and r["hardware"] == here]
     left = [job for job in jobs if job not in done] if not args.table else []
-    threads = 1 if args.workers > 1 else None
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, context, initializer=warm_up, initargs=(threads,)) as pool:
         for row in finished(pool, one_row, left):
-            same = ("way", "class_index", "seed")
-            rows = [r for r in rows if any(r[key] != row[key] for key in same)] + [row]  # none of older options
+            rows = [r for r in rows if identity(r) != identity(row)] + [row]  # none of older options
             write_lines(args.out, rows)
             print("{way}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f}, {seconds:.0f} s".format(**row), flush=True)
-    print_table(rows)
+    print_tables(rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.convergence import is_good
+from benchmarks.convergence import is_good, is_of_today
 from experiments.method import read
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,9 +74,11 @@ def main() -> None:
         found = load(name)
         for what, figure in told(found) if found and not found.get("tiny") else ():
             print(f"| {what} | {figure} | {found['hardware']} | {found['date']} |")
-    rows = read(RESULTS / "convergence.jsonl")
-    for what, figure in of_convergence(rows):
-        print(f"| {what} | {figure} | {rows[-1]['hardware']} | {rows[-1]['date']} |")
+    rows = [r for r in read(RESULTS / "convergence.jsonl") if is_of_today(r)]
+    for hardware in dict.fromkeys(r["hardware"] for r in rows):
+        mine = [r for r in rows if r["hardware"] == hardware]
+        for what, figure in of_convergence(mine):
+            print(f"| {what} | {figure} | {hardware} | {max(r['date'] for r in mine)} |")
 
 
 if __name__ == "__main__":

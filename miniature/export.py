@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from miniature.classifiers import CLASSIFIERS
 from miniature.unet import SCHEDULER
-from outputs import rename_text_weights
+from outputs import make_readable
 
 
 def export(work: Path, out: Path) -> None:
@@ -32,9 +32,7 @@ def export(work: Path, out: Path) -> None:
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline.save_pretrained(temporary / "model")
-    rename_text_weights(temporary / "model" / "text_encoder" / "model.safetensors")
-    # transformers 4 reads the vocabulary from these two files; 5 writes tokenizer.json only.
-    pipeline.tokenizer.backend_tokenizer.model.save(str(temporary / "model" / "tokenizer"))
+    make_readable(temporary / "model", pipeline.tokenizer)
     # The files hold halves to be small; what loads them is to compute in float32 unless it asks otherwise.
     config_path = temporary / "model" / "text_encoder" / "config.json"
     config = json.loads(config_path.read_text())

@@ -1,6 +1,6 @@
 """What the benchmarks measure is what they say."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -171,6 +171,21 @@ def test_tokens_of_the_reference_that_never_are_good_bound_the_ratios_from_below
     other = [r | {"class_index": 3, "seconds": r["seconds"] + 20} for r in rows]
     convergence.print_table([*rows, *other])
     assert "| all | 2 of 2 | 0.90 / 0.92 | 5 | 25 | 20 |" in capsys.readouterr().out
+
+
+def test_tokens_of_another_machine_or_of_older_options_do_not_enter_a_table(capsys):
+    def row(way, seconds, hardware="here", **older):
+        told = {k: v for k, v in asdict(convergence.options(way, 2, 35)).items() if k != "train_images_every"} | older
+        figures = {"updates": 5, "images": 25, "guide": 0.9, "judge": 0.9, "seconds": seconds}
+        return figures | {"way": way, "class_index": 2, "seed": 35, "options": told, "hardware": hardware, "to_the_end": figures}
+
+    rows = [row("ours", 10), row("reference", 20), row("ours", 30, "there"), row("reference", 90, "there"), row("ours", 1, relative_rate=1)]
+    convergence.print_tables(rows)
+    here, there = capsys.readouterr().out.split("there:")
+    assert "here:" in here
+    assert "| 2.0 | 2.0 |" in here
+    assert "| 3.0 | 3.0 |" in there
+    assert "1 rows of other options are left out" in there
 
 
 def test_ours_gets_the_time_of_its_first_good_token_and_to_the_end(monkeypatch):

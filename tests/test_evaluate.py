@@ -58,12 +58,12 @@ def test_features_are_what_the_last_layer_is_given():
     assert not any(m._forward_pre_hooks for m in classifier.model.modules())
 
 
-def test_a_token_that_only_its_guide_likes_is_called_out(tmp_path):
+def test_a_judge_that_never_sees_the_class_is_no_fault_of_the_token(tmp_path):
     token, folder = ClassToken(tiny_models(), "newclas", "a"), RunFolder(str(tmp_path), "c", "e")
     config = RunConfig(class_index=1, evaluate=True, num_inference_steps=2, test_size=3, classifier="g", judge="j")
     result = evaluate(config, token, [certain(0)], certain(1), "cat", folder)
-    assert result["verdict"].endswith("judge 0.00 -> 0.00 [0.00, 0.56], p=1, diversity 1.00x; the token fools the guide: "
-                                      "the judge does not see the class")  # fmt: skip
+    # The plain prompt's images are as far apart: it is not the token.
+    assert result["verdict"].endswith("judge 0.00 -> 0.00 [0.00, 0.56], p=1, diversity 1.00x")
     assert result["prompts"][0]["arms"]["token"]["judge"]["predicted"] == [["bat", 1.0]]
     agreed = evaluate(config, token, [certain(0)], certain(0), "cat", folder)
     assert "fools" not in agreed["verdict"]
@@ -72,15 +72,19 @@ def test_a_token_that_only_its_guide_likes_is_called_out(tmp_path):
 
 @pytest.mark.parametrize("number", [10, 100])
 def test_a_gap_of_just_twenty_points_is_not_called_out_however_it_is_rounded(number):
-    def line(guide: int, judge: int) -> str:
-        token = {who: shares(torch.arange(number) < right, "accuracy") for who, right in (("guide", guide), ("judge", judge))}
-        first = {"arms": {"token": token, "baseline": token}, "paired": {"guide": {"p_value": 1.0}}, "diversity_ratio": None}
+    def line(guide: int, judge: int, before: int = 0) -> str:
+        token, baseline = (
+            {who: shares(torch.arange(number) < right, "accuracy") for who, right in (("guide", g), ("judge", j))}
+            for g, j in ((guide, judge), (before, 0))
+        )
+        first = {"arms": {"token": token, "baseline": baseline}, "paired": {"guide": {"p_value": 1.0}}, "diversity_ratio": None}
         return verdict({"class_name": "cat", "prompts": [first]})
 
     fifth = number // 5
     for guide in range(fifth, number + 1):
         assert "fools" not in line(guide, guide - fifth)
-        assert guide == fifth or "fools" in line(guide, guide - fifth - 1)
+        assert guide == fifth or line(guide, guide - fifth - 1).endswith("; the token fools the guide: the judge does not see the class")
+        assert "fools" not in line(guide, 0, before=guide - fifth)  # the gap was there before
 
 
 def test_a_token_that_draws_one_image_only_has_no_diversity_at_all():

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from architecture import SD_1_4, Size
+from architecture import SD_1_4, Size, text_encoder_bytes
 from benchmarks.footprint import needs
 from config import RunConfig
 from memory import SETTINGS, WEIGHTS, Batches, checkpointed, choose, estimate, with_memory
@@ -30,6 +31,22 @@ def test_the_table_holds_what_is_counted(name, tiny_vae):
 
 def test_small_images_do_not_make_weights_small():
     assert estimate(SETTINGS["max"], Size(0.25, 1.0), CUDA, HALF) > WEIGHTS + 0.24 * (SETTINGS["max"].needs - WEIGHTS)
+
+
+def test_a_text_encoder_is_counted_as_large_as_it_is_and_what_judges_beside_it(tmp_path):
+    """Stable Diffusion 2's is 2.8 times as large as 1.4's, and float32 in whatever precision."""
+    sizes = {}
+    for width, layers, heads in ((768, 12, 12), (1024, 23, 16)):
+        text = CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads)
+        text.save_pretrained(tmp_path / str(width) / "text_encoder")
+        with torch.device("meta"):
+            sizes[width] = 4 * sum(p.numel() for p in CLIPTextModel(text).parameters())
+        assert text_encoder_bytes(str(tmp_path / str(width))) == sizes[width]
+    assert sizes[768] == pytest.approx(SD_1_4.text_encoder, rel=1e-3)
+    larger = SD_1_4._replace(text_encoder=sizes[1024], others=1e9)
+    for dtype in (HALF, torch.float32):
+        more = estimate(SETTINGS["8gb"], larger, CUDA, dtype) - estimate(SETTINGS["8gb"], SD_1_4, CUDA, dtype)
+        assert more == pytest.approx(sizes[1024] - SD_1_4.text_encoder + 1e9)
 
 
 def test_auto_takes_the_roomiest_setting_that_fits(monkeypatch):

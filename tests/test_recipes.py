@@ -40,9 +40,10 @@ def test_verdicts_and_logits_are_those_of_timms_own_preprocessing(name, pictures
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
-@pytest.mark.parametrize("crop_pct", [0.875, 0.95, 1.0])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.95, 0.93, 1.0])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_pixels_are_those_of_timms_transform(pictures, crop_mode, crop_pct, interpolation):
+    """48 of 51 pixels, as 224 of 235, leave a margin of one and a half, which torchvision rounds to two."""
     data = {"input_size": (3, 48, 48), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.2)}
     data |= {"crop_mode": crop_mode, "crop_pct": crop_pct, "interpolation": interpolation}
     transform, few = timm.data.create_transform(**data, is_training=False), pictures[:8]

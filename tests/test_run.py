@@ -169,7 +169,7 @@ def test_a_dry_run_tells_the_memory_of_a_card_that_is_not_here(capsys):
     for size in ((), ("--height", "768", "--width", "768")):
         assert main(["--class_index", "283", "--train", "True", "--dry_run", "True", "--memory", "8gb", "--device", "cpu", *size]) == 0
         told.append(json.loads(capsys.readouterr().out)["plan"]["memory"])
-    assert told[0] == "about 10.7 GB for an update of five images, in half precision on a GPU 6.6 GB, with --memory 8gb"
+    assert told[0] == "about 10.2 GB for an update of five images, in half precision on a GPU 6.6 GB, with --memory 8gb"
     assert "in half precision on a GPU 9.5 GB" in told[1]
 
 

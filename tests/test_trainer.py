@@ -188,6 +188,17 @@ def test_the_log_has_one_object_an_update(tmp_path):
     assert len(list(folder.train_images.glob("epoch_*.png"))) == 3
 
 
+@pytest.mark.parametrize(("every", "kept"), [(2, ["002", "004"]), (0, [])])
+def test_few_of_the_training_images_are_kept_where_that_is_asked_for(tmp_path, every, kept):
+    """And the token is the same."""
+    _, training = learned(tmp_path / "all", max_epochs=4)
+    _, thrifty = learned(tmp_path / "few", max_epochs=4, train_images_every=every)
+    shown = RunFolder(str(tmp_path / "few"), "c", "e").train_images
+    assert [path.stem.removeprefix("epoch_") for path in sorted(shown.glob("epoch_*.png"))] == kept
+    assert len(list(shown.glob("validation_*.png"))) == 3
+    assert torch.equal(training.last_vector, thrifty.last_vector)
+
+
 def test_stopping_rules_are_told_apart():
     config, best = (
         replace(CONFIG, patience=5, stop_train_accuracy=0.7, stop_validation_accuracy=0.9, max_epochs=50, validate_every=5),
