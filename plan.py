@@ -339,8 +339,10 @@ def find_token(config: RunConfig, folder):
 
     path = Path(config.token_path) if config.token_path else folder.token
     if not path.is_file():
-        options = "this command's model, classifier, --preset and --exp_id"
+        options = f"this command's model ({config.model}), classifier ({config.classifier}), --preset and --exp_id"
         learn = "" if config.token_path else f"; learn it with --class_index {config.class_index} --train True, and {options}"
+        others = sorted(p.parent.name for p in folder.records.parent.glob(f"*/{folder.token.name}")) if learn else []
+        learn += f" (there is one of --exp_id {' and '.join(others)})" if others else ""
         raise UsageError(f"--{'token_path' if config.token_path else 'train'}: there is no token at {path}{learn}")
     if folder.token.exists() and path.resolve() != folder.token.resolve():
         raise UsageError(f"--token_path: {path} was given, but a token of this class and experiment is there; give another --exp_id")
@@ -361,18 +363,18 @@ def token_of_class(config: RunConfig, number: int, label: str) -> Any:
 
 
 def describe(plan: Plan) -> str:
-    """The resolved configuration and the plan as JSON."""
+    """The plan and the resolved configuration as JSON."""
     import torch
 
-    from memory import SETTINGS, checkpointed, estimate
+    from memory import CUDA_OVERHEAD, SETTINGS, checkpointed, estimate
     from models import trains_in_bf16
 
     setting, tiny_vae = SETTINGS[plan.config.memory], plan.config.trains_with_tiny_vae
     coarse = trains_in_bf16(plan.config.mixed_precision, plan.device)
-    memory = f"about {estimate(setting, plan.size, plan.device, plan.dtype, tiny_vae) / 1e9:.1f} GB for an update of five images"
+    memory = f"about {estimate(setting, plan.size, plan.device, plan.dtype, tiny_vae) / 1e9:.1f} GB here for an update of five images"
     if plan.device.type == "cpu":
         on_gpu = estimate(setting, plan.size, torch.device("cuda"), torch.float16, tiny_vae)
-        memory += f", in half precision on a GPU {on_gpu / 1e9:.1f} GB,"
+        memory += f", on a GPU in half precision {on_gpu / 1e9:.1f} GB ({CUDA_OVERHEAD / 1e9:.1f} of them CUDA's own, a guess),"
     steps = [verb for verb in ("train", "evaluate") if getattr(plan.config, verb)] + ["generate"] * bool(plan.to_draw)
     steps += ["export data set"] * bool(plan.config.export_dataset)
     steps += [f"export {plan.config.export}"] * bool(plan.config.export) + ["save pipeline"] * plan.config.save_as_full_pipeline
@@ -391,4 +393,4 @@ def describe(plan: Plan) -> str:
         "token": str(plan.folder.token),
         "images": str(plan.folder.eval_images),
     }
-    return json.dumps({"config": asdict(plan.config), "plan": names | places}, indent=2)
+    return json.dumps({"plan": names | places, "config": asdict(plan.config)}, indent=2)

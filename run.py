@@ -169,7 +169,10 @@ def carry_out(plan: Plan, bench: Bench, resume: bool) -> None:
 
     config, folder = plan.config, plan.folder
     evaluates = config.evaluate and not (resume and plan.saved is not None and is_evaluated(plan))
-    print(f"class {config.class_index}: {plan.label}; on {plan.device} in {str(plan.dtype).removeprefix('torch.')}", flush=True)
+    precision = str(plan.dtype).removeprefix("torch.")
+    print(
+        f"class {config.class_index} of {config.classifier}: {plan.label}; model {config.model} on {plan.device} in {precision}", flush=True
+    )
     for change in changed_settings(plan):
         print(f"note: not as the token was learned: {change}")
     guides = [Guide(bench.guides[name], target) for name, target in plan.guides.items()] if bench.scores else []
@@ -185,6 +188,8 @@ def carry_out(plan: Plan, bench: Bench, resume: bool) -> None:
         for template in templates_of(config):
             if "{token}" not in template:
                 print(f"note: {template!r} does not hold {{token}}, so the token is not used in it")
+        if folder.result.exists():
+            print(f"note: replaces the evaluation that is there, {folder.result}, and its images")
         print_result(plan, evaluate(config, token, guides, judge, plan.class_name, folder, clip, evaluation_options(config)))
     elif config.evaluate:
         print(f"evaluated already: {folder.result}")

@@ -131,7 +131,12 @@ def summary(rows: list[dict]) -> str:
     line("other templates, mean guide", lambda g: average([r["token"]["other_templates"] for r in g]))
     line("diversity over the precise phrase's, mean", lambda g: average([diversity(r) for r in g]))
     line("... least of a class", lambda g: f"{min(varied(c) for c in by_class(g)):.2f}")
-    line("seconds of training, median", lambda g: f"{median(r['training']['seconds'] for r in g):.0f}")
+    line(
+        "seconds of training, median of tokens / of the classes' means",
+        lambda g: " / ".join(
+            f"{median(mean(r['training']['seconds'] for r in part) for part in parts):.0f}" for parts in ([[r] for r in g], by_class(g))
+        ),
+    )
     line("updates / images, median", lambda g: " / ".join(f"{median(r['training'][k] for r in g):.0f}" for k in ("updates", "images")))
     return "\n".join(lines)
 

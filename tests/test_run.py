@@ -117,7 +117,7 @@ def test_the_images_of_an_evaluation_are_those_of_the_stock_pipeline_bit_for_bit
             assert picture.tobytes() == to_pil(image).tobytes()
 
 
-def test_a_second_evaluation_replaces_its_row_of_the_summary(trained):
+def test_a_second_evaluation_replaces_the_first_and_its_row_of_the_summary_and_says_so(trained, capsys):
     argv = [*QUICK, "--class_index", "2", "--evaluate", "True", "--output_path", str(trained), "--test_size", "2"]
     assert main(argv) == 0
     rows = list(csv.DictReader((trained / "summary.csv").open()))
@@ -127,6 +127,14 @@ def test_a_second_evaluation_replaces_its_row_of_the_summary(trained):
     assert row["test_size"] == "3"
     assert float(row["guide_with"]) == evaluation(trained)["prompts"][0]["arms"]["token"]["guide"]["accuracy"]
     assert int(row["updates"]) <= 2
+    assert f"note: replaces the evaluation that is there, {records(trained) / 'evaluation.json'}" in capsys.readouterr().out
+
+
+def test_where_a_token_is_missing_the_experiments_that_have_one_are_told(trained, capsys):
+    argv = [*QUICK, "--class_index", "2", "--evaluate", "True", "--output_path", str(trained), "--preset", "paper"]
+    assert main(argv) == 2
+    told = capsys.readouterr().err
+    assert "this command's model (miniature), classifier (miniature), --preset and --exp_id (there is one of --exp_id default)" in told
 
 
 def test_further_prompts_and_reference_images_are_evaluated(trained, tmp_path, capsys):
@@ -169,8 +177,9 @@ def test_a_dry_run_tells_the_memory_of_a_card_that_is_not_here(capsys):
     for size in ((), ("--height", "768", "--width", "768")):
         assert main(["--class_index", "283", "--train", "True", "--dry_run", "True", "--memory", "8gb", "--device", "cpu", *size]) == 0
         told.append(json.loads(capsys.readouterr().out)["plan"]["memory"])
-    assert told[0] == "about 10.2 GB for an update of five images, in half precision on a GPU 6.6 GB, with --memory 8gb"
-    assert "in half precision on a GPU 9.5 GB" in told[1]
+    here = "about 10.2 GB here for an update of five images"
+    assert told[0] == f"{here}, on a GPU in half precision 6.6 GB (1.2 of them CUDA's own, a guess), with --memory 8gb"
+    assert "on a GPU in half precision 9.5 GB" in told[1]
 
 
 @pytest.mark.parametrize(
