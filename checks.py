@@ -63,8 +63,11 @@ def validate(config: RunConfig) -> None:
         _need(not isinstance(value, float) or math.isfinite(value), f.name, value, "a finite number")
     exports = config.export or config.save_as_full_pipeline
     draws = config.prompt or config.prompts_file or config.export_dataset
-    if not (config.train or config.evaluate or draws or config.list_classes or config.report or exports):
+    is_of_a_class = config.train or config.evaluate or draws or exports
+    if not (is_of_a_class or config.list_classes or config.report):
         raise UsageError('nothing to do: add --train True, --evaluate True, both, or --prompt "a photo of {token} {class}"')
+    if is_of_a_class and config.class_index is None:
+        raise UsageError("--class_index is required: a class's number or name, several, or all; --list_classes True lists them")
     _check_together(config)
     for name in POSITIVE:
         value = getattr(config, name)

@@ -76,8 +76,8 @@ class RunConfig:
     """The options of one run; field names are the flags."""
 
     # What to do.
-    class_index: int | str = option(
-        0,
+    class_index: int | str | None = option(
+        None,
         "class to learn or to use: number, from 1 as in the paper (283: ImageNet's tiger cat), or name; several as in 283,285-287, or all "
         "(without --train True those that have a token): of these what was learned with the same options is not learned again; required",
         parse=number_or_name,

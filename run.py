@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=PRESETS, default="default", help="set of options to start from; flags given beside it win")
     for f in fields(RunConfig):
         kind = next(t for t in get_args(f.type) if t is not types.NoneType) if isinstance(f.type, types.UnionType) else f.type
-        shown = "" if f.default is None or f.name == "class_index" else f" (default: {f.default})"
+        shown = "" if f.default is None else f" (default: {f.default})"
         kind = f.metadata["parse"] or (boolean if kind is bool else kind)
         parser.add_argument(
             f"--{f.name}", type=kind, choices=f.metadata["choices"], default=argparse.SUPPRESS, help=f.metadata["help"] + shown

@@ -22,7 +22,8 @@ TABLE = [
     ([*MINI, *TRAIN, "--preset", "fast"], "argument --preset: invalid choice: 'fast'"),
     ([*MINI, *TRAIN, "--no_such_flag", "1"], "unrecognized arguments: --no_such_flag 1"),
     # The class.
-    ([*MINI, "--train", "True"], "--class_index: 0 was given; allowed is 1 to 44 for the classifier miniature"),
+    ([*MINI, "--train", "True"], "--class_index is required: a class's number or name, several, or all"),
+    ([*MINI, "--class_index", "0", "--train", "True"], "--class_index: 0 was given; allowed is 1 to 44 for the classifier miniature"),
     ([*MINI, "--class_index", "45", "--train", "True"], "--class_index: 45 was given; allowed is 1 to 44"),
     (["--class_index", "0", "--train", "True"], "--class_index: 0 was given; allowed is 1 to 1000 for the classifier inet"),
     (["--class_index", "1001", "--train", "True"], "--class_index: 1001 was given; allowed is 1 to 1000"),
