@@ -40,7 +40,7 @@ def unet_and_vae_config(name: str, hub: Hub = LOCAL) -> tuple[dict, dict]:
 
 
 class Size(NamedTuple):
-    """How large a model is, about, over SD 1.4 at 512x512, and what else is to be on the card."""
+    """How large a model is, about, over SD 1.4 at 512x512, and what else is to be on a card."""
 
     activations: float  # of one image
     weights: float  # of UNet and VAE

@@ -62,7 +62,7 @@ def estimate(setting: Setting, size: Size, device: torch.device, dtype: torch.dt
     """Bytes that an update of five images takes, about, where no option overrides the setting."""
     needs = setting.needs_with_tiny_vae if tiny_vae else setting.needs
     counted = (WEIGHTS - SD_1_4.text_encoder) * size.weights + (needs - WEIGHTS) * size.activations
-    return counted * dtype.itemsize / 2 + size.text_encoder + size.others + (CUDA_OVERHEAD if device.type == "cuda" else 0)
+    return counted * dtype.itemsize / 2 + size.text_encoder + (CUDA_OVERHEAD + size.others if device.type == "cuda" else 0)
 
 
 def room(device: torch.device) -> float:

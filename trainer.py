@@ -247,7 +247,8 @@ class Attempts:
 def make_scaler(models: DiffusionModels) -> torch.amp.GradScaler:
     """Scales the loss in half precision, where gradients underflow without it; idle in other precisions.
 
-    An update that overflows is skipped and the scale halved; twenty that do not double it again.
+    An update whose gradient overflows is skipped and the scale halved; twenty that do not double it again. One whose images overflow
+    on their way is skipped, too, but no scale would have mended it.
     """
     half = models.dtype == torch.float16
     scaler = torch.amp.GradScaler(models.device.type, init_scale=FIRST_SCALE, growth_interval=20, enabled=half)
@@ -262,8 +263,7 @@ def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: lis
     Args:
         before: the log's rows so far: as many losses in a row that are not finite are too many with a scaled loss, too.
     """
-    lost = [row["loss"] is None for row in before[-OVERFLOWS:]]
-    in_vain = not math.isfinite(loss) and len(lost) == OVERFLOWS and all(lost)
+    in_vain = not math.isfinite(loss) and [row["loss"] is None for row in before[-OVERFLOWS:]] == [True] * OVERFLOWS
     if in_vain or not (scaled or math.isfinite(loss) and math.isfinite(norm)):
         raise WorkError(f"update {epoch}: loss {loss}, gradient norm {norm}; try --mixed_precision no or bf16, or a lower --learning_rate")
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,18 @@ def tiny_classifier(dtype=torch.float32):
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 3)).to(dtype).requires_grad_(False)
     return Classifier("tiny", model, ["tiger cat", "bat", "cat"], Recipe((8, 8), (8, 8), (0.5,) * 3, (0.5,) * 3))
+
+
+def learned(tmp_path, **changes):
+    """A fresh tiny model after training; returns token and training."""
+    from class_token import ClassToken
+    from classifiers import Guide
+    from outputs import RunFolder
+    from trainer import train
+
+    token = ClassToken(tiny_models(), "newclas", "a")
+    guides = [Guide(tiny_classifier(), 0)]
+    return token, train(replace(SHORT_TRAINING, **changes), token, guides, "tiger cat", RunFolder(str(tmp_path), "c", "e"))
 
 
 @pytest.fixture

@@ -7,24 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import SHORT_TRAINING as CONFIG
-from conftest import tiny_classifier, tiny_models, weight_hashes
+from conftest import learned, tiny_classifier, weight_hashes
 
-from class_token import ClassToken, read_token
-from classifiers import Classifier, Guide
+from class_token import read_token
+from classifiers import Guide
 from config import WorkError
 from outputs import RunFolder
 from sampler import draw
 from task import Task, sampler_settings, token_gradients
-from trainer import Best, make_scaler, stopping_rule, train
+from trainer import Best, stopping_rule, train
 
 IDLE = torch.amp.GradScaler("cpu", enabled=False)
-
-
-def learned(tmp_path, **changes):
-    """A fresh tiny model after training; returns token and training."""
-    config = replace(CONFIG, **changes)
-    token = ClassToken(tiny_models(), "newclas", "a")
-    return token, train(config, token, [Guide(tiny_classifier(), 0)], "tiger cat", RunFolder(str(tmp_path), "c", "e"))
 
 
 @pytest.mark.parametrize("mode", ["jump", "last"])
@@ -348,71 +341,3 @@ def test_channels_are_last_while_training_and_lie_as_before_after_it(token, guid
     with pytest.raises(ZeroDivisionError):
         train(CONFIG, token, guides, "cat", folder)
     assert [w.stride() for w in weights] == before
-
-
-def scaled(scale: float = 2.0**10):
-    """Half precision's scaler, on a CPU in float32."""
-
-    def make(models):
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=20)
-        scaler.scale(torch.zeros(()))
-        return scaler
-
-    return make
-
-
-def test_a_scaled_loss_gives_the_same_token(tmp_path, monkeypatch):
-    """Powers of two are exact. The scaler makes its state only where it is asked to scale something."""
-    assert not make_scaler(tiny_models()).is_enabled()
-    _, plain = learned(tmp_path, choose_by="loss")
-    monkeypatch.setattr("trainer.make_scaler", scaled())
-    _, training = learned(tmp_path, choose_by="loss")
-    torch.testing.assert_close(training.last_vector, plain.last_vector)
-    half = tiny_models()
-    half.dtype = torch.float16
-    monkeypatch.undo()
-    assert make_scaler(half).get_scale() == 2.0**10
-    make_scaler(half).unscale_(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]))  # would fail without its state
-
-
-@pytest.mark.parametrize("choose_by", ["loss", "validation"])
-def test_an_update_that_overflows_is_skipped_and_learning_goes_on(tmp_path, monkeypatch, choose_by):
-    monkeypatch.setattr("trainer.make_scaler", scaled())
-    logits, calls = Classifier.logits, []
-
-    def overflows(self, images):
-        calls.append(images)
-        return logits(self, images) * (math.nan if images.requires_grad and sum(i.requires_grad for i in calls) == 2 else 1.0)
-
-    monkeypatch.setattr(Classifier, "logits", overflows)
-    token, training = learned(tmp_path, choose_by=choose_by, max_epochs=4, batch_size=4, stop_validation_accuracy=0.0)
-    lost = [row["epoch"] for row in training.rows if row["loss"] is None]
-    assert lost == [2]
-    norms = [row["token_norm"] for row in training.rows]
-    assert norms[1] == norms[0] != norms[2]
-    assert token.vector.isfinite().all()
-    assert "NaN" not in RunFolder(str(tmp_path), "c", "e").log.read_text()
-
-
-def test_images_that_overflow_now_and_then_do_not_wear_the_scale_out(tmp_path, monkeypatch):
-    """A gradient that overflows is the scale's fault, and halves it; a loss that is not finite before any gradient is not."""
-    logits, calls, scales = Classifier.logits, [], []
-
-    def overflows(self, images):
-        calls.append(images)
-        return logits(self, images) * (math.nan if len(calls) % 4 == 0 else 1.0)
-
-    monkeypatch.setattr("trainer.make_scaler", lambda models: scales.append(scaled(4.0)(models)) or scales[-1])
-    monkeypatch.setattr(Classifier, "logits", overflows)
-    _, training = learned(tmp_path, choose_by="loss", max_epochs=17, batch_size=4, stop_train_accuracy=1.0)
-    assert [row["epoch"] for row in training.rows if row["loss"] is None] == [4, 8, 12, 16]
-    assert scales[0].get_scale() == 4.0
-
-
-def test_overflows_without_end_are_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.make_scaler", scaled(4.0))
-    monkeypatch.setattr(Classifier, "logits", lambda self, images: images.flatten(1)[:, :3] * math.nan)
-    with pytest.raises(WorkError, match="update 11: loss nan, gradient norm nan; try --mixed_precision"):
-        learned(tmp_path, choose_by="loss", max_epochs=19)
-    with pytest.raises(WorkError, match="none of 2 updates had a finite loss; try --mixed_precision"):
-        learned(tmp_path, choose_by="loss", max_epochs=2)
