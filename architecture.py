@@ -69,6 +69,7 @@ def text_encoder_bytes(name: str, hub: Hub = LOCAL) -> float:
     Raises:
         UsageError: it cannot be found or fetched.
     """
+    # By hand: the library's own count would import its models before the plan is told. tests/test_memory.py compares the two.
     text = text_config(name, hub)
     d, wide = text.hidden_size, text.intermediate_size
     layer = 4 * (d * d + d) + 2 * d * wide + wide + d + 4 * d  # attention, the two linear layers, two norms
