@@ -7,7 +7,7 @@ DEMO_CLASS ?= 2
 
 # Classes that the benchmark of convergence learns with both programs, some minutes each.
 BENCH_CLASSES ?= 2
-RESULTS := benchmarks/results
+RESULTS := experiments/speed/results
 
 .PHONY: demo test lint bench miniature clean
 
@@ -21,13 +21,13 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# What needs no GPU; python benchmarks/gpu.py is the one that does.
+# What needs no GPU; python -m experiments.speed.gpu is the one that does.
 bench: .venv/ready
-	$(BIN)/python benchmarks/footprint.py --out $(RESULTS)/footprint.json
-	$(BIN)/python benchmarks/startup.py --out $(RESULTS)/startup.json
-	$(BIN)/python benchmarks/update.py --out $(RESULTS)/update.json
-	$(BIN)/python benchmarks/convergence.py --classes $(BENCH_CLASSES) --out $(RESULTS)/convergence.jsonl
-	$(BIN)/python benchmarks/table.py
+	$(BIN)/python -m experiments.speed.footprint --out $(RESULTS)/footprint.json
+	$(BIN)/python -m experiments.speed.startup --out $(RESULTS)/startup.json
+	$(BIN)/python -m experiments.speed.update --out $(RESULTS)/update.json
+	$(BIN)/python -m experiments.speed.convergence --classes $(BENCH_CLASSES) --out $(RESULTS)/convergence.jsonl
+	$(BIN)/python -m experiments.speed.table
 
 # Hours on a CPU; the result is committed.
 miniature: .venv/ready

@@ -14,56 +14,31 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from checks import read_prompts
-from class_token import TEMPLATES, ClassToken, fingerprint
-from classifiers import Classifier, Guide, finite
-from config import RunConfig, evaluation_seeds
-from memory import Batches, peak_bytes
-from outputs import RunFolder, image_files, read_image, replace_folder, to_pil, write_image, write_json
-from pictures import Shown, framed
-from sampler import draw
-from scores import distances, interval, paired, spread
-from similarity import TextSimilarity
-from task import sampler_settings
+from config import RunConfig
+from discriminative.diffusion.memory import peak_bytes
+from discriminative.guides.classifier import Classifier, Guide
+from discriminative.guides.similarity import TextSimilarity
+from discriminative.records.files import (
+    image_files,
+    read_image,
+    replace_folder,
+    to_pil,
+    write_image,
+    write_json,
+)
+from discriminative.records.layout import RunFolder
+from discriminative.records.pictures import Shown, framed
+from discriminative.records.scores import distances, interval, paired, spread
+from discriminative.seeds import evaluation_seeds
+from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.drawing import batches
+from discriminative.tokens.files import fingerprint
+from discriminative.tokens.objective import sampler_settings
+from discriminative.tokens.prompts import TEMPLATES, read_prompts
 
 SHOWN = 8  # pairs in the picture that sets with and without the token one above the other
 MOST = 5  # labels in "top 5", and of those most often predicted
 FOOLED = 0.2  # guide over judge, with the token and beyond what it is without, from where a token is said to fool the guide
-
-
-def batches(
-    config: RunConfig, token: ClassToken, prompts: list[str], seeds: list[int], use: Callable[[torch.Tensor, list[int]], None]
-) -> None:
-    """Draw an image of each prompt from its seed, and give one batch after the other to ``use``.
-
-    Args:
-        use: takes images (B, 3, H, W) in [0, 1], float32 on the CPU, and their seeds.
-    """
-    with tqdm(total=len(seeds), desc=prompts[0], unit="image", leave=False) as progress:
-
-        def work(chunk: slice) -> None:
-            images = draw(token, prompts[chunk], seeds[chunk], sampler_settings(config)).float().cpu()
-            use(images, seeds[chunk])
-            progress.update(len(images))
-
-        Batches(config.eval_batch_size).over(len(seeds), work)
-
-
-def draw_all(config: RunConfig, token: ClassToken, prompt: str, seeds: list[int]) -> torch.Tensor:
-    """Images (N, 3, H, W) in [0, 1], float32 on the CPU, of one prompt, a seed each; a changed batch size changes no noise."""
-    images = []
-    batches(config, token, [prompt] * len(seeds), seeds, lambda part, _: images.append(part))
-    return torch.cat(images)
-
-
-@torch.no_grad()
-def verdicts(classifier: Classifier, images: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """The most probable class (N,), counted from 0, of images (N, 3, H, W) in [0, 1].
-
-    Raises:
-        WorkError: a logit is not finite.
-    """
-    return torch.cat([finite(classifier.logits(part)).argmax(1).cpu() for part in images.split(batch_size)])
 
 
 @dataclass
@@ -127,15 +102,23 @@ class Arm:
         likeness: of images (B, 3, H, W) to what they are to show, (B,); None where no CLIP model is named.
     """
 
-    def __init__(self, prompt: str, guides: list[Guide], judge: Guide | None, likeness: Callable | None = None):
-        self.prompt, self.by_guide, self.by_judge = prompt, [Seen(g) for g in guides], Seen(judge) if judge else None
+    def __init__(
+        self, prompt: str, guides: list[Guide], judge: Guide | None, likeness: Callable | None = None
+    ):
+        self.prompt, self.by_guide, self.by_judge = (
+            prompt,
+            [Seen(g) for g in guides],
+            Seen(judge) if judge else None,
+        )
         self.likeness, self.likenesses = likeness, []
         self.shown: list[Shown] = []  # the first images
 
     def look(self, images: torch.Tensor) -> torch.Tensor:
         """Add images (B, 3, H, W); returns which are right by the guides, (B,)."""
         # First all that may run out of memory: such a batch comes again in parts, and nothing of it may be kept yet.
-        seen = [(eye, eye.look(images)) for eye in (*self.by_guide, *([self.by_judge] if self.by_judge else []))]
+        seen = [
+            (eye, eye.look(images)) for eye in (*self.by_guide, *([self.by_judge] if self.by_judge else []))
+        ]
         likenesses = self.likeness(images).tolist() if self.likeness else []
         verdicts = [eye.keep(*found) for eye, found in seen]  # (B,) each
         right = torch.stack(verdicts[: len(self.by_guide)]).all(0)  # (B,)
@@ -162,7 +145,11 @@ class Arm:
         Of several guides "guide" has the accuracy of all together and the first one's other figures; "guides" has each one's own.
         """
         guide = self.by_guide[0].figures() | shares(self.right, "accuracy")
-        told = {"prompt": self.prompt, "guide": guide, "judge": self.by_judge.figures() if self.by_judge else None}
+        told = {
+            "prompt": self.prompt,
+            "guide": guide,
+            "judge": self.by_judge.figures() if self.by_judge else None,
+        }
         if len(self.by_guide) > 1:
             told["guides"] = {seen.guide.classifier.name: seen.figures() for seen in self.by_guide}
         told["diversity"] = spread(self.features)
@@ -179,10 +166,15 @@ def arm_prompts(config: RunConfig, template: str, class_name: str) -> dict[str, 
     """
     words = {"token": config.placeholder_token, "baseline": config.initializer_token, "plain": "a"}
     templates = {
-        arm: template if arm == "token" else re.sub(rf"\b({re.escape(word)}) {{token}}", r"\1", template, flags=re.IGNORECASE)
+        arm: template
+        if arm == "token"
+        else re.sub(rf"\b({re.escape(word)}) {{token}}", r"\1", template, flags=re.IGNORECASE)
         for arm, word in words.items()
     }
-    prompts = {arm: templates[arm].replace("{token}", word).replace("{class}", class_name) for arm, word in words.items()}
+    prompts = {
+        arm: templates[arm].replace("{token}", word).replace("{class}", class_name)
+        for arm, word in words.items()
+    }
     return {arm: prompt for arm, prompt in prompts.items() if arm != "plain" or prompt != prompts["baseline"]}
 
 
@@ -212,7 +204,9 @@ def compare(arms: dict[str, Arm], reference: torch.Tensor | None) -> dict[str, A
     """The figures of one prompt's arms, and of the pairs with and without the token."""
     with_token, without = arms["token"], arms["baseline"]
     pairs = {"guide": paired(with_token.right, without.right)}
-    pairs["judge"] = paired(with_token.by_judge.right, without.by_judge.right) if with_token.by_judge else None
+    pairs["judge"] = (
+        paired(with_token.by_judge.right, without.by_judge.right) if with_token.by_judge else None
+    )
     told = {arm: seen.figures(reference) for arm, seen in arms.items()}
     with_spread, without_spread = told["token"]["diversity"], told["baseline"]["diversity"]
     ratio = with_spread / without_spread if with_spread is not None and without_spread else None
@@ -236,7 +230,10 @@ def keep(arm: Arm, folder: Path, name: str, images: torch.Tensor, seeds: list[in
 
 def templates_of(config: RunConfig) -> list[str]:
     """The evaluation's prompts with {token} and {class} in them: training's first, then the user's."""
-    return [TEMPLATES[0].format("{token} {class}"), *(read_prompts(config.eval_prompts, "eval_prompts") if config.eval_prompts else [])]
+    return [
+        TEMPLATES[0].format("{token} {class}"),
+        *(read_prompts(config.eval_prompts, "eval_prompts") if config.eval_prompts else []),
+    ]
 
 
 def evaluate(
@@ -263,7 +260,7 @@ def evaluate(
     Raises:
         WorkError: a logit is not finite.
     """
-    seeds, start, eyes = evaluation_seeds(config), time.monotonic(), (judge or guides[0]).classifier
+    seeds, start, eyes = evaluation_seeds(config.test_size), time.monotonic(), (judge or guides[0]).classifier
     reference = reference_features(config.reference_images, eyes) if config.reference_images else None
     height, width = token.models.image_size(config.height, config.width)
     result: dict[str, Any] = {
@@ -279,7 +276,12 @@ def evaluate(
         "options": options,
         "features": eyes.name,
         "settings": asdict(sampler_settings(config))
-        | {"height": height, "width": width, "scheduler": type(token.models.scheduler).__name__, "precision": str(token.models.dtype)},
+        | {
+            "height": height,
+            "width": width,
+            "scheduler": type(token.models.scheduler).__name__,
+            "precision": str(token.models.dtype),
+        },
         "prompts": [],
     }
     shutil.rmtree(folder.unfinished_eval_images, ignore_errors=True)  # of a run that broke off
@@ -295,7 +297,10 @@ def evaluate(
             batches(config, token, [prompt] * len(seeds), seeds, partial(keep, arms[name], images, name))
         result["prompts"].append({"template": template} | compare(arms, reference))
         # Above without, below with the token, the same seed in a column.
-        rows = {f"{title}: {arms[name].prompt}": arms[name].shown for name, title in (("baseline", "without"), ("token", "with the token"))}
+        rows = {
+            f"{title}: {arms[name].prompt}": arms[name].shown
+            for name, title in (("baseline", "without"), ("token", "with the token"))
+        }
         grids[images / "grid.png" if number > 1 else folder.grid] = framed(rows)
     result |= {"seconds": time.monotonic() - start, "peak_memory_gb": peak_bytes(token.models.device) / 1e9}
     result["verdict"] = verdict(result)

@@ -20,10 +20,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
-from checks import validate
-from config import PRESETS, RunConfig, UsageError, WorkError, with_preset
-from plan import Plan, describe, guides_of, hub_of, is_sweep, make_plans, works
-from provenance import changed_settings, evaluation_options, is_evaluated, origin
+from apps.plan import Plan, describe, guides_of, hub_of, is_sweep, make_plans, works
+from apps.provenance import changed_settings, evaluation_options, is_evaluated, origin
+from config import PRESETS, RunConfig, validate, with_preset
+from discriminative.errors import UsageError, WorkError
 
 
 def boolean(text: str) -> bool:
@@ -44,14 +44,29 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """A flag for every field of :class:`RunConfig`, with its help line and default, and ``--preset``."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--preset", choices=PRESETS, default="default", help="set of options to start from; flags given beside it win")
+    parser = Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="default",
+        help="set of options to start from; flags given beside it win",
+    )
     for f in fields(RunConfig):
-        kind = next(t for t in get_args(f.type) if t is not types.NoneType) if isinstance(f.type, types.UnionType) else f.type
+        kind = (
+            next(t for t in get_args(f.type) if t is not types.NoneType)
+            if isinstance(f.type, types.UnionType)
+            else f.type
+        )
         shown = "" if f.default is None else f" (default: {f.default})"
         kind = f.metadata["parse"] or (boolean if kind is bool else kind)
         parser.add_argument(
-            f"--{f.name}", type=kind, choices=f.metadata["choices"], default=argparse.SUPPRESS, help=f.metadata["help"] + shown
+            f"--{f.name}",
+            type=kind,
+            choices=f.metadata["choices"],
+            default=argparse.SUPPRESS,
+            help=f.metadata["help"] + shown,
         )
     return parser
 
@@ -77,7 +92,11 @@ def run(plans: list[Plan], sweep: bool) -> int:
                 raise
             if not isinstance(error, (WorkError, UsageError, OSError)):
                 traceback.print_exc()  # a fault of the program, which the other classes need not have
-            print(f"run.py: failed: class {plan.config.class_index} ({plan.label}): {error}", file=sys.stderr, flush=True)
+            print(
+                f"run.py: failed: class {plan.config.class_index} ({plan.label}): {error}",
+                file=sys.stderr,
+                flush=True,
+            )
             failed += 1
     return failed
 
@@ -85,14 +104,16 @@ def run(plans: list[Plan], sweep: bool) -> int:
 @contextmanager
 def told_out_of_memory(plan: Plan) -> Iterator[None]:
     """Raises WorkError where the block runs out of a device's memory."""
-    from memory import is_out_of_memory
+    from discriminative.diffusion.memory import is_out_of_memory
 
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise WorkError(f"out of memory on {plan.device}; try --memory 8gb, or a smaller --height and --width") from error
+        raise WorkError(
+            f"out of memory on {plan.device}; try --memory 8gb, or a smaller --height and --width"
+        ) from error
 
 
 class Bench:
@@ -103,13 +124,23 @@ class Bench:
     """
 
     def __init__(self, plan: Plan):
-        self.config, self.hub, self.to, self.judge_name = plan.config, hub_of(plan.config), (plan.device, plan.dtype), plan.judge
+        self.config, self.hub, self.to, self.judge_name = (
+            plan.config,
+            hub_of(plan.config),
+            (plan.device, plan.dtype),
+            plan.judge,
+        )
         self.judges = bool(plan.judge and (plan.config.evaluate or plan.config.export_dataset))
         self.scores = bool(plan.config.train or plan.config.evaluate or plan.config.export_dataset)
 
     def load(self) -> None:
         """Load all that will be needed: what is missing ends the run, not one class."""
-        for name, needed in {"guides": self.scores, "judge": self.judges, "clip": self.config.evaluate, "models": True}.items():
+        for name, needed in {
+            "guides": self.scores,
+            "judge": self.judges,
+            "clip": self.config.evaluate,
+            "models": True,
+        }.items():
             if needed:
                 getattr(self, name)
 
@@ -118,7 +149,9 @@ class Bench:
         """The guides by name. They come before the models: they are small, and what is wrong with them is better told first."""
         from classifiers import load_classifier
 
-        return {name: load_classifier(name, *self.to, hub=self.hub) for name in self.config.classifier.split(",")}
+        return {
+            name: load_classifier(name, *self.to, hub=self.hub) for name in self.config.classifier.split(",")
+        }
 
     @cached_property
     def judge(self):
@@ -130,17 +163,21 @@ class Bench:
     @cached_property
     def clip(self):
         """The model of text similarity, where one is named."""
-        from similarity import TextSimilarity
+        from discriminative.guides.similarity import TextSimilarity
 
-        return TextSimilarity(self.config.clip_model, self.to[0], self.hub) if self.config.clip_model else None
+        return (
+            TextSimilarity(self.config.clip_model, self.to[0], self.hub) if self.config.clip_model else None
+        )
 
     @cached_property
     def models(self):
         """The frozen parts of the pipeline."""
-        from memory import checkpointed
-        from models import load_models, load_tiny_vae
+        from apps.plan import checkpointed
+        from discriminative.diffusion.models import load_models, load_tiny_vae
 
-        models = load_models(self.config.model, *self.to, checkpointed(self.config), self.config.scheduler, self.hub)
+        models = load_models(
+            self.config.model, *self.to, checkpointed(self.config), self.config.scheduler, self.hub
+        )
         if self.config.trains_with_tiny_vae:
             models.tiny_vae = load_tiny_vae(self.config.tiny_vae, *self.to, self.hub)
         if self.config.compile:
@@ -149,7 +186,7 @@ class Bench:
 
     def token(self, plan: Plan):
         """A class's token, with a tokenizer of its own, which knows no other class's word."""
-        from class_token import ClassToken
+        from discriminative.tokens.class_token import ClassToken
 
         number = plan.config.num_vectors if plan.saved is None else len(plan.saved)
         models = replace(self.models, tokenizer=copy.deepcopy(self.models.tokenizer))
@@ -165,17 +202,20 @@ def carry_out(plan: Plan, bench: Bench, resume: bool) -> None:
     Args:
         resume: leave out an evaluation that is there already.
     """
-    from classifiers import Guide
+    from discriminative.guides.classifier import Guide
 
     config, folder = plan.config, plan.folder
     evaluates = config.evaluate and not (resume and plan.saved is not None and is_evaluated(plan))
     precision = str(plan.dtype).removeprefix("torch.")
     print(
-        f"class {config.class_index} of {config.classifier}: {plan.label}; model {config.model} on {plan.device} in {precision}", flush=True
+        f"class {config.class_index} of {config.classifier}: {plan.label}; model {config.model} on {plan.device} in {precision}",
+        flush=True,
     )
     for change in changed_settings(plan):
         print(f"note: not as the token was learned: {change}")
-    guides = [Guide(bench.guides[name], target) for name, target in plan.guides.items()] if bench.scores else []
+    guides = (
+        [Guide(bench.guides[name], target) for name, target in plan.guides.items()] if bench.scores else []
+    )
     judge = Guide(bench.judge, plan.judge_target) if bench.judges and plan.judge_target is not None else None
     clip = bench.clip if config.evaluate else None
     token = bench.token(plan)
@@ -190,12 +230,15 @@ def carry_out(plan: Plan, bench: Bench, resume: bool) -> None:
                 print(f"note: {template!r} does not hold {{token}}, so the token is not used in it")
         if folder.result.exists():
             print(f"note: replaces the evaluation that is there, {folder.result}, and its images")
-        print_result(plan, evaluate(config, token, guides, judge, plan.class_name, folder, clip, evaluation_options(config)))
+        print_result(
+            plan,
+            evaluate(config, token, guides, judge, plan.class_name, folder, clip, evaluation_options(config)),
+        )
     elif config.evaluate:
         print(f"evaluated already: {folder.result}")
     if config.evaluate:
-        from outputs import read_json
-        from summary import replace_row, row_of
+        from discriminative.records.files import read_json
+        from discriminative.records.summary import replace_row, row_of
 
         row = row_of(read_json(folder.result), folder, config.exp_id)
         print(f"summary: {replace_row(config.output_path, row)}")
@@ -206,14 +249,17 @@ def carry_out(plan: Plan, bench: Bench, resume: bool) -> None:
 
 def draw(plan: Plan, token, guides: list, judge) -> None:
     """Images of the user's prompts, and the data set."""
-    from generate import Dataset, generate, made_with
+    from discriminative.tokens.dataset import Dataset, made_with
+    from discriminative.tokens.drawing import generate
 
     config, folder = plan.config, plan.folder
     if plan.to_draw:
         for prompt in plan.to_draw:
             if config.placeholder_token not in prompt:
                 print(f"note: {prompt!r} does not hold {{token}}, so the token is not used in it")
-        for prompt, images in zip(plan.to_draw, generate(config, token, list(plan.to_draw), folder), strict=True):
+        for prompt, images in zip(
+            plan.to_draw, generate(config, token, list(plan.to_draw), folder), strict=True
+        ):
             print(f"images of {prompt!r}: {images}")
     if config.export_dataset:
         dataset = Dataset(folder.dataset, guides, judge, made_with(config, token))
@@ -223,17 +269,22 @@ def draw(plan: Plan, token, guides: list, judge) -> None:
 
 def learn(plan: Plan, token, guides: list) -> None:
     """Train, then write the token and how it came about."""
-    from class_token import token_tensors
-    from outputs import write_json, write_tensors
-    from summary import remove_row
+    from discriminative.records.files import write_json, write_tensors
+    from discriminative.records.summary import remove_row
+    from discriminative.tokens.files import token_tensors
     from trainer import train
 
     config, folder = plan.config, plan.folder
     tracker = None
     if config.report_to != "none":
-        from tracking import Tracker
+        from discriminative.records.tracking import Tracker
 
-        tracker = Tracker(config.report_to, Path(config.output_path) / "tracking", f"{folder.name}/{config.exp_id}", asdict(config))
+        tracker = Tracker(
+            config.report_to,
+            Path(config.output_path) / "tracking",
+            f"{folder.name}/{config.exp_id}",
+            asdict(config),
+        )
     try:
         training = train(config, token, guides, plan.class_name, folder, tracker.log if tracker else None)
     finally:
@@ -249,7 +300,15 @@ def learn(plan: Plan, token, guides: list) -> None:
     }
     folder.forget_token()  # what was made of an earlier one would pass for this one's
     write_tensors(folder.token, token_tensors(token), origin(plan))
-    write_json(folder.config, {"config": asdict(config), "class_name": plan.label, "classifier": config.classifier, "training": outcome})
+    write_json(
+        folder.config,
+        {
+            "config": asdict(config),
+            "class_name": plan.label,
+            "classifier": config.classifier,
+            "training": outcome,
+        },
+    )
     folder.partial_token.unlink(missing_ok=True)
     remove_row(config.output_path, config.class_index, plan.label, config.exp_id)
     print(
@@ -265,12 +324,15 @@ def export(plan: Plan, token) -> None:
     config, folder = plan.config, plan.folder
     if not (config.export or config.save_as_full_pipeline):
         return
-    from class_token import read_origin
-    from export import write_pipeline, write_web_ui
+    from discriminative.tokens.files import read_origin, write_pipeline, write_web_ui
 
     if config.export:
         path = folder.web_ui / f"{config.placeholder_token}.safetensors"
-        write_web_ui(path, token, origin(plan) if config.train else read_origin(Path(config.token_path or folder.token)))
+        write_web_ui(
+            path,
+            token,
+            origin(plan) if config.train else read_origin(Path(config.token_path or folder.token)),
+        )
         print(f"for AUTOMATIC1111 and ComfyUI: {path}")
     if config.save_as_full_pipeline:
         write_pipeline(folder.pipeline, token)
@@ -280,8 +342,8 @@ def export(plan: Plan, token) -> None:
 def list_classes(config: RunConfig) -> None:
     """Print number, label and name in the prompts of every class of the guide."""
     from classifiers import read_labels
-    from hub import quiet_libraries
-    from labels import prompt_class_name
+    from discriminative.guides.labels import prompt_class_name
+    from discriminative.hub import quiet_libraries
 
     quiet_libraries()
     for name in guides_of(config):
@@ -291,7 +353,9 @@ def list_classes(config: RunConfig) -> None:
 
 def print_result(plan: Plan, result: dict) -> None:
     """The closing lines: where everything is, and the verdict."""
-    print(f"evaluation: {plan.folder.result}\nimages: {plan.folder.eval_images}, and side by side {plan.folder.grid}")
+    print(
+        f"evaluation: {plan.folder.result}\nimages: {plan.folder.eval_images}, and side by side {plan.folder.grid}"
+    )
     for prompt in result["prompts"][1:]:
         before, after = (prompt["arms"][arm]["guide"]["accuracy"] for arm in ("baseline", "token"))
         print(f"{prompt['template']!r}: guide {before:.2f} -> {after:.2f}")
@@ -304,7 +368,7 @@ def print_result(plan: Plan, result: dict) -> None:
 
 def report(output_path: str) -> None:
     """Write the report of all classes that were evaluated below ``output_path``."""
-    from report import write_report
+    from discriminative.records.report import write_report
 
     print(f"report: {write_report(Path(output_path))}")
 

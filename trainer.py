@@ -12,19 +12,24 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from class_token import ClassToken
-from classifiers import Guide
-from config import RunConfig, WorkError
-from models import DiffusionModels, trains_in_bf16
-from outputs import RunFolder, clear, grid, write_image, write_lines, write_tensors
-from pictures import write_evolution
-from task import FOLLOWED, Task
+from config import RunConfig
+from discriminative.errors import WorkError
+from discriminative.guides.classifier import Guide
+from discriminative.precision import make_scaler, trains_in_bf16
+from discriminative.records.files import clear, grid, write_image, write_lines, write_tensors
+from discriminative.records.layout import RunFolder
+from discriminative.records.pictures import write_evolution
+from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.objective import FOLLOWED, Task
 
 OnUpdate = Callable[[dict, torch.Tensor], None]  # is told an update's log row and images (N, 3, H, W)
 
-MORE = 0.25  # share of the way from the start's validation accuracy to 1 after which a token is clearly better
-LONGER = 2  # patience with the last of several stages: a late step makes a token worse before it makes it better
-FIRST_SCALE = 2.0**10  # of the loss in half precision
+MORE = (
+    0.25  # share of the way from the start's validation accuracy to 1 after which a token is clearly better
+)
+LONGER = (
+    2  # patience with the last of several stages: a late step makes a token worse before it makes it better
+)
 OVERFLOWS = 10  # updates in a row that may lose their loss to an overflow in half precision
 NEARLY = 0.9  # validation accuracy of a token that is nearly right: large steps would do it harm
 
@@ -50,7 +55,9 @@ class Best:
     vector: torch.Tensor | None = None
     epoch: int = 0  # when it was found; patience counts from here
     updates: int = 0  # after which it was what it is; of all attempts
-    file: Path | None = None  # where each better vector is written at once: a run that breaks off loses no more than its last updates
+    file: Path | None = (
+        None  # where each better vector is written at once: a run that breaks off loses no more than its last updates
+    )
     placeholder: str = ""
 
     def told(self) -> str:
@@ -66,7 +73,12 @@ class Best:
 
 
 def train(
-    config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str, folder: RunFolder, on_update: OnUpdate | None = None
+    config: RunConfig,
+    token: ClassToken,
+    guides: list[Guide],
+    class_name: str,
+    folder: RunFolder,
+    on_update: OnUpdate | None = None,
 ) -> Training:
     """Learn ``token`` for the class that the guides are asked for; several guides count alike.
 
@@ -82,12 +94,20 @@ def train(
         WorkError: loss or gradient are not finite, or with a scaled loss never were.
     """
     models = token.models
-    with models.bf16_without_gradient(trains_in_bf16(config.mixed_precision, models.device)), models.channels_last():
+    with (
+        models.bf16_without_gradient(trains_in_bf16(config.mixed_precision, models.device)),
+        models.channels_last(),
+    ):
         return loop(config, token, guides, class_name, folder, on_update)
 
 
 def loop(
-    config: RunConfig, token: ClassToken, guides: list[Guide], class_name: str, folder: RunFolder, on_update: OnUpdate | None
+    config: RunConfig,
+    token: ClassToken,
+    guides: list[Guide],
+    class_name: str,
+    folder: RunFolder,
+    on_update: OnUpdate | None,
 ) -> Training:
     """What :func:`train` does, update by update."""
     start, result = time.monotonic(), Training(precision=token.models.precision)
@@ -102,7 +122,11 @@ def loop(
     if config.choose_by == "validation":
         attempts.score(task, best, 0)
         result.stopped_by = stopping_rule(config, 0, 0.0, best)
-    progress = tqdm(range(1, 1 + (0 if result.stopped_by else config.max_epochs)), desc=f"learning {class_name!r}", unit="update")
+    progress = tqdm(
+        range(1, 1 + (0 if result.stopped_by else config.max_epochs)),
+        desc=f"learning {class_name!r}",
+        unit="update",
+    )
     for epoch in progress:
         began, drawn_with = time.monotonic(), token.vector.detach().clone()
 
@@ -122,15 +146,32 @@ def loop(
         attempts.average()
 
         # Keep the best token: by unseen seeds, or by the loss of the images that it drew.
-        row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item(), **attempts.told()}
+        row = {
+            "epoch": epoch,
+            "loss": loss,
+            "accuracy": accuracy,
+            "probability": probabilities.mean().item(),
+            **attempts.told(),
+        }
         if config.choose_by == "loss" and math.isfinite(loss):
             best.offer((-loss,), drawn_with, epoch, epoch - 1)
         elif config.choose_by == "validation" and is_validated(config, epoch, accuracy):
-            row |= zip(("validation_accuracy", "validation_log_probability"), attempts.score(task, best, epoch), strict=True)
-        row |= {"gradient_norm": norm, "token_norm": token.norm(), "best_epoch": best.epoch, "images": task.images}
+            row |= zip(
+                ("validation_accuracy", "validation_log_probability"),
+                attempts.score(task, best, epoch),
+                strict=True,
+            )
+        row |= {
+            "gradient_norm": norm,
+            "token_norm": token.norm(),
+            "best_epoch": best.epoch,
+            "images": task.images,
+        }
         row["seconds"] = time.monotonic() - began
         record(config, folder, result.rows, row, images, on_update)
-        progress.set_postfix({name: f"{row[name]:.2f}" for name in ("loss", "accuracy", "probability")} | {"best": best.told()})
+        progress.set_postfix(
+            {name: f"{row[name]:.2f}" for name in ("loss", "accuracy", "probability")} | {"best": best.told()}
+        )
 
         # Stop by train accuracy, validation accuracy, patience or the number of epochs; or go on to a stage or start.
         result.stopped_by = stopping_rule(config, epoch, accuracy, best)
@@ -142,7 +183,9 @@ def loop(
     write_lines(folder.log, result.rows)  # empty where no update was needed
     result.last_vector = token.vector.detach().clone()
     if best.vector is None:
-        raise WorkError(f"none of {len(result.rows)} updates had a finite loss; try --mixed_precision no or bf16, or more --max_epochs")
+        raise WorkError(
+            f"none of {len(result.rows)} updates had a finite loss; try --mixed_precision no or bf16, or more --max_epochs"
+        )
     token.load(best.vector)
     result.kept_updates, result.images, result.seconds = best.updates, task.images, time.monotonic() - start
     show_evolution(config, folder, result.rows)
@@ -171,7 +214,9 @@ class Attempts:
     @property
     def has_progress(self) -> bool:
         """Whether the attempt's best token is clearly better than the first start, or better and nearly right."""
-        return bool(self.best.score) and self.best.score[0] > min(self.first + MORE * (1 - self.first), max(self.first, NEARLY))
+        return bool(self.best.score) and self.best.score[0] > min(
+            self.first + MORE * (1 - self.first), max(self.first, NEARLY)
+        )
 
     @property
     def goes_on(self) -> bool:
@@ -194,7 +239,10 @@ class Attempts:
     def average(self) -> None:
         """Take the token after an update into the running mean, as Adam does: without bias to the beginning."""
         old = self.config.token_ema
-        self.mean, self.weight = old * self.mean + (1 - old) * self.token.vector.detach(), old * self.weight + 1 - old
+        self.mean, self.weight = (
+            old * self.mean + (1 - old) * self.token.vector.detach(),
+            old * self.weight + 1 - old,
+        )
 
     def score(self, task: Task, best: Best, epoch: int) -> tuple[float, float]:
         """Score the token, or its running mean, on the validation seeds, and offer it to ``best``; returns the score."""
@@ -223,7 +271,9 @@ class Attempts:
         has_left_the_plateau = self.stage == 0 and self.goes_on
         since = max(self.began, self.best.epoch if self.has_progress else 0)
         is_last = 0 < self.stage == len(self.config.stages) - 1
-        return has_left_the_plateau or epoch - since >= self.config.attempt_patience * (LONGER if is_last else 1)
+        return has_left_the_plateau or epoch - since >= self.config.attempt_patience * (
+            LONGER if is_last else 1
+        )
 
     def go_on(self, task: Task, epoch: int, best: Best) -> str:
         """Begin the next stage or start; or give the rule that ends training where the best token of all is too good to begin anew for."""
@@ -244,31 +294,29 @@ class Attempts:
         return {"start": self.config.starts[self.start], "stage": self.stage + 1}
 
 
-def make_scaler(models: DiffusionModels) -> torch.amp.GradScaler:
-    """Scales the loss in half precision, where gradients underflow without it; idle in other precisions.
-
-    An update whose gradient overflows is skipped and the scale halved; twenty that do not double it again. One whose images overflow
-    on their way is skipped, too, but no scale would have mended it.
-    """
-    half = models.dtype == torch.float16
-    scaler = torch.amp.GradScaler(models.device.type, init_scale=FIRST_SCALE, growth_interval=20, enabled=half)
-    # Only this makes its state. The losses themselves are weighted with its scale in Task.accumulate, batch by batch.
-    scaler.scale(torch.zeros((), device=models.device))
-    return scaler
-
-
 def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: list[dict]) -> None:
     """Raises WorkError where loss or gradient norm are not finite; with a scaled loss they may be, and the scaler skips the update.
 
     Args:
         before: the log's rows so far: as many losses in a row that are not finite are too many with a scaled loss, too.
     """
-    in_vain = not math.isfinite(loss) and [row["loss"] is None for row in before[-OVERFLOWS:]] == [True] * OVERFLOWS
+    in_vain = (
+        not math.isfinite(loss) and [row["loss"] is None for row in before[-OVERFLOWS:]] == [True] * OVERFLOWS
+    )
     if in_vain or not (scaled or math.isfinite(loss) and math.isfinite(norm)):
-        raise WorkError(f"update {epoch}: loss {loss}, gradient norm {norm}; try --mixed_precision no or bf16, or a lower --learning_rate")
+        raise WorkError(
+            f"update {epoch}: loss {loss}, gradient norm {norm}; try --mixed_precision no or bf16, or a lower --learning_rate"
+        )
 
 
-def record(config: RunConfig, folder: RunFolder, rows: list[dict], row: dict, images: torch.Tensor, on_update: OnUpdate | None) -> None:
+def record(
+    config: RunConfig,
+    folder: RunFolder,
+    rows: list[dict],
+    row: dict,
+    images: torch.Tensor,
+    on_update: OnUpdate | None,
+) -> None:
     """Log one update, and show the images (N, 3, H, W) that it learned from; JSON has no number for what is not finite."""
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     rows.append(row)
@@ -282,14 +330,18 @@ def record(config: RunConfig, folder: RunFolder, rows: list[dict], row: dict, im
 def show_validation(folder: RunFolder, task: Task, epoch: int) -> None:
     """Keep what the first validation seeds have become."""
     if len(task.first_images):
-        write_image(folder.train_images / f"validation_{epoch:03d}.png", grid(task.first_images, columns=FOLLOWED))
+        write_image(
+            folder.train_images / f"validation_{epoch:03d}.png", grid(task.first_images, columns=FOLLOWED)
+        )
 
 
 def show_evolution(config: RunConfig, folder: RunFolder, rows: list[dict]) -> None:
     """The same noises over the updates: the validation's, or the training's where they always come back."""
     if config.choose_by == "validation" or config.noise_pool == 1:
         name = "validation" if config.choose_by == "validation" else "epoch"
-        strips = {int(path.stem.rpartition("_")[2]): path for path in folder.train_images.glob(f"{name}_*.png")}
+        strips = {
+            int(path.stem.rpartition("_")[2]): path for path in folder.train_images.glob(f"{name}_*.png")
+        }
         columns = FOLLOWED if name == "validation" else config.images_per_update
         if strips:
             write_evolution(folder.evolution, strips, rows, columns, FOLLOWED)
@@ -297,12 +349,18 @@ def show_evolution(config: RunConfig, folder: RunFolder, rows: list[dict]) -> No
 
 def make_optimizer(config: RunConfig, token: ClassToken, rate: float) -> torch.optim.AdamW:
     """AdamW over the token's vectors alone."""
-    return torch.optim.AdamW([token.vector], lr=rate, betas=config.betas, eps=config.adam_epsilon, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        [token.vector], lr=rate, betas=config.betas, eps=config.adam_epsilon, weight_decay=config.weight_decay
+    )
 
 
 def is_validated(config: RunConfig, epoch: int, accuracy: float) -> bool:
     """Whether the token is scored on the validation seeds after ``epoch``: every so often, and before training ends."""
-    return epoch % config.validate_every == 0 or epoch == config.max_epochs or accuracy > config.stop_train_accuracy
+    return (
+        epoch % config.validate_every == 0
+        or epoch == config.max_epochs
+        or accuracy > config.stop_train_accuracy
+    )
 
 
 def is_scored(config: RunConfig, epoch: int, accuracy: float) -> bool:

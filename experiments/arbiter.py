@@ -1,28 +1,26 @@
 """Where guide and judge part: what a third classifier, of another family, says of the same images, and how they look.
 
-    python experiments/arbiter.py results/classes/pipeline_token/0020_*/*/learned_embeds.safetensors --out results/arbiter
+    python -m experiments.arbiter results/classes/pipeline_token/0020_*/*/learned_embeds.safetensors --out results/arbiter
 
 The images are those of ``measure.py``. How many count is what a validation would make of them (``--validation_certainty``). A picture of
 those on which guide and judge differ is written for each token.
 """
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 import torch.nn.functional as F
 
-from class_token import TEMPLATES, fill, read_origin
-from classifiers import finite, load_classifier
-from evaluate import verdicts
+from classifiers import load_classifier
+from discriminative.guides.classifier import finite, verdicts
+from discriminative.hub import quiet_libraries
+from discriminative.records.files import write_image, write_lines
+from discriminative.records.pictures import Shown, framed
+from discriminative.tokens.files import read_origin
+from discriminative.tokens.objective import counted
+from discriminative.tokens.prompts import TEMPLATES, fill
 from experiments.measure import Bench, existing_file
-from hub import quiet_libraries
-from outputs import write_image, write_lines
-from pictures import Shown, framed
-from task import counted
 
 WHO = ("guide", "judge", "judge2")
 SHOWN = 8  # images in a row of a picture
@@ -39,25 +37,41 @@ def look(path: Path) -> tuple[dict, dict[str, list[Shown]]]:
     images = bench.draw(fill(TEMPLATES[0], bench.word, bench.class_name))  # (N, 3, 64, 64)
     third = load_classifier("miniature-judge2", torch.device("cpu"), torch.float32)
     logits = torch.cat([finite(bench.guide.logits(part)) for part in images.split(50)])  # (N, K)
-    said = {"guide": logits.argmax(1), "judge": verdicts(bench.judge, images, 50), "judge2": verdicts(third, images, 50)}  # (N,) each
+    said = {
+        "guide": logits.argmax(1),
+        "judge": verdicts(bench.judge, images, 50),
+        "judge2": verdicts(third, images, 50),
+    }  # (N,) each
     right = {who: labels == bench.target for who, labels in said.items()}
     losses = F.cross_entropy(logits, torch.full((len(images),), bench.target), reduction="none")  # (N,)
-    counts = torch.tensor(counted(losses.tolist(), right["guide"].tolist(), bench.config.validation_certainty))  # (N,)
+    counts = torch.tensor(
+        counted(losses.tolist(), right["guide"].tolist(), bench.config.validation_certainty)
+    )  # (N,)
     parted = right["guide"] != right["judge"]  # (N,)
     row = {"class_index": bench.target + 1, "token": str(path), "images": len(images)}
     row |= {who: int(of.sum()) for who, of in right.items()} | {"parted": int(parted.sum())}
     row |= {f"judge2_with_{who}": int((right["judge2"] == right[who])[parted].sum()) for who in WHO[:2]}
-    for name, of in {"both": right["guide"] & right["judge"], "guide_alone": right["guide"] & ~right["judge"]}.items():
+    for name, of in {
+        "both": right["guide"] & right["judge"],
+        "guide_alone": right["guide"] & ~right["judge"],
+    }.items():
         row |= {name: int(of.sum()), f"{name}_count": int((of & counts).sum())}
     first, names = parted.nonzero()[:SHOWN, 0].tolist(), bench.guide.labels
-    shown = {f"what the {who} sees": [Shown(images[i], bool(right[who][i]), names[said[who][i]]) for i in first] for who in WHO}
+    shown = {
+        f"what the {who} sees": [Shown(images[i], bool(right[who][i]), names[said[who][i]]) for i in first]
+        for who in WHO
+    }
     return row, shown
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tokens", type=existing_file, nargs="+", help="files of the miniature's tokens")
-    parser.add_argument("--out", type=Path, default=Path("results/arbiter"), help="folder for rows and pictures")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/arbiter"), help="folder for rows and pictures"
+    )
     args = parser.parse_args()
     quiet_libraries()
     rows = []

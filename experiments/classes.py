@@ -1,9 +1,9 @@
 """Learn and measure every ambiguous or fine-grained class of the miniature, and print the tables of docs/method.md.
 
-    python experiments/classes.py --seeds 35 36 37 --workers 2       # with the defaults; what is done is skipped
-    python experiments/classes.py --preset paper --workers 2
-    python experiments/classes.py --gradient_mode last --exp_id last # any other flag goes to run.py
-    python experiments/classes.py --table True                       # only print what is there, and draw the figure and the sheets
+    python -m experiments.classes --seeds 35 36 37 --workers 2       # with the defaults; what is done is skipped
+    python -m experiments.classes --preset paper --workers 2
+    python -m experiments.classes --gradient_mode last --exp_id last # any other flag goes to run.py
+    python -m experiments.classes --table True                       # only print what is there, and draw the figure and the sheets
 
 Each token is one ``run.py --model miniature --class_index N --train True``, then measured on 100 seeds by ``measure.py``; so is each class
 without a token.
@@ -18,13 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
+from apps.provenance import is_learned
 from config import RunConfig, with_preset
+from discriminative.records.layout import RunFolder, class_folder
 from experiments import tables
 from miniature.scenes import CLASSES, SceneClass
-from outputs import RunFolder, class_folder
-from provenance import is_learned
 from run import boolean, build_parser
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +70,14 @@ class Run:
         training = json.loads(self.folder.config.read_text())["training"]
         found, without = json.loads(self.measured.read_text()), json.loads(self.without.read_text())
         c = self.scene_class
-        named = {"class_index": c.index + 1, "name": c.name, "word": c.word, "kind": c.kind, "fine": c.fine, "seed": self.config.seed}
+        named = {
+            "class_index": c.index + 1,
+            "name": c.name,
+            "word": c.word,
+            "kind": c.kind,
+            "fine": c.fine,
+            "seed": self.config.seed,
+        }
         return named | {"training": training, "token": found, "without": without}
 
 
@@ -92,14 +97,17 @@ def carry_out(run: Run, threads: dict[str, str]) -> int:
     """Learn and measure one token, each in a process of its own; their output goes to ``<output_path>/logs``."""
     log = Path(run.config.output_path) / "logs" / f"{run.config.exp_id}-{run.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    measure, number = str(ROOT / "experiments" / "measure.py"), str(run.scene_class.index + 1)
-    commands = [] if run.without.exists() else [[measure, number, "--out", str(run.without)]]
-    commands += [] if run.is_learned else [[str(ROOT / "run.py"), *run.argv]]
-    commands += [[measure, number, str(run.folder.token)]]
+    measure, number = ("-m", "experiments.measure"), str(run.scene_class.index + 1)
+    commands = [] if run.without.exists() else [[*measure, number, "--out", str(run.without)]]
+    commands += [] if run.is_learned else [["-m", "run", *run.argv]]
+    commands += [[*measure, number, str(run.folder.token)]]
     with log.open("w") as out:
         for command in commands:
             code = subprocess.run(
-                [sys.executable, *command], stdout=out, stderr=subprocess.STDOUT, env=os.environ | threads | {"TQDM_DISABLE": "1"}
+                [sys.executable, *command],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | threads | {"TQDM_DISABLE": "1"},
             ).returncode
             if code:
                 return code
@@ -107,25 +115,45 @@ def carry_out(run: Run, threads: dict[str, str]) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--output_path", default="results/classes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[35], help="training seeds")
-    parser.add_argument("--workers", type=int, default=1, help="tokens at a time; with more than one, each has one thread")
-    parser.add_argument("--table", type=boolean, default=False, help="only print what is there, and draw the figure and the sheets")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="tokens at a time; with more than one, each has one thread"
+    )
+    parser.add_argument(
+        "--table",
+        type=boolean,
+        default=False,
+        help="only print what is there, and draw the figure and the sheets",
+    )
     args, extra = parser.parse_known_args()
     runs = [plan(c, seed, args.output_path, extra) for seed in args.seeds for c in AMBIGUOUS]
     failed = 0
     if not args.table:
-        left, threads = [r for r in runs if not r.is_done], {} if args.workers == 1 else {"OMP_NUM_THREADS": "1"}
+        left, threads = (
+            [r for r in runs if not r.is_done],
+            {} if args.workers == 1 else {"OMP_NUM_THREADS": "1"},
+        )
         with ThreadPoolExecutor(args.workers) as pool:
             for r, code in zip(left, pool.map(lambda r: carry_out(r, threads), left), strict=True):
-                print(f"class {r.scene_class.index + 1} ({r.scene_class.name}), seed {r.config.seed}: exit code {code}", flush=True)
+                print(
+                    f"class {r.scene_class.index + 1} ({r.scene_class.name}), seed {r.config.seed}: exit code {code}",
+                    flush=True,
+                )
                 failed += code != 0
     done = [r for r in runs if r.is_done]
     print(f"\n`{' '.join(extra) or 'defaults'}`, {len(done)} of {len(runs)} tokens\n")
     if done:
         strips = [(r.without.with_suffix(".png"), r.measured.with_suffix(".png")) for r in done]
-        tables.write_all([r.row() for r in done], strips, Path(args.output_path), done[0].config.exp_id.rpartition("_seed")[0])
+        tables.write_all(
+            [r.row() for r in done],
+            strips,
+            Path(args.output_path),
+            done[0].config.exp_id.rpartition("_seed")[0],
+        )
     return 1 if failed else 0
 
 

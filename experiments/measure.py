@@ -1,35 +1,39 @@
 """What a class token of the miniature is worth, beyond its accuracy: one JSON file for a token, one for a class without it.
 
-    python experiments/measure.py 2 results/pipeline_token/0002_bat_cricket_bat/default/learned_embeds.safetensors
-    python experiments/measure.py 2 --out results/without.json     # without a token: the plain prompt and the precise phrase
+    python -m experiments.measure 2 results/pipeline_token/0002_bat_cricket_bat/default/learned_embeds.safetensors
+    python -m experiments.measure 2 --out results/without.json     # without a token: the plain prompt and the precise phrase
 
 The seeds are those of ``run.py --evaluate True --test_size 100``, so the accuracies are the same; sampling is the default's.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from class_token import TEMPLATES, ClassToken, fill, read_token
 from classifiers import load_classifier
 from config import with_preset
-from evaluate import draw_all, verdicts
-from hub import quiet_libraries
-from labels import prompt_class_name
+from discriminative.diffusion.models import load_models
+from discriminative.guides.classifier import verdicts
+from discriminative.guides.labels import prompt_class_name
+from discriminative.hub import quiet_libraries
+from discriminative.records.files import grid, write_image, write_json
+from discriminative.records.scores import spread
+from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.drawing import draw_all
+from discriminative.tokens.files import read_token
+from discriminative.tokens.prompts import TEMPLATES, fill
 from miniature.scenes import CLASSES, HUES, with_article
-from models import load_models
-from outputs import grid, write_image, write_json
-from scores import spread
 
 SEEDS = range(100)
-OTHER_TEMPLATES = ("a picture of {}", "a painting of {}", "{}")  # of the model's captions, none of which a token is trained on
+OTHER_TEMPLATES = (
+    "a picture of {}",
+    "a painting of {}",
+    "{}",
+)  # of the model's captions, none of which a token is trained on
 COLOURS = ("red", "green", "blue", "purple")
 SHOWN = 6
 
@@ -56,11 +60,19 @@ class Bench:
 
     def __init__(self, class_index: int, path: Path | None):
         to = torch.device("cpu"), torch.float32
-        self.target, self.config = class_index - 1, with_preset("default", {"model": "miniature", "eval_batch_size": 50})
+        self.target, self.config = (
+            class_index - 1,
+            with_preset("default", {"model": "miniature", "eval_batch_size": 50}),
+        )
         self.guide, self.judge = (load_classifier(name, *to) for name in ("miniature", "miniature-judge"))
         self.class_name = prompt_class_name(self.guide.labels[self.target])
         name, vector = read_token(path) if path else (self.config.placeholder_token, None)
-        self.token = ClassToken(load_models("miniature", *to), name, self.config.initializer_token, 1 if vector is None else len(vector))
+        self.token = ClassToken(
+            load_models("miniature", *to),
+            name,
+            self.config.initializer_token,
+            1 if vector is None else len(vector),
+        )
         self.word = self.config.initializer_token
         if path:
             self.token.load(vector)
@@ -84,7 +96,9 @@ class Bench:
         """Share of images on the background that was asked for, and, of them all, of the class."""
         on, of_class = [], []
         for colour in COLOURS:
-            images = self.draw(f"{fill(TEMPLATES[0], self.word, self.class_name)} on a {colour} background", 10)
+            images = self.draw(
+                f"{fill(TEMPLATES[0], self.word, self.class_name)} on a {colour} background", 10
+            )
             pixels = (images.permute(0, 2, 3, 1) * 255).round().byte().numpy()
             on += [background(p) == colour for p in pixels]
             of_class += self.right(images).tolist()
@@ -105,7 +119,9 @@ def existing_file(text: str) -> Path:
 def measured(bench: Bench, prompt: str) -> tuple[dict, torch.Tensor]:
     """Right images by guide and judge, counted over the seeds, and their diversity; and the images (N, 3, 64, 64)."""
     images = bench.draw(prompt)
-    counts = {who: int(bench.right(images, c).sum()) for who, c in (("guide", bench.guide), ("judge", bench.judge))}
+    counts = {
+        who: int(bench.right(images, c).sum()) for who, c in (("guide", bench.guide), ("judge", bench.judge))
+    }
     return counts | {"images": len(images), "diversity": bench.diversity(images)}, images
 
 
@@ -115,7 +131,9 @@ def measure(class_index: int, path: Path | None, out: Path) -> None:
     result, images = measured(bench, fill(TEMPLATES[0], bench.word, bench.class_name))
     result |= bench.prompt_following()
     if path:
-        others = torch.cat([bench.right(bench.draw(fill(t, bench.word, bench.class_name), 10)) for t in OTHER_TEMPLATES])
+        others = torch.cat(
+            [bench.right(bench.draw(fill(t, bench.word, bench.class_name), 10)) for t in OTHER_TEMPLATES]
+        )
         result |= {"other_templates": others.float().mean().item(), "token_norm": bench.token.norm()}
     else:
         result["phrase"], _ = measured(bench, f"A photo of {with_article(CLASSES[bench.target].name)}")
@@ -124,7 +142,9 @@ def measure(class_index: int, path: Path | None, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("class_index", type=int, help="from 1")
     parser.add_argument("token", type=existing_file, nargs="?", help="a token's file")
     parser.add_argument("--out", type=Path, help="default: measured.json beside the token")

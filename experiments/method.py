@@ -1,8 +1,8 @@
 """Try settings of the method over classes and training seeds, and print how good the tokens are.
 
-    python experiments/method.py --settings default "first stage only" --workers 2      # on the eight tuning classes
-    python experiments/method.py --settings default --seeds 35 36 37
-    python experiments/method.py --table True                                  # only print what is there
+    python -m experiments.method --settings default "first stage only" --workers 2      # on the eight tuning classes
+    python -m experiments.method --settings default --seeds 35 36 37
+    python -m experiments.method --table True                                  # only print what is there
 
 Resumable: every finished run is one JSON line in ``--out``; runs that are there are skipped. Images are judged on seeds that neither
 training, validation nor the evaluation of ``run.py`` uses. Only the eight tuning classes choose defaults; of the others, which are for
@@ -11,14 +11,11 @@ reporting, one may be named to find out what is wrong with it.
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from operator import itemgetter
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from config import with_preset
 from experiments.paired import difference, pairs, ratio
@@ -28,14 +25,19 @@ from run import boolean
 # Lexical and fine-grained, easy and hard ones of both; the first four also chose the first defaults.
 TUNING_CLASSES = (2, 8, 24, 26, 6, 14, 20, 30)
 CLASS_INDICES = range(1, len(CLASSES) + 1)
-TUNING_SEEDS = range(700_000, 700_040)  # validation counts from 500,000, training from 1,000,000, run.py's evaluation from 0
+TUNING_SEEDS = range(
+    700_000, 700_040
+)  # validation counts from 500,000, training from 1,000,000, run.py's evaluation from 0
 
 
 # What each differs in from the defaults of the day. "default" is whatever stands in config.py.
 SETTINGS = {
     "default": {},
     "drawn as evaluated": {"training_scheduler": "same", "training_steps": 0, "jump_at": "0@8;0.13"},
-    **{f"start {start}": {"start": start} for start in ("class", "vocabulary", "initializer", "class+vocabulary")},
+    **{
+        f"start {start}": {"start": start}
+        for start in ("class", "vocabulary", "initializer", "class+vocabulary")
+    },
     "first stage only": {"jump_at": "0@8"},
     "second stage only": {"jump_at": "0.07@15"},
     "two stages": {"jump_at": "0@8;0.07@15"},
@@ -69,7 +71,9 @@ SETTINGS = {
 SETTINGS |= {
     "enough .93, bound 1.6": SETTINGS["enough .93"] | SETTINGS["bound 1.6"],
     "enough .93, certainty 0": SETTINGS["enough .93"] | SETTINGS["certainty 0.0"],
-    "enough .93, certainty 0, two guides": SETTINGS["enough .93"] | SETTINGS["certainty 0.0"] | SETTINGS["two guides"],
+    "enough .93, certainty 0, two guides": SETTINGS["enough .93"]
+    | SETTINGS["certainty 0.0"]
+    | SETTINGS["two guides"],
 }
 
 
@@ -77,31 +81,47 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
     """Learn one token and judge it; the figures as one row."""
     import torch
 
-    from class_token import TEMPLATES, ClassToken, fill
-    from classifiers import Guide, load_classifier
-    from hub import quiet_libraries
-    from labels import prompt_class_name
-    from models import load_models
-    from outputs import RunFolder
-    from sampler import draw
-    from scores import spread
-    from task import sampler_settings
+    from classifiers import load_classifier
+    from discriminative.diffusion.models import load_models
+    from discriminative.diffusion.sampler import draw
+    from discriminative.guides.classifier import Guide
+    from discriminative.guides.labels import prompt_class_name
+    from discriminative.hub import quiet_libraries
+    from discriminative.records.layout import RunFolder
+    from discriminative.records.scores import spread
+    from discriminative.tokens.class_token import ClassToken
+    from discriminative.tokens.objective import sampler_settings
+    from discriminative.tokens.prompts import TEMPLATES, fill
     from trainer import train
 
     torch.set_num_threads(1)
     quiet_libraries()
-    given = {"model": "miniature", "class_index": class_index, "seed": seed, "eval_batch_size": 40, "classifier": "miniature"}
+    given = {
+        "model": "miniature",
+        "class_index": class_index,
+        "seed": seed,
+        "eval_batch_size": 40,
+        "classifier": "miniature",
+    }
     config, to = with_preset("default", given | SETTINGS[setting]), (torch.device("cpu"), torch.float32)
     guides = [load_classifier(name, *to) for name in config.classifier.split(",")]
     guide, judge = guides[0], load_classifier("miniature-judge", *to)
-    token = ClassToken(load_models("miniature", *to), config.placeholder_token, config.initializer_token, config.num_vectors)
+    token = ClassToken(
+        load_models("miniature", *to), config.placeholder_token, config.initializer_token, config.num_vectors
+    )
     name = prompt_class_name(guide.labels[class_index - 1])
     with tempfile.TemporaryDirectory() as folder:
-        training = train(config, token, [Guide(g, class_index - 1) for g in guides], name, RunFolder(folder, "c", "e"))
+        training = train(
+            config, token, [Guide(g, class_index - 1) for g in guides], name, RunFolder(folder, "c", "e")
+        )
     prompt = fill(TEMPLATES[0], token.placeholder, name)
-    images = draw(token, [prompt] * len(TUNING_SEEDS), list(TUNING_SEEDS), sampler_settings(config))  # (40, 3, 64, 64)
+    images = draw(
+        token, [prompt] * len(TUNING_SEEDS), list(TUNING_SEEDS), sampler_settings(config)
+    )  # (40, 3, 64, 64)
     with torch.no_grad():
-        (guide_logits, _), (judge_logits, features) = (c.look(images) for c in (guide, judge))  # (40, K), (40, D)
+        (guide_logits, _), (judge_logits, features) = (
+            c.look(images) for c in (guide, judge)
+        )  # (40, K), (40, D)
     right = guide_logits.argmax(1) == class_index - 1  # (40,)
     return {
         "setting": setting,
@@ -141,7 +161,11 @@ def finished(pool: Executor, work: Callable[..., dict], jobs: list[tuple]) -> It
 def print_table(rows: list[dict]) -> None:
     """A line for each setting: guide/judge by class, means over seeds, and the means over classes."""
     classes = sorted({r["class_index"] for r in rows}, key=[*TUNING_CLASSES, *CLASS_INDICES].index)
-    print("| setting | " + " | ".join(str(c) for c in classes) + " | mean | least judge | diversity | seconds | norm |")
+    print(
+        "| setting | "
+        + " | ".join(str(c) for c in classes)
+        + " | mean | least judge | diversity | seconds | norm |"
+    )
     print("|-" * (len(classes) + 6) + "|")
     for setting in dict.fromkeys(r["setting"] for r in rows):
         mine = [r for r in rows if r["setting"] == setting]
@@ -151,48 +175,89 @@ def print_table(rows: list[dict]) -> None:
 
         by_class = [[r for r in mine if r["class_index"] == c] for c in classes]
         cells = [f"{mean('guide', of):.2f}/{mean('judge', of):.2f}" if of else "" for of in by_class]
-        ends = [f"{mean('guide', mine):.2f}/{mean('judge', mine):.2f}", f"{min(r['judge'] for r in mine):.2f}"]
+        ends = [
+            f"{mean('guide', mine):.2f}/{mean('judge', mine):.2f}",
+            f"{min(r['judge'] for r in mine):.2f}",
+        ]
         varied = [r["diversity"] for r in mine if r.get("diversity") is not None]  # older rows have none
-        ends += [f"{sum(varied) / len(varied):.3f}" if varied else "", f"{mean('seconds', mine):.0f}", f"{mean('norm', mine):.1f}"]
+        ends += [
+            f"{sum(varied) / len(varied):.3f}" if varied else "",
+            f"{mean('seconds', mine):.0f}",
+            f"{mean('norm', mine):.1f}",
+        ]
         print(f"| {setting} | " + " | ".join(cells + ends) + " |")
 
 
 def print_comparison(rows: list[dict], base: str) -> None:
     """Each setting against ``base``, over the classes and seeds that both have, with intervals of 95 %."""
-    of = {setting: [r for r in rows if r["setting"] == setting] for setting in dict.fromkeys(r["setting"] for r in rows)}
+    of = {
+        setting: [r for r in rows if r["setting"] == setting]
+        for setting in dict.fromkeys(r["setting"] for r in rows)
+    }
     if base not in of:
         print(f"\nno row of the setting {base!r} to compare with")
         return
-    print(f"\n| against {base!r} | tokens | guide | judge | diversity, ratio | updates, ratio | seconds, ratio |\n" + "|-" * 7 + "|")
+    print(
+        f"\n| against {base!r} | tokens | guide | judge | diversity, ratio | updates, ratio | seconds, ratio |\n"
+        + "|-" * 7
+        + "|"
+    )
     for setting, mine in of.items():
         both = pairs(mine, of.get(base, []))
         if setting != base and both:
             cells = [difference(both, itemgetter(who)) for who in ("guide", "judge")]
-            cells += [ratio(both, lambda r, key=key: r.get(key)) for key in ("diversity", "updates", "seconds")]
+            cells += [
+                ratio(both, lambda r, key=key: r.get(key)) for key in ("diversity", "updates", "seconds")
+            ]
             print(f"| {setting} | {len(both)} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["default"])
     parser.add_argument(
-        "--classes", nargs="+", type=int, choices=CLASS_INDICES, metavar="N", default=TUNING_CLASSES, help="default: the tuning ones"
+        "--classes",
+        nargs="+",
+        type=int,
+        choices=CLASS_INDICES,
+        metavar="N",
+        default=TUNING_CLASSES,
+        help="default: the tuning ones",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[35])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, default=Path("results/method.jsonl"))
     parser.add_argument("--against", default="default", help="setting that the others are compared with")
-    parser.add_argument("--table", type=boolean, default=False, help="print the table of what is there, and stop")
+    parser.add_argument(
+        "--table", type=boolean, default=False, help="print the table of what is there, and stop"
+    )
     args = parser.parse_args()
     if not args.table:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        done = {(r["setting"], r["class_index"], r["seed"]) for r in read(args.out) if r["differs"] == SETTINGS.get(r["setting"])}
-        jobs = [(s, c, seed) for seed in args.seeds for s in args.settings for c in args.classes if (s, c, seed) not in done]
+        done = {
+            (r["setting"], r["class_index"], r["seed"])
+            for r in read(args.out)
+            if r["differs"] == SETTINGS.get(r["setting"])
+        }
+        jobs = [
+            (s, c, seed)
+            for seed in args.seeds
+            for s in args.settings
+            for c in args.classes
+            if (s, c, seed) not in done
+        ]
         with ProcessPoolExecutor(args.workers, max_tasks_per_child=None) as pool:
             for row in finished(pool, one_run, jobs):
                 with args.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-                print("{setting}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f} in {seconds} s".format(**row), flush=True)
+                print(
+                    "{setting}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f} in {seconds} s".format(
+                        **row
+                    ),
+                    flush=True,
+                )
     print_table(read(args.out))
     print_comparison(read(args.out), args.against)
 

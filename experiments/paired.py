@@ -17,7 +17,9 @@ def interval(values: list[float]) -> tuple[float, float] | None:
 
     if len(set(values)) < 2:
         return None
-    found = bootstrap((values,), mean, vectorized=False, n_resamples=2000, method="percentile", rng=0).confidence_interval
+    found = bootstrap(
+        (values,), mean, vectorized=False, n_resamples=2000, method="percentile", rng=0
+    ).confidence_interval
     return float(found.low), float(found.high)
 
 

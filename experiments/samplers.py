@@ -1,39 +1,43 @@
 """Whether a cheaper sampler gives the evaluation's verdicts: the same noises, drawn by both, and what the guide says of them.
 
-    python experiments/samplers.py results/classes/pipeline_token/*/default_seed35/learned_embeds.safetensors
+    python -m experiments.samplers results/classes/pipeline_token/*/default_seed35/learned_embeds.safetensors
 
 Each token is tried whole and part of the way from where it started, where verdicts are mixed. Prompts and seeds are validation's.
 """
 
 import argparse
 import json
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean as mean
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import torch
 
-from class_token import ClassToken, read_origin, read_token
-from classifiers import Guide, load_classifier
-from config import validation_seeds, with_preset
+from classifiers import load_classifier
+from config import with_preset
+from discriminative.diffusion.models import load_models
+from discriminative.guides.classifier import Guide
+from discriminative.guides.labels import prompt_class_name
+from discriminative.hub import quiet_libraries
+from discriminative.precision import has_bf16_units
+from discriminative.records.files import write_lines
+from discriminative.seeds import validation_seeds
+from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.files import read_origin, read_token
+from discriminative.tokens.objective import Task, sampler_settings
 from experiments.measure import existing_file
-from hub import quiet_libraries
-from labels import prompt_class_name
-from models import has_bf16_units, load_models
-from outputs import write_lines
-from task import Task, sampler_settings
 
 WAYS = (0.6, 1.0)  # of the way from the start to the token
 # Scheduler, steps, the place on the trajectory where guidance ends, and precision.
 EVALUATION = (None, 30, 1.0, "float32")
 CHEAPER = [(None, 15), ("ddim", 12), *(("dpmsolver++", n) for n in (15, 12, 10, 8, 6, 5))]
 SAMPLERS = [EVALUATION, *((*sampler, *EVALUATION[2:]) for sampler in CHEAPER)]
-SAMPLERS += [("dpmsolver++", 12, 1.0, "bf16"), *(("dpmsolver++", 12, end, "float32") for end in (0.75, 0.5, 0.25))]
+SAMPLERS += [
+    ("dpmsolver++", 12, 1.0, "bf16"),
+    *(("dpmsolver++", 12, end, "float32") for end in (0.75, 0.5, 0.25)),
+]
 
 
 def verdicts_of(path: Path, samplers: list[tuple]) -> list[dict]:
@@ -54,10 +58,18 @@ def verdicts_of(path: Path, samplers: list[tuple]) -> list[dict]:
             began = time.perf_counter()
             layout = nullcontext() if sampler == EVALUATION else token.models.channels_last()
             with token.models.bf16_without_gradient(precision == "bf16"), layout, torch.no_grad():
-                found = task.score_drawn(validation_seeds(config)[: config.validation_size])
+                found = task.score_drawn(validation_seeds(config.validation_size))
             seconds = (time.perf_counter() - began) / len(found)
             right = [ok for _, _, ok in found]
-            rows.append({"class_index": number, "way": way, "sampler": list(sampler), "right": right, "seconds": seconds})
+            rows.append(
+                {
+                    "class_index": number,
+                    "way": way,
+                    "sampler": list(sampler),
+                    "right": right,
+                    "seconds": seconds,
+                }
+            )
     return rows
 
 
@@ -82,7 +94,10 @@ def print_table(rows: list[dict]) -> None:
         mine = {(r["class_index"], r["way"]): r for r in rows if r["sampler"] == sampler}
         if not mine:
             continue  # rows of an earlier list
-        same = {k: mean(a == b for a, b in zip(r["right"], base[k]["right"], strict=True)) for k, r in mine.items()}
+        same = {
+            k: mean(a == b for a, b in zip(r["right"], base[k]["right"], strict=True))
+            for k, r in mine.items()
+        }
         difference = mean(mean(r["right"]) - mean(base[k]["right"]) for k, r in mine.items())
         cost = mean(r["seconds"] for r in mine.values()) / mean(r["seconds"] for r in base.values())
         hard = mean(same[k] for k in mixed) if mixed else float("nan")
@@ -91,11 +106,21 @@ def print_table(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "tokens", type=existing_file, nargs="+", help="files of the miniature's tokens, or one .jsonl to print the table of"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", nargs="+", type=int, help="only DPM-Solver++ of these numbers of steps, beside the evaluation's sampler")
+    parser.add_argument(
+        "tokens",
+        type=existing_file,
+        nargs="+",
+        help="files of the miniature's tokens, or one .jsonl to print the table of",
+    )
+    parser.add_argument(
+        "--steps",
+        nargs="+",
+        type=int,
+        help="only DPM-Solver++ of these numbers of steps, beside the evaluation's sampler",
+    )
     parser.add_argument("--out", type=Path, default=Path("results/samplers.jsonl"))
     args = parser.parse_args()
     quiet_libraries()

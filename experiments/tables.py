@@ -1,26 +1,23 @@
 """The tables and the figure of ``classes.py``, from its rows; ``classes.py`` itself adds the sheets of pictures.
 
-python experiments/tables.py experiments/results/classes_seeds35_36_37.jsonl --figure results/classes.png
-python experiments/tables.py experiments/results/classes_8steps_part.jsonl --against experiments/results/classes_12steps_seeds35_36.jsonl
-python experiments/tables.py --summary experiments/results/sweep_seed37 --classes 1 32   # of a run over many classes, by its summary.csv
+python -m experiments.tables experiments/results/classes_seeds35_36_37.jsonl --figure results/classes.png
+python -m experiments.tables experiments/results/classes_8steps_part.jsonl --against experiments/results/classes_12steps_seeds35_36.jsonl
+python -m experiments.tables --summary experiments/results/sweep_seed37 --classes 1 32   # of a run over many classes, by its summary.csv
 """
 
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from statistics import mean, median
 
 from PIL import Image, ImageDraw
 from scipy.stats import binomtest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from config import UsageError
+from discriminative.errors import UsageError
+from discriminative.records.files import write_image, write_lines
+from discriminative.records.summary import read as read_summary
 from experiments.paired import difference, pairs, ratio
-from outputs import write_image, write_lines
-from summary import read as read_summary
 
 WHO = ("guide", "judge")
 GOOD = {"guide": 0.90, "judge": 0.85}  # the least share of right images of a token that passes
@@ -80,7 +77,19 @@ def average(values: list[float | None], places: int = 2) -> str:
 
 
 HEAD = (
-    *("class", "to draw", "word", "plain, guide", "phrase, guide", "guide", "judge", "updates", "images", "seconds", "norm"),
+    *(
+        "class",
+        "to draw",
+        "word",
+        "plain, guide",
+        "phrase, guide",
+        "guide",
+        "judge",
+        "updates",
+        "images",
+        "seconds",
+        "norm",
+    ),
     *("on background, without", "with", "other templates", "diversity"),
 )
 
@@ -116,13 +125,27 @@ def summary(rows: list[dict]) -> str:
         classes = by_class(group)
         return f"{sum(every(passes(r) for r in c) for c in classes)} of {len(classes)}"
 
-    line("classes with guide at least .90 and judge at least .85, every training seed", lambda g: passing(g, all))
+    line(
+        "classes with guide at least .90 and judge at least .85, every training seed",
+        lambda g: passing(g, all),
+    )
     line("... at least one training seed", lambda g: passing(g, any))
     line("mean guide / judge", lambda g: " / ".join(f"{mean(share(r, who) for r in g):.2f}" for who in WHO))
-    line("median guide / judge", lambda g: " / ".join(f"{median(share(r, who) for r in g):.2f}" for who in WHO))
-    line("plain prompt, mean guide", lambda g: average([r["without"]["guide"] / r["without"]["images"] for r in g]))
-    line("precise phrase, mean guide", lambda g: average([r["without"]["phrase"]["guide"] / r["without"]["phrase"]["images"] for r in g]))
-    line("largest gap guide minus judge", lambda g: f"{max(share(r, 'guide') - share(r, 'judge') for r in g):.2f}")
+    line(
+        "median guide / judge", lambda g: " / ".join(f"{median(share(r, who) for r in g):.2f}" for who in WHO)
+    )
+    line(
+        "plain prompt, mean guide",
+        lambda g: average([r["without"]["guide"] / r["without"]["images"] for r in g]),
+    )
+    line(
+        "precise phrase, mean guide",
+        lambda g: average([r["without"]["phrase"]["guide"] / r["without"]["phrase"]["images"] for r in g]),
+    )
+    line(
+        "largest gap guide minus judge",
+        lambda g: f"{max(share(r, 'guide') - share(r, 'judge') for r in g):.2f}",
+    )
     line(
         "on the background asked for, without / with",
         lambda g: " / ".join(average([r[k]["on_background"] for r in g]) for k in ("without", "token")),
@@ -134,10 +157,14 @@ def summary(rows: list[dict]) -> str:
     line(
         "seconds of training, median of tokens / of the classes' means",
         lambda g: " / ".join(
-            f"{median(mean(r['training']['seconds'] for r in part) for part in parts):.0f}" for parts in ([[r] for r in g], by_class(g))
+            f"{median(mean(r['training']['seconds'] for r in part) for part in parts):.0f}"
+            for parts in ([[r] for r in g], by_class(g))
         ),
     )
-    line("updates / images, median", lambda g: " / ".join(f"{median(r['training'][k] for r in g):.0f}" for k in ("updates", "images")))
+    line(
+        "updates / images, median",
+        lambda g: " / ".join(f"{median(r['training'][k] for r in g):.0f}" for k in ("updates", "images")),
+    )
     return "\n".join(lines)
 
 
@@ -164,11 +191,17 @@ def comparison(rows: list[dict], others: list[dict]) -> str:
         lambda g: average([r["token"]["on_background"] for r in g]),
         difference(both, lambda r: r["token"]["on_background"]),
     )
-    line("diversity over the precise phrase's, mean", lambda g: average([diversity(r) for r in g]), ratio(both, diversity))
+    line(
+        "diversity over the precise phrase's, mean",
+        lambda g: average([diversity(r) for r in g]),
+        ratio(both, diversity),
+    )
     for key in ("updates", "images", "seconds"):
         line(
             f"{key}, median / mean",
-            lambda g, key=key: " / ".join(f"{of(r['training'][key] for r in g):.0f}" for of in (median, mean)),
+            lambda g, key=key: " / ".join(
+                f"{of(r['training'][key] for r in g):.0f}" for of in (median, mean)
+            ),
             ratio(both, lambda r, key=key: r["training"][key]),
         )
     same = [pair for pair in both if pair[0]["training"]["updates"] == pair[1]["training"]["updates"]]
@@ -184,21 +217,39 @@ def summary_table(rows: list[dict[str, str]]) -> str:
         return f"{float(row[key]):{form}}" if row[key] else "–"
 
     def change(row: dict[str, str], who: str) -> str:
-        without, reached, low, high = (cell(row, f"{who}_{what}") for what in ("without", "with", "low", "high"))
+        without, reached, low, high = (
+            cell(row, f"{who}_{what}") for what in ("without", "with", "low", "high")
+        )
         return f"{without} → {reached} ({low}–{high})" if row[f"{who}_with"] else "–"
 
     def known(key: str) -> list[float]:
         return [float(r[key]) for r in rows if r[key]]
 
-    lines = ["| class | label | " + " | ".join(WHO) + " | p | diversity | updates | seconds |", "|-|-|" + "-|" * 6]
+    lines = [
+        "| class | label | " + " | ".join(WHO) + " | p | diversity | updates | seconds |",
+        "|-|-|" + "-|" * 6,
+    ]
     for r in rows:
-        rest = [("p_value", ".0e"), ("diversity_ratio", ".2f"), ("updates", ".0f"), ("training_seconds", ".0f")]
-        told = [r["class_index"], r["class_name"], *(change(r, who) for who in WHO), *(cell(r, *one) for one in rest)]
+        rest = [
+            ("p_value", ".0e"),
+            ("diversity_ratio", ".2f"),
+            ("updates", ".0f"),
+            ("training_seconds", ".0f"),
+        ]
+        told = [
+            r["class_index"],
+            r["class_name"],
+            *(change(r, who) for who in WHO),
+            *(cell(r, *one) for one in rest),
+        ]
         lines.append("| " + " | ".join(told) + " |")
     good = sum(all(float(r[f"{who}_with"] or 0) >= GOOD[who] for who in WHO) for r in rows)
     gaps = [float(r["guide_with"]) - float(r["judge_with"]) for r in rows if r["judge_with"]]
     for what, of in ((f"{good} of {len(rows)} pass; means", mean), ("medians", median)):
-        told = [" → ".join(f"{of(known(f'{who}_{arm}') or [math.nan]):.2f}" for arm in ("without", "with")) for who in WHO]
+        told = [
+            " → ".join(f"{of(known(f'{who}_{arm}') or [math.nan]):.2f}" for arm in ("without", "with"))
+            for who in WHO
+        ]
         told += ["", "", *(f"{of(known(key) or [math.nan]):.0f}" for key in ("updates", "training_seconds"))]
         lines.append(f"| | {what} | " + " | ".join(told) + " |")
     return "\n".join(lines) + f"\n\nlargest gap guide minus judge: {max(gaps, default=math.nan):.2f}"
@@ -212,19 +263,47 @@ def figure(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     # The classes that a plain prompt draws least come first.
-    groups = sorted(by_class(rows), key=lambda group: group[0]["without"]["guide"] / group[0]["without"]["images"])
+    groups = sorted(
+        by_class(rows), key=lambda group: group[0]["without"]["guide"] / group[0]["without"]["images"]
+    )
     plot, axes = plt.subplots(1, 2, figsize=(9, 0.24 * len(groups) + 1.2), sharey=True)
     for axis, who in zip(axes, WHO, strict=True):
         for y, group in enumerate(groups):
             without = group[0]["without"]
-            axis.plot([without[who] / without["images"], mean(share(r, who) for r in group)], [y, y], color="#cccccc", zorder=1)
-            axis.scatter(without[who] / without["images"], y, color="#8a8a8a", s=22, zorder=2, label="" if y else "plain prompt")
+            axis.plot(
+                [without[who] / without["images"], mean(share(r, who) for r in group)],
+                [y, y],
+                color="#cccccc",
+                zorder=1,
+            )
+            axis.scatter(
+                without[who] / without["images"],
+                y,
+                color="#8a8a8a",
+                s=22,
+                zorder=2,
+                label="" if y else "plain prompt",
+            )
             phrase = without["phrase"]
             axis.scatter(
-                phrase[who] / phrase["images"], y, color="#c77d00", marker="|", s=50, zorder=2, label="" if y else "precise phrase"
+                phrase[who] / phrase["images"],
+                y,
+                color="#c77d00",
+                marker="|",
+                s=50,
+                zorder=2,
+                label="" if y else "precise phrase",
             )
             shares = [share(r, who) for r in group]
-            axis.scatter(shares, [y] * len(shares), color="#1f5fa8", s=22, alpha=0.7, zorder=3, label="" if y else "with the token")
+            axis.scatter(
+                shares,
+                [y] * len(shares),
+                color="#1f5fa8",
+                s=22,
+                alpha=0.7,
+                zorder=3,
+                label="" if y else "with the token",
+            )
         axis.axvline(GOOD[who], color="#bbbbbb", linestyle=":", zorder=0)
         axis.set(title=f"by the {who}", xlabel="share of 100 images", xlim=(-0.03, 1.03))
     axes[0].set_yticks(range(len(groups)), [f"{g[0]['name']} ({g[0]['word']})" for g in groups], fontsize=8)
@@ -242,7 +321,9 @@ def sheet(rows: list[dict], strips: list[tuple[Path, Path]]) -> Image.Image:
     page = Image.new("RGB", (left + 2 * width + gap, len(rows) * (height + 4)), "white")
     for i, (row, pair) in enumerate(zip(rows, pictures, strict=True)):
         ImageDraw.Draw(page).text(
-            (4, i * (height + 4) + height // 2 - 12), f"{row['class_index']} {row['name']}\n({row['word']})", fill="black"
+            (4, i * (height + 4) + height // 2 - 12),
+            f"{row['class_index']} {row['name']}\n({row['word']})",
+            fill="black",
         )
         for j, picture in enumerate(pair):
             page.paste(picture, (left + j * (width + gap), i * (height + 4)))
@@ -268,17 +349,30 @@ def write_all(rows: list[dict], strips: list[tuple[Path, Path]], output_path: Pa
     for kind in ("rare", "common"):
         shown = [i for i, r in enumerate(rows) if r["kind"] == kind and r["seed"] == rows[0]["seed"]]
         if shown:
-            write_image(output_path / f"{exp_id}_{kind}.png", sheet([rows[i] for i in shown], [strips[i] for i in shown]))
+            write_image(
+                output_path / f"{exp_id}_{kind}.png",
+                sheet([rows[i] for i in shown], [strips[i] for i in shown]),
+            )
     print(f"\nrows, figure and sheets: {output_path}/{exp_id}*")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("rows", type=Path, nargs="*", help="files that classes.py wrote")
-    parser.add_argument("--summary", metavar="FOLDER", help="instead, print the table of this folder's summary.csv")
-    parser.add_argument("--classes", nargs=2, type=int, metavar=("FIRST", "LAST"), help="of that, these alone")
+    parser.add_argument(
+        "--summary", metavar="FOLDER", help="instead, print the table of this folder's summary.csv"
+    )
+    parser.add_argument(
+        "--classes", nargs=2, type=int, metavar=("FIRST", "LAST"), help="of that, these alone"
+    )
     parser.add_argument("--figure", type=Path, help="also draw the figure, to this file")
-    parser.add_argument("--against", type=Path, help="compare the tokens with those of the same classes and seeds in another such file")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        help="compare the tokens with those of the same classes and seeds in another such file",
+    )
     args = parser.parse_args()
     if args.summary:
         first, last = args.classes or (1, math.inf)
@@ -287,7 +381,9 @@ def main() -> None:
         except UsageError as error:
             parser.error(str(error))
         if not found:
-            parser.error(f"--summary: {args.summary!r} was given, which holds no summary.csv with such classes")
+            parser.error(
+                f"--summary: {args.summary!r} was given, which holds no summary.csv with such classes"
+            )
         print(summary_table(found))
         return
     if not args.rows:

@@ -28,7 +28,13 @@ STAGES = {
     "judge2": "judge2",
     "export": None,
 }
-NEEDS = {"unet": ("tokenizer", "vae"), "calibrate": ("unet",), "guide": ("vae",), "judge": ("vae",), "judge2": ("vae",)}
+NEEDS = {
+    "unet": ("tokenizer", "vae"),
+    "calibrate": ("unet",),
+    "guide": ("vae",),
+    "judge": ("vae",),
+    "judge2": ("vae",),
+}
 RENDERS = 60_000  # captioned training scenes
 
 
@@ -39,7 +45,9 @@ def build_stage(stage: str, work: Path, out: Path, device: torch.device, steps: 
     elif stage in classifiers.CLASSIFIERS:
         classifiers.train(stage, work, device, steps)
     else:
-        {"tokenizer": tokenizer, "vae": vae, "unet": unet, "calibrate": calibrate}[stage].train(work, device, RENDERS, steps)
+        {"tokenizer": tokenizer, "vae": vae, "unet": unet, "calibrate": calibrate}[stage].train(
+            work, device, RENDERS, steps
+        )
 
 
 def drop(stage: str, work: Path) -> None:
@@ -53,13 +61,23 @@ def drop(stage: str, work: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=STAGES, action="append", help="a stage to run; may be repeated; default: all")
-    parser.add_argument(
-        "--redo", action="store_true", help="drop what the named stages left, and what was made from it, and start them anew"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, help="updates of the stage, where its default does not fit; for one --stage")
-    parser.add_argument("--work", type=Path, default=Path("build/miniature"), help="folder of renders, checkpoints and logs")
+    parser.add_argument(
+        "--stage", choices=STAGES, action="append", help="a stage to run; may be repeated; default: all"
+    )
+    parser.add_argument(
+        "--redo",
+        action="store_true",
+        help="drop what the named stages left, and what was made from it, and start them anew",
+    )
+    parser.add_argument(
+        "--steps", type=int, help="updates of the stage, where its default does not fit; for one --stage"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/miniature"), help="folder of renders, checkpoints and logs"
+    )
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the finished weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

@@ -19,7 +19,15 @@ from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from miniature.training import Trainee, renders
-from miniature.unet import BATCH, SCHEDULER, add_noise, encode_renders, loss_weights, spread_timesteps, token_ids
+from miniature.unet import (
+    BATCH,
+    SCHEDULER,
+    add_noise,
+    encode_renders,
+    loss_weights,
+    spread_timesteps,
+    token_ids,
+)
 
 GUIDANCE_SCALE, EQUIVALENT_SCALE = 7.0, 4.2
 EMPTY_SHARE = 0.25
@@ -41,11 +49,15 @@ def train(work: Path, device: torch.device, renders_number: int, steps: int | No
         unet.set_attn_processor(AttnProcessor())  # on a CPU its backward is faster than that of SDPA
     scenes = renders(work, "train", renders_number)
     latents = encode_renders(work, scenes.images, device)  # (N, 4, 16, 16)
-    ids, precise_ids = (token_ids(tokenizer, captions) for captions in (scenes.captions, scenes.precise_captions))  # (N, L) each
+    ids, precise_ids = (
+        token_ids(tokenizer, captions) for captions in (scenes.captions, scenes.precise_captions)
+    )  # (N, L) each
     empty = token_ids(tokenizer, [""])  # (1, L)
     alphas_cumprod = PNDMScheduler(**SCHEDULER).alphas_cumprod.to(device)  # (1000,)
     weights = loss_weights(alphas_cumprod, "debiased")  # (1000,)
-    trainee = Trainee({"unet": student}, work, "calibrate", [*ROUNDS[:-1], (steps or ROUNDS[-1][0], ROUNDS[-1][1])])
+    trainee = Trainee(
+        {"unet": student}, work, "calibrate", [*ROUNDS[:-1], (steps or ROUNDS[-1][0], ROUNDS[-1][1])]
+    )
     trainee.resume()
     running = 0.0
     while trainee.step < trainee.steps:
@@ -58,13 +70,18 @@ def train(work: Path, device: torch.device, renders_number: int, steps: int | No
         x = add_noise(x0, noise, alphas_cumprod[timesteps])  # (B, 4, 16, 16)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
-                precise, imprecise, uncond = (text_encoder(i.to(device)).last_hidden_state for i in (precise_ids[pick], ids[pick], empty))
+                precise, imprecise, uncond = (
+                    text_encoder(i.to(device)).last_hidden_state
+                    for i in (precise_ids[pick], ids[pick], empty)
+                )
                 uncond = uncond.expand(BATCH, -1, -1)  # (B, L, 128)
                 noise_pred_cond, noise_pred_uncond = teacher(
                     x.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([precise, uncond])
                 ).sample.chunk(2)
                 target = calibrated(noise_pred_cond.float(), noise_pred_uncond.float())
-                target = torch.where(kept[..., None, None], target, noise_pred_uncond.float())  # (B, 4, 16, 16)
+                target = torch.where(
+                    kept[..., None, None], target, noise_pred_uncond.float()
+                )  # (B, 4, 16, 16)
             noise_pred = student(x, timesteps, torch.where(kept[..., None], imprecise, uncond)).sample
         errors = (noise_pred.float() - target).square().mean(dim=(1, 2, 3))  # (B,)
         loss = (weights[timesteps] * errors).mean()

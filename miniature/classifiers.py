@@ -15,15 +15,21 @@ from diffusers import AutoencoderKL
 from timm.models import save_for_hf
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from discriminative.hub import MINIATURE
 from miniature.scenes import CLASSES, SIZE
 from miniature.training import Trainee, renders, to_tensor
-from models import MINIATURE
 
 # Architecture and its arguments as timm takes them, learning rate, seed, updates.
 CLASSIFIERS = {
     "guide": ("resnet10t", {"channels": (32, 64, 128, 192)}, 2e-3, 2, 1200),
     "judge": ("xcit_nano_12_p8_224", {"depth": 4, "img_size": SIZE}, 1e-3, 3, 1200),
-    "judge2": ("convnext_atto", {"depths": (2, 2, 2, 2), "dims": (32, 64, 96, 128), "patch_size": 2}, 2e-3, 5, 2400),
+    "judge2": (
+        "convnext_atto",
+        {"depths": (2, 2, 2, 2), "dims": (32, 64, 96, 128), "patch_size": 2},
+        2e-3,
+        5,
+        2400,
+    ),
 }
 BATCH, LABELLED_RENDERS = 64, 44 * 500
 LATENT_NOISE = 0.3  # greatest standard deviation of the noise on scaled latents; theirs is 1
@@ -36,7 +42,9 @@ def reconstructions(vae: AutoencoderKL, images, noise: float, device: torch.devi
     out, rng = np.empty(images.shape, np.uint8), torch.Generator().manual_seed(4)
     for start in range(0, len(images), 200):
         with torch.autocast(device.type, torch.bfloat16, enabled=noise > 0 and device.type == "cuda"):
-            latents = vae.encode(to_tensor(images[start : start + 200], device)).latent_dist.mode()  # (B, 4, 16, 16)
+            latents = vae.encode(
+                to_tensor(images[start : start + 200], device)
+            ).latent_dist.mode()  # (B, 4, 16, 16)
             sigma = (torch.rand(len(latents), 1, 1, 1, generator=rng) * 2 - 1).clamp(min=0) * noise
             disturbance = sigma * torch.randn(latents.shape, generator=rng) / vae.config.scaling_factor
             decoded = vae.decode(latents + disturbance.to(device)).sample
@@ -58,7 +66,9 @@ def augment(pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     out = torch.where(uniform(0, 1) < 0.3, blurred, out)
     noise = torch.randn(out.shape, generator=rng).to(pixels.device)
     shift = torch.randint(-4, 5, (2,), generator=rng).tolist()
-    out = F.pad(out, (4, 4, 4, 4), mode="replicate")[..., 4 + shift[0] : 68 + shift[0], 4 + shift[1] : 68 + shift[1]]
+    out = F.pad(out, (4, 4, 4, 4), mode="replicate")[
+        ..., 4 + shift[0] : 68 + shift[0], 4 + shift[1] : 68 + shift[1]
+    ]
     return (out + noise * uniform(-0.1, 0.12).clamp(min=0)).clamp(-1, 1)  # (B, 3, 64, 64)
 
 
@@ -67,7 +77,10 @@ def accuracy(model: torch.nn.Module, images, labels, device: torch.device) -> fl
     """Share of images (N, 64, 64, 3) uint8 whose top class is the label."""
     model.eval()
     right = [
-        (model(to_tensor(images[i : i + 200], device)).argmax(1).cpu() == torch.as_tensor(labels[i : i + 200])).float()
+        (
+            model(to_tensor(images[i : i + 200], device)).argmax(1).cpu()
+            == torch.as_tensor(labels[i : i + 200])
+        ).float()
         for i in range(0, len(images), 200)
     ]
     return torch.cat(right).mean().item()
@@ -84,7 +97,9 @@ def train(name: str, work: Path, device: torch.device, steps: int | None) -> Non
     held_out, *_, held_labels = renders(work, "validation", 44 * 20, labelled=True)
     folder = work / "vae" if (work / "vae").exists() else MINIATURE / "model" / "vae"
     vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
-    cache = (folder if folder.parent == work else work) / "reconstructed.npy"  # beside the VAE: a new one makes new reconstructions
+    cache = (
+        folder if folder.parent == work else work
+    ) / "reconstructed.npy"  # beside the VAE: a new one makes new reconstructions
     if not cache.exists():
         np.save(cache.with_suffix(".tmp.npy"), reconstructions(vae, images, LATENT_NOISE, device))
         cache.with_suffix(".tmp.npy").rename(cache)
@@ -104,10 +119,27 @@ def train(name: str, work: Path, device: torch.device, steps: int | None) -> Non
         loss = F.cross_entropy(logits, torch.as_tensor(labels[pick]).to(device), label_smoothing=0.05)
         trainee.update(loss)
         if trainee.step % 200 == 0 or trainee.step == trainee.steps:
-            clean, decoded = (accuracy(trainee.average[name], x, held_labels, device) for x in (held_out, held_decoded))
-            trainee.log(f"step {trainee.step}/{trainee.steps} loss {loss.item():.3f} renders {clean:.4f} reconstructions {decoded:.4f}")
+            clean, decoded = (
+                accuracy(trainee.average[name], x, held_labels, device) for x in (held_out, held_decoded)
+            )
+            trainee.log(
+                f"step {trainee.step}/{trainee.steps} loss {loss.item():.3f} renders {clean:.4f} reconstructions {decoded:.4f}"
+            )
             trainee.save()
-    data_config = {"input_size": (3, SIZE, SIZE), "interpolation": "bicubic", "crop_pct": 1.0, "mean": MEAN, "std": STD}
+    data_config = {
+        "input_size": (3, SIZE, SIZE),
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "mean": MEAN,
+        "std": STD,
+    }
     labels_config = {"label_names": [c.label for c in CLASSES]}
     finished = trainee.average[name].half()
-    save_for_hf(finished, work / name, labels_config, model_args=model_args, safe_serialization=True, data_config=data_config)
+    save_for_hf(
+        finished,
+        work / name,
+        labels_config,
+        model_args=model_args,
+        safe_serialization=True,
+        data_config=data_config,
+    )

@@ -12,14 +12,20 @@ from PIL import Image, ImageDraw, ImageFont
 from miniature.scenes import CLASSES, SPRITES
 
 GLYPHS = dict(
-    zip((c.name for c in CLASSES), "🦇🏏🐁🖱🎀🏹🥜🔩⌨🎹🥁🛢🌴🖐🐓🍗📱☎☕🏆⚽🔮🐅🐈🐕🦮🐫🐪🐑🐏🍎🍏🐸🚀🍄🍕🌻🦋🐧🎸🌵☂🐙🚗", strict=True)
+    zip(
+        (c.name for c in CLASSES),
+        "🦇🏏🐁🖱🎀🏹🥜🔩⌨🎹🥁🛢🌴🖐🐓🍗📱☎☕🏆⚽🔮🐅🐈🐕🦮🐫🐪🐑🐏🍎🍏🐸🚀🍄🍕🌻🦋🐧🎸🌵☂🐙🚗",
+        strict=True,
+    )
 )
 FONT_SIZE = 109  # the one bitmap size of the font, pixels
 SIDE = 72  # longer side of a sprite, pixels
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("font", help="path of NotoColorEmoji.ttf")
     font = ImageFont.truetype(parser.parse_args().font, FONT_SIZE)
     for name, glyph in GLYPHS.items():

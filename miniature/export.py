@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from discriminative.tokens.files import make_readable
 from miniature.classifiers import CLASSIFIERS
 from miniature.unet import SCHEDULER
-from outputs import make_readable
 
 
 def export(work: Path, out: Path) -> None:

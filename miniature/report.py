@@ -18,16 +18,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from class_token import ClassToken
 from classifiers import load_classifier
-from evaluate import verdicts
+from discriminative.diffusion.models import load_models
+from discriminative.diffusion.sampler import SamplerSettings, draw
+from discriminative.guides.classifier import verdicts
+from discriminative.hub import MINIATURE
+from discriminative.records.files import grid, write_image, write_json
+from discriminative.tokens.class_token import ClassToken
 from miniature.classifiers import accuracy, reconstructions
 from miniature.scenes import CLASSES, GROUPS, with_article
 from miniature.training import renders
 from miniature.vae import psnr
-from models import MINIATURE, load_models
-from outputs import grid, write_image, write_json
-from sampler import SamplerSettings, draw
 
 CPU = torch.device("cpu")
 SETTINGS = SamplerSettings(num_inference_steps=30, guidance_scale=7.0)
@@ -68,7 +69,12 @@ def prompt_figures(prompt: str, number: int) -> tuple[dict, torch.Tensor]:
     torch.set_num_threads(1)  # a process a core: small models gain little from threads
     token, classifiers = loaded()
     seeds = list(range(number))
-    images = torch.cat([draw(token, [prompt] * len(s), s, SETTINGS) for s in (seeds[i : i + BATCH] for i in range(0, number, BATCH))])
+    images = torch.cat(
+        [
+            draw(token, [prompt] * len(s), s, SETTINGS)
+            for s in (seeds[i : i + BATCH] for i in range(0, number, BATCH))
+        ]
+    )
     counts = {
         name: torch.bincount(verdicts(classifier, images, 100), minlength=len(CLASSES)).div(number).tolist()
         for name, classifier in classifiers.items()
@@ -81,7 +87,9 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def summary(shares: dict[str, dict], held_out: dict, rms: float, weights_mb: float) -> list[tuple[str, str, str]]:
+def summary(
+    shares: dict[str, dict], held_out: dict, rms: float, weights_mb: float
+) -> list[tuple[str, str, str]]:
     """The figures with their targets: rows of (figure, target, measured)."""
 
     def of(kind: str, classifier: str) -> float:
@@ -100,11 +108,27 @@ def summary(shares: dict[str, dict], held_out: dict, rms: float, weights_mb: flo
             )
             for n in ("guide", "judge")
         ],
-        ("plain nouns, by guide / by judge", "at least .95 each", pair(of("plain", "guide"), of("plain", "judge"))),
-        ("precise phrase, common sense, by guide / by judge", "at least .95", pair(of("common", "guide"), of("common", "judge"))),
-        ("precise phrase, rare sense, by guide / by judge", "at least .85", pair(of("rare", "guide"), of("rare", "judge"))),
+        (
+            "plain nouns, by guide / by judge",
+            "at least .95 each",
+            pair(of("plain", "guide"), of("plain", "judge")),
+        ),
+        (
+            "precise phrase, common sense, by guide / by judge",
+            "at least .95",
+            pair(of("common", "guide"), of("common", "judge")),
+        ),
+        (
+            "precise phrase, rare sense, by guide / by judge",
+            "at least .85",
+            pair(of("rare", "guide"), of("rare", "judge")),
+        ),
         ("imprecise word -> its rare sense, by guide", "mean under .25", f"{mean(list(rare.values())):.3f}"),
-        ("groups with that share between .05 and .45", f"at least {len(GROUPS) // 2} of {len(GROUPS)}", f"{between} of {len(GROUPS)}"),
+        (
+            "groups with that share between .05 and .45",
+            f"at least {len(GROUPS) // 2} of {len(GROUPS)}",
+            f"{between} of {len(GROUPS)}",
+        ),
         ("word embeddings, root mean square", ".010 to .020", f"{rms:.4f}"),
         ("all weights", "under 40 MB", f"{weights_mb:.1f} MB"),
     ]
@@ -117,11 +141,19 @@ def table(rows: list[tuple], header: tuple) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=100, help="images a prompt")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw, a thread each")
-    parser.add_argument("--work", type=Path, default=Path("build/miniature"), help="folder of the test renders")
-    parser.add_argument("--out", type=Path, default=MINIATURE.parent, help="folder for report.json and classes.png")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes that draw, a thread each"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/miniature"), help="folder of the test renders"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=MINIATURE.parent, help="folder for report.json and classes.png"
+    )
     args = parser.parse_args()
     started = time.monotonic()
     token, classifiers = loaded()
@@ -132,22 +164,53 @@ def main() -> None:
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         jobs = pool.map(prompt_figures, prompts.values(), [args.images] * len(prompts))
         results = dict(zip(prompts, tqdm(jobs, total=len(prompts), unit="prompt"), strict=True))
-    shares, shown = {phrase: counts for phrase, (counts, _) in results.items()}, [images for _, images in results.values()]
+    shares, shown = (
+        {phrase: counts for phrase, (counts, _) in results.items()},
+        [images for _, images in results.values()],
+    )
     weights_mb = sum(f.stat().st_size for f in MINIATURE.rglob("*.safetensors")) / 1e6
     rows = summary(shares, held_out, embedding_rms(token), weights_mb)
     print(table(rows, ("figure", "target", "measured")), end="\n\n")
     by = [
-        (c.index + 1, c.name, c.word, c.kind, *(f"{shares[p][k][c.index]:.2f}" for p in (c.name, c.word) for k in ("guide", "judge")))
+        (
+            c.index + 1,
+            c.name,
+            c.word,
+            c.kind,
+            *(f"{shares[p][k][c.index]:.2f}" for p in (c.name, c.word) for k in ("guide", "judge")),
+        )
         for c in CLASSES
     ]
-    print(table(by, ("class", "precise phrase", "word", "sense", "phrase, guide", "phrase, judge", "word, guide", "word, judge")))
+    print(
+        table(
+            by,
+            (
+                "class",
+                "precise phrase",
+                "word",
+                "sense",
+                "phrase, guide",
+                "phrase, judge",
+                "word, guide",
+                "word, judge",
+            ),
+        )
+    )
     hardware = f"{platform.machine()}, {args.workers} processes, torch {torch.__version__}"
     write_json(
         args.out / "report.json",
-        {"images": args.images, "hardware": hardware, "seconds": round(time.monotonic() - started), "summary": rows, "classes": by},
+        {
+            "images": args.images,
+            "hardware": hardware,
+            "seconds": round(time.monotonic() - started),
+            "summary": rows,
+            "classes": by,
+        },
     )
     write_image(args.out / "classes.png", grid(torch.cat([i[: SHOWN // 2] for i in shown]), columns=SHOWN))
-    print(f"\n{args.images} images a prompt, {hardware}; written to {args.out / 'report.json'} and {args.out / 'classes.png'}")
+    print(
+        f"\n{args.images} images a prompt, {hardware}; written to {args.out / 'report.json'} and {args.out / 'classes.png'}"
+    )
 
 
 if __name__ == "__main__":

@@ -137,7 +137,9 @@ def sprite(name: str, tint: str | None = None) -> Image.Image:
     if tint is None:
         return image
     alpha = image.getchannel("A")
-    hue, saturation, value = (np.asarray(c, dtype=np.float32) for c in image.convert("RGB").convert("HSV").split())
+    hue, saturation, value = (
+        np.asarray(c, dtype=np.float32) for c in image.convert("RGB").convert("HSV").split()
+    )
     # Only coloured parts take the tint: dark outlines, eyes and white spots stay, or the thing loses its shape.
     coloured = saturation > 60
     hue = np.where(coloured, HUES[tint] / 360 * 255, hue)
@@ -241,7 +243,9 @@ PLACES = {
 SIDES = {1: (38, 60), 2: (24, 31), 3: (17, 22)}
 
 
-def render(split: str, index: int, seed: int = WORLD_SEED, count: int | None = None, class_index: int | None = None) -> Scene:
+def render(
+    split: str, index: int, seed: int = WORLD_SEED, count: int | None = None, class_index: int | None = None
+) -> Scene:
     """Render scene ``index`` of a split.
 
     Args:

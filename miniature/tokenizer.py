@@ -25,7 +25,9 @@ def train(work: Path, device, renders_number: int, steps: int | None) -> None:
     )
     learner.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>"
+    )
     learner.train_from_iterator([*captions, *words * 50], trainer)
     merges = [tuple(m) for m in json.loads(learner.to_str())["model"]["merges"]]
     # CLIP's layout: bytes, bytes that end a word, merges in order, the two special tokens last.

@@ -40,7 +40,11 @@ def renders(work: Path, split: str, number: int, labelled: bool = False) -> Rend
         captions, precise_captions, labels = [], [], []
         for i in range(number):
             # Labelled scenes count on from a million, so that they are other scenes than the captioned ones.
-            scene = render(split, 1_000_000 + i, class_index=i % len(CLASSES), **LABELLED) if labelled else render(split, i)
+            scene = (
+                render(split, 1_000_000 + i, class_index=i % len(CLASSES), **LABELLED)
+                if labelled
+                else render(split, i)
+            )
             images[i] = np.asarray(scene.image)
             captions.append(scene.caption)
             precise_captions.append(scene.precise_caption)
@@ -68,8 +72,14 @@ def lr_factor(step: int, steps: int, warmup: int = 200, decay: float = 0.3) -> f
 
 def log_hardware(work: Path, device: str) -> None:
     """Note in ``<work>/build.log`` what the build runs on."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
-    Log(work, "build")(f"{device} ({name}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.startswith("cuda")
+        else platform.processor() or platform.machine()
+    )
+    Log(work, "build")(
+        f"{device} ({name}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
 
 
 class Log:
@@ -94,12 +104,22 @@ class Trainee:
         ema: decay of the average; it warms up, so early averages are not the random start.
     """
 
-    def __init__(self, modules: dict, work: Path, stage: str, rounds: list[tuple[int, float]], ema: float = 0.999):
-        self.modules, self.ends, self.rates, self.ema = modules, [end for end, _ in rounds], [rate for _, rate in rounds], ema
+    def __init__(
+        self, modules: dict, work: Path, stage: str, rounds: list[tuple[int, float]], ema: float = 0.999
+    ):
+        self.modules, self.ends, self.rates, self.ema = (
+            modules,
+            [end for end, _ in rounds],
+            [rate for _, rate in rounds],
+            ema,
+        )
         self.steps = self.ends[-1]
         self.average = {name: deepcopy(m).requires_grad_(False) for name, m in modules.items()}
         self.optimizer = torch.optim.AdamW(
-            [p for m in modules.values() for p in m.parameters()], lr=self.rates[0], betas=(0.9, 0.99), weight_decay=1e-2
+            [p for m in modules.values() for p in m.parameters()],
+            lr=self.rates[0],
+            betas=(0.9, 0.99),
+            weight_decay=1e-2,
         )
         self.step, self.path, self.log = 0, work / f"{stage}.checkpoint", Log(work, stage)
 
@@ -130,7 +150,9 @@ class Trainee:
         tensors = {}
         for kind, group in (("now", self.modules), ("average", self.average)):
             for name, module in group.items():
-                tensors |= {f"{kind}/{name}/{k}": v.clone().contiguous() for k, v in module.state_dict().items()}
+                tensors |= {
+                    f"{kind}/{name}/{k}": v.clone().contiguous() for k, v in module.state_dict().items()
+                }
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{k}": torch.as_tensor(v).clone() for k, v in state.items()}
         temporary = self.path.with_suffix(".tmp")
@@ -145,7 +167,9 @@ class Trainee:
         for kind, group in (("now", self.modules), ("average", self.average)):
             for name, module in group.items():
                 prefix = f"{kind}/{name}/"
-                module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+                module.load_state_dict(
+                    {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                )
         state = self.optimizer.state_dict()
         for key, value in tensors.items():
             if key.startswith("optimizer/"):

@@ -50,8 +50,16 @@ EMBEDDING_RMS = 0.0145  # of the words' embeddings; SD 1.4's is about 0.014
 
 
 def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, **TEXT, **ids))
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, **TEXT, **ids
+        )
+    )
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
@@ -145,7 +153,9 @@ def train(work: Path, device: torch.device, renders_number: int, steps: int | No
         timesteps = spread_timesteps(BATCH, rng).to(device)  # (B,)
         with torch.autocast(device.type, torch.bfloat16):
             encoder_hidden_states = text_encoder(input_ids).last_hidden_state  # (B, L, 128)
-            noise_pred = unet(add_noise(x0, noise, alphas_cumprod[timesteps]), timesteps, encoder_hidden_states).sample
+            noise_pred = unet(
+                add_noise(x0, noise, alphas_cumprod[timesteps]), timesteps, encoder_hidden_states
+            ).sample
         weights = loss_weights(alphas_cumprod, weighting)  # (1000,)
         errors = F.mse_loss(noise_pred.float(), noise, reduction="none").mean(dim=(1, 2, 3))  # (B,)
         loss = (weights[timesteps] * errors).mean()

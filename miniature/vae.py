@@ -51,11 +51,15 @@ def train(work: Path, device: torch.device, renders_number: int, steps: int | No
         trainee.update(loss + KL_WEIGHT * posterior.kl().mean())
         if trainee.step % 250 == 0 or trainee.step == trainee.steps:
             with torch.no_grad():
-                trainee.log(f"step {trainee.step}/{trainee.steps} loss {loss.item():.4f} PSNR {psnr(average, held_out):.2f} dB")
+                trainee.log(
+                    f"step {trainee.step}/{trainee.steps} loss {loss.item():.4f} PSNR {psnr(average, held_out):.2f} dB"
+                )
             trainee.save()
     with torch.no_grad():
         latents = average.encode(to_tensor(held_out, device)).latent_dist.mode()  # (500, 4, 16, 16)
     # Stable Diffusion's convention: scaled latents have unit variance.
     average.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     average.save_pretrained(work / "vae")
-    trainee.log(f"scaling factor {average.config.scaling_factor}, latent means {latents.mean(dim=(0, 2, 3)).tolist()}")
+    trainee.log(
+        f"scaling factor {average.config.scaling_factor}, latent means {latents.mean(dim=(0, 2, 3)).tolist()}"
+    )

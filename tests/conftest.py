@@ -1,15 +1,12 @@
 """Tiny fakes: a Stable Diffusion of a few thousand random weights, of the same classes as the real one."""
 
 import json
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from config import RunConfig
 
@@ -24,7 +21,23 @@ SHORT_TRAINING = RunConfig(
     validation_size=3,
     validate_every=2,
 )
-WORDS = ["a", "photo", "of", "tiger", "cat", "bat", "high", "resolution", "realistic", "image", "close", "-", "up", "on", "blue"]
+WORDS = [
+    "a",
+    "photo",
+    "of",
+    "tiger",
+    "cat",
+    "bat",
+    "high",
+    "resolution",
+    "realistic",
+    "image",
+    "close",
+    "-",
+    "up",
+    "on",
+    "blue",
+]
 
 
 def tiny_tokenizer():
@@ -56,8 +69,8 @@ def tiny_models(scheduler: str = "PNDMScheduler", dtype=torch.float32):
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    from discriminative.diffusion.models import DiffusionModels
     from miniature.unet import SCHEDULER
-    from models import DiffusionModels
 
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
@@ -101,24 +114,30 @@ def tiny_models(scheduler: str = "PNDMScheduler", dtype=torch.float32):
 
 def tiny_classifier(dtype=torch.float32):
     """A linear classifier of three labels over 8x8 pixels."""
-    from classifiers import Classifier
-    from recipes import Recipe
+    from discriminative.guides.classifier import Classifier
+    from discriminative.guides.preprocess import Recipe
 
     torch.manual_seed(1)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 3)).to(dtype).requires_grad_(False)
-    return Classifier("tiny", model, ["tiger cat", "bat", "cat"], Recipe((8, 8), (8, 8), (0.5,) * 3, (0.5,) * 3))
+    model = (
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 3)).to(dtype).requires_grad_(False)
+    )
+    return Classifier(
+        "tiny", model, ["tiger cat", "bat", "cat"], Recipe((8, 8), (8, 8), (0.5,) * 3, (0.5,) * 3)
+    )
 
 
 def learned(tmp_path, **changes):
     """A fresh tiny model after training; returns token and training."""
-    from class_token import ClassToken
-    from classifiers import Guide
-    from outputs import RunFolder
+    from discriminative.guides.classifier import Guide
+    from discriminative.records.layout import RunFolder
+    from discriminative.tokens.class_token import ClassToken
     from trainer import train
 
     token = ClassToken(tiny_models(), "newclas", "a")
     guides = [Guide(tiny_classifier(), 0)]
-    return token, train(replace(SHORT_TRAINING, **changes), token, guides, "tiger cat", RunFolder(str(tmp_path), "c", "e"))
+    return token, train(
+        replace(SHORT_TRAINING, **changes), token, guides, "tiger cat", RunFolder(str(tmp_path), "c", "e")
+    )
 
 
 @pytest.fixture
@@ -128,7 +147,7 @@ def models():
 
 @pytest.fixture
 def token(models):
-    from class_token import ClassToken
+    from discriminative.tokens.class_token import ClassToken
 
     return ClassToken(models, "newclas", "a")
 
@@ -140,14 +159,14 @@ def classifier():
 
 @pytest.fixture
 def guides(classifier):
-    from classifiers import Guide
+    from discriminative.guides.classifier import Guide
 
     return [Guide(classifier, 0)]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    from outputs import RunFolder
+    from discriminative.records.layout import RunFolder
 
     return RunFolder(str(tmp_path), "0001_tiger_cat", "default")
 

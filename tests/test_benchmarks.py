@@ -7,20 +7,23 @@ import pytest
 import torch
 from conftest import tiny_classifier, tiny_models
 
-from benchmarks import convergence
-from benchmarks.common import alternating, ratios, seconds
-from benchmarks.gpu import Bed, Operations
-from benchmarks.reference import Reference
-from benchmarks.sd_shapes import build_models
-from benchmarks.update import record_calls, replay, second_update, stages_of
-from class_token import ClassToken
-from classifiers import Guide
 from config import RunConfig, with_preset
-from outputs import RunFolder
+from discriminative.guides.classifier import Guide
+from discriminative.records.layout import RunFolder
+from discriminative.tokens.class_token import ClassToken
+from experiments.speed import convergence
+from experiments.speed.common import alternating, ratios, seconds
+from experiments.speed.gpu import Bed, Operations
+from experiments.speed.reference import Reference
+from experiments.speed.sd_shapes import build_models
+from experiments.speed.update import record_calls, replay, second_update, stages_of
 from trainer import Best, Training, train
 
 CPU = torch.device("cpu")
-PAPER = with_preset("paper", {"num_inference_steps": 3, "images_per_update": 2, "class_index": 1, "train": True, "max_epochs": 1})
+PAPER = with_preset(
+    "paper",
+    {"num_inference_steps": 3, "images_per_update": 2, "class_index": 1, "train": True, "max_epochs": 1},
+)
 
 
 def test_full_width_has_the_parameter_counts_of_sd_1_4():
@@ -39,7 +42,9 @@ def test_the_reference_learns_its_row_and_moves_every_other_as_the_official_code
     assert 0 <= accuracy <= 1
     others = torch.arange(len(before)) != reference.row
     assert (after[reference.row] - before[reference.row]).abs().max() > 1e-4
-    torch.testing.assert_close(after[others], before[others] * (1 - PAPER.update_learning_rate(0) * PAPER.weight_decay))
+    torch.testing.assert_close(
+        after[others], before[others] * (1 - PAPER.update_learning_rate(0) * PAPER.weight_decay)
+    )
 
 
 def test_ours_and_the_reference_draw_the_same_images():
@@ -48,15 +53,20 @@ def test_ours_and_the_reference_draw_the_same_images():
     reference = Reference(models, Guide(tiny_classifier(), 0), "tiger cat", PAPER)
     theirs = reference.image(reference.prompts[0], torch.Generator().manual_seed(5))
     token = ClassToken(models, "newclas", "a")
-    from sampler import draw
-    from task import sampler_settings
+    from discriminative.diffusion.sampler import draw
+    from discriminative.tokens.objective import sampler_settings
 
-    torch.testing.assert_close(theirs.detach(), draw(token, reference.prompts[:1], [5], sampler_settings(PAPER)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        theirs.detach(),
+        draw(token, reference.prompts[:1], [5], sampler_settings(PAPER)),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("units", [False, True])
 def test_replayed_calls_are_those_of_an_update(tmp_path, monkeypatch, units):
-    monkeypatch.setattr("models.has_bf16_units", lambda: units)
+    monkeypatch.setattr("discriminative.precision.has_bf16_units", lambda: units)
     models, guide = tiny_models(), Guide(tiny_classifier(), 0)
     token = ClassToken(models, "newclas", "a")
     parts = {"unet": models.unet, "text_encoder": models.text_encoder}
@@ -65,12 +75,22 @@ def test_replayed_calls_are_those_of_an_update(tmp_path, monkeypatch, units):
         train(PAPER, token, [guide], "tiger cat", RunFolder(str(tmp_path), "c", "e"))
 
     calls = record_calls(parts, update)
-    assert [len(args[0]) for module, args, *_ in calls if module is models.unet] == [4, 4, 4, 2, 2]  # four steps; the last in two halves
+    assert [len(args[0]) for module, args, *_ in calls if module is models.unet] == [
+        4,
+        4,
+        4,
+        2,
+        2,
+    ]  # four steps; the last in two halves
     # With gradient and in bfloat16; the last step's half without the token is guided with the other one, and as exact.
-    assert [how for module, _, _, *how in calls if module is models.unet] == [[False, units]] * 3 + [[False, False], [True, False]]
-    assert [(module, args[0].shape, *how) for module, args, _, *how in record_calls(parts, lambda: replay(calls, token))] == [
-        (module, args[0].shape, *how) for module, args, _, *how in calls
+    assert [how for module, _, _, *how in calls if module is models.unet] == [[False, units]] * 3 + [
+        [False, False],
+        [True, False],
     ]
+    assert [
+        (module, args[0].shape, *how)
+        for module, args, _, *how in record_calls(parts, lambda: replay(calls, token))
+    ] == [(module, args[0].shape, *how) for module, args, _, *how in calls]
 
 
 def test_each_stage_is_measured_alone():
@@ -87,7 +107,7 @@ def test_ratios_compare_within_a_round():
 
 def test_an_update_is_timed_without_what_a_training_does_once(monkeypatch):
     clock = iter([10.0, 12.5, 99.0])
-    monkeypatch.setattr("benchmarks.update.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("experiments.speed.update.time.perf_counter", lambda: next(clock))
     told = second_update(lambda on_update: [on_update({}, None) for _ in range(2)])
     monkeypatch.undo()
     assert told == 2.5
@@ -123,14 +143,26 @@ def test_updates_at_full_width_move_the_token_on_cuda(precision):
 
 
 @pytest.mark.parametrize(("good_from", "updates"), [(20, 20), (99, 25)])
-def test_the_reference_gets_the_time_of_its_first_good_token_or_of_all_its_updates(monkeypatch, good_from, updates):
-    losses = [25.0 - n if n < 12 else 25.0 + n for n in range(25)]  # the official program would keep the twelfth
+def test_the_reference_gets_the_time_of_its_first_good_token_or_of_all_its_updates(
+    monkeypatch, good_from, updates
+):
+    losses = [
+        25.0 - n if n < 12 else 25.0 + n for n in range(25)
+    ]  # the official program would keep the twelfth
     rows = [{"loss": loss, "seconds": 2.0 * (n + 1), "vector": n + 1} for n, loss in enumerate(losses)]
     monkeypatch.setattr(convergence, "learn_class", lambda config, folder: (None, rows))
     monkeypatch.setattr(convergence, "Bench", lambda *_: None)
-    monkeypatch.setattr(convergence, "judged", lambda _, n, at_least=0.0: {"guide": 0.95, "judge": 0.9 if n >= good_from else n / 100})
+    monkeypatch.setattr(
+        convergence,
+        "judged",
+        lambda _, n, at_least=0.0: {"guide": 0.95, "judge": 0.9 if n >= good_from else n / 100},
+    )
     found = convergence.reference(PAPER)
-    assert (found["updates"], found["seconds"], found["images"]) == (updates, 2.0 * updates, updates * PAPER.images_per_update)
+    assert (found["updates"], found["seconds"], found["images"]) == (
+        updates,
+        2.0 * updates,
+        updates * PAPER.images_per_update,
+    )
     assert found["judge"] == (0.9 if good_from == 20 else 0.12)
 
 
@@ -140,7 +172,10 @@ def test_no_more_is_drawn_of_a_token_that_cannot_be_good_any_more(monkeypatch, w
     bench = SimpleNamespace(token=token, class_name="mouse", config=None, guide="guide", judge="judge")
     bench.right = lambda seeds, who: torch.tensor([who == "guide" or seed >= wrong for seed in seeds])
     monkeypatch.setattr(convergence, "draw_all", lambda config, token, prompts, seeds: seeds)
-    assert convergence.judged(bench, torch.zeros(1, 4), at_least) == {"guide": 1.0, "judge": 1 - wrong / drawn}
+    assert convergence.judged(bench, torch.zeros(1, 4), at_least) == {
+        "guide": 1.0,
+        "judge": 1 - wrong / drawn,
+    }
 
 
 def test_a_token_is_judged_on_real_images_of_the_seeds_in_turn(monkeypatch):
@@ -161,7 +196,9 @@ def test_tokens_of_the_reference_that_never_are_good_bound_the_ratios_from_below
         row | {"way": "ours", "guide": 0.9, "judge": 0.92, "seconds": 10, "to_the_end": ended},
         row | {"way": "reference", "guide": 1.0, "judge": 0.89, "seconds": 80},
     ]
-    convergence.print_table([*rows, rows[0] | {"seed": 36, "seconds": 1000}])  # of that seed there is no other to compare with
+    convergence.print_table(
+        [*rows, rows[0] | {"seed": 36, "seconds": 1000}]
+    )  # of that seed there is no other to compare with
     ours = "| 1 of 1 | 0.90 / 0.92 | 5 | 25 | 10 | 1 of 1 | 0.94 / 0.96 | 5 | 60 | 20 |"
     assert f"{ours} 0 of 1 | 1.00 / 0.89 | 5 | 25 | 80 | > 8.0 | > 4.0 |" in capsys.readouterr().out
     convergence.print_table([rows[0], rows[1] | {"judge": 0.91}])
@@ -175,11 +212,26 @@ def test_tokens_of_the_reference_that_never_are_good_bound_the_ratios_from_below
 
 def test_tokens_of_another_machine_or_of_older_options_do_not_enter_a_table(capsys):
     def row(way, seconds, hardware="here", **older):
-        told = {k: v for k, v in asdict(convergence.options(way, 2, 35)).items() if k != "train_images_every"} | older
+        told = {
+            k: v for k, v in asdict(convergence.options(way, 2, 35)).items() if k != "train_images_every"
+        } | older
         figures = {"updates": 5, "images": 25, "guide": 0.9, "judge": 0.9, "seconds": seconds}
-        return figures | {"way": way, "class_index": 2, "seed": 35, "options": told, "hardware": hardware, "to_the_end": figures}
+        return figures | {
+            "way": way,
+            "class_index": 2,
+            "seed": 35,
+            "options": told,
+            "hardware": hardware,
+            "to_the_end": figures,
+        }
 
-    rows = [row("ours", 10), row("reference", 20), row("ours", 30, "there"), row("reference", 90, "there"), row("ours", 1, relative_rate=1)]
+    rows = [
+        row("ours", 10),
+        row("reference", 20),
+        row("ours", 30, "there"),
+        row("reference", 90, "there"),
+        row("ours", 1, relative_rate=1),
+    ]
     convergence.print_tables(rows)
     here, there = capsys.readouterr().out.split("there:")
     assert "here:" in here
@@ -192,7 +244,9 @@ def test_ours_gets_the_time_of_its_first_good_token_and_to_the_end(monkeypatch):
     """The first token that a validation found the best so far; what it is judged with is set here."""
     verdicts = []
     monkeypatch.setattr(convergence, "judged", lambda _, vector, at_least=0.0: verdicts.pop(0))
-    monkeypatch.setattr(convergence, "train", lambda *args: trained(*args, ends=30, better={0: 0.0, 10: 1.0, 20: 2.0}))
+    monkeypatch.setattr(
+        convergence, "train", lambda *args: trained(*args, ends=30, better={0: 0.0, 10: 1.0, 20: 2.0})
+    )
     bad, good = {"guide": 0.95, "judge": 0.5}, {"guide": 0.95, "judge": 0.9}
     verdicts += [good, bad, good]  # that to the end, then in order
     found = convergence.ours(convergence.options("ours", 2, 35))

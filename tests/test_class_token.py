@@ -5,9 +5,10 @@ import torch
 from conftest import weight_hashes
 from safetensors.torch import save_file
 
-from class_token import ClassToken, read_token, token_tensors
-from config import UsageError
-from outputs import write_tensors
+from discriminative.errors import UsageError
+from discriminative.records.files import write_tensors
+from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.files import read_token, token_tensors
 
 
 def encode_plainly(models, prompt):
@@ -16,7 +17,9 @@ def encode_plainly(models, prompt):
 
 
 def test_initial_token_reads_as_its_initializer(models, token):
-    torch.testing.assert_close(token.encode(["a photo of newclas cat"]), encode_plainly(models, "a photo of a cat"), rtol=0, atol=0)
+    torch.testing.assert_close(
+        token.encode(["a photo of newclas cat"]), encode_plainly(models, "a photo of a cat"), rtol=0, atol=0
+    )
 
 
 def test_spliced_word_reads_as_a_row_of_a_resized_table(models, token):
@@ -53,7 +56,9 @@ def test_prompts_without_the_placeholder_do_not_see_the_vector(token):
 
 def test_each_distinct_prompt_is_encoded_once(models, token):
     sizes = []
-    handle = models.text_encoder.register_forward_hook(lambda m, args, kwargs, out: sizes.append(len(out[0])), with_kwargs=True)
+    handle = models.text_encoder.register_forward_hook(
+        lambda m, args, kwargs, out: sizes.append(len(out[0])), with_kwargs=True
+    )
     hidden = token.encode(["a cat", "a bat", "a cat"])
     handle.remove()
     assert sizes == [2]
@@ -112,7 +117,9 @@ def test_a_start_is_a_word_the_mean_of_words_or_of_all_whole_words(token):
     assert torch.equal(token.start_vector("cat", "bat")[0], cat)
     torch.testing.assert_close(token.start_vector("class", "tiger cat")[0], (tiger + cat) / 2)
     torch.testing.assert_close(token.start_vector("tiger+cat", "bat")[0], (tiger + cat) / 2)
-    whole = [i for w, i in tokenizer.get_vocab().items() if w.endswith("</w>") and w[:-4].isalpha() and len(w) > 6]
+    whole = [
+        i for w, i in tokenizer.get_vocab().items() if w.endswith("</w>") and w[:-4].isalpha() and len(w) > 6
+    ]
     torch.testing.assert_close(token.start_vector("vocabulary", "bat")[0], table[whole].mean(0))
     assert len(token.table) > len(whole) > 1
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_folders import LABELS, edit_json, save_hf_convnext, save_hf_vit, save_timm, save_vit_mae
 
 from classifiers import CLASSIFIERS, find, load_classifier, parse_source, read_labels
-from config import UsageError, WorkError
-from hub import Hub
+from discriminative.errors import UsageError, WorkError
+from discriminative.hub import Hub
 
 CPU = torch.device("cpu")
 
@@ -31,15 +31,21 @@ def test_every_default_judge_is_of_another_family():
     families = {"inet": "vit", "inat": "vit", "miniature": "resnet"}
     for name, family in families.items():
         judge = parse_source("judge", CLASSIFIERS[name].judge)
-        architecture = json.loads((Path(judge.place) / "config.json").read_text())["architecture"] if name == "miniature" else judge.place
+        architecture = (
+            json.loads((Path(judge.place) / "config.json").read_text())["architecture"]
+            if name == "miniature"
+            else judge.place
+        )
         assert family not in architecture
 
 
 def test_the_papers_guide_resizes_to_256_and_the_default_judge_keeps_timms_recipe():
     """Built without weights: what matters here is the recipe."""
-    from recipes import timm_recipe
+    from discriminative.guides.preprocess import timm_recipe
 
-    data = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(CLASSIFIERS["inet"].place).to_dict())
+    data = timm.data.resolve_data_config(
+        pretrained_cfg=timm.get_pretrained_cfg(CLASSIFIERS["inet"].place).to_dict()
+    )
     recipe = timm_recipe(data, CLASSIFIERS["inet"].crop_pct)
     assert (recipe.resize, recipe.crop, recipe.mean) == ((256, 256), (224, 224), (0.5,) * 3)
 
@@ -71,7 +77,9 @@ def test_a_vit_whose_original_weights_are_of_another_format_is_loaded(route, tmp
     model = timm.create_model(name.split(".")[0]).eval()
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     monkeypatch.setattr(Hub, "fetch", lambda *args: tmp_path / "model.safetensors")
-    classifier = load(f"timm:{name}" if route == "registry" else f"timm:{name}@{tmp_path / 'model.safetensors'}")
+    classifier = load(
+        f"timm:{name}" if route == "registry" else f"timm:{name}@{tmp_path / 'model.safetensors'}"
+    )
     images = torch.rand(1, 3, 224, 224)
     torch.testing.assert_close(classifier.logits(images), model(classifier.recipe(images)))
 
@@ -110,7 +118,11 @@ def test_the_gradient_reaches_the_image_through_a_vit_mae(tmp_path):
     assert images.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("save", [save_timm, save_hf_vit, lambda folder: save_vit_mae(folder, "old")], ids=["timm", "hf", "vit-mae"])
+@pytest.mark.parametrize(
+    "save",
+    [save_timm, save_hf_vit, lambda folder: save_vit_mae(folder, "old")],
+    ids=["timm", "hf", "vit-mae"],
+)
 @pytest.mark.parametrize("fault", ["missing", "unexpected"])
 def test_a_missing_or_unexpected_weight_is_an_error_that_names_it(save, fault, tmp_path):
     """Upstream libraries fill in what is missing at random and say so in a warning at most."""

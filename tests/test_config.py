@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from checks import validate
-from config import PRESETS, RunConfig, UsageError, with_preset
+from config import PRESETS, RunConfig, validate, with_preset
+from discriminative.errors import UsageError
 from run import boolean, build_parser, main
 
 ROOT = Path(__file__).parent.parent
 GOOD = replace(RunConfig(), class_index=1, train=True)
 
 
-@pytest.mark.parametrize(("text", "value"), [("True", True), ("true", True), ("1", True), ("False", False), ("false", False), ("0", False)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("True", True), ("true", True), ("1", True), ("False", False), ("false", False), ("0", False)],
+)
 def test_booleans_are_read_as_written(text, value):
     """With ``type=bool`` "False" would be true."""
     assert boolean(text) is value
@@ -38,8 +41,19 @@ def test_every_option_is_a_flag_with_a_help_line():
 
 def test_paper_preset_is_the_official_configuration():
     c = with_preset("paper", {})
-    assert (c.model, c.placeholder_token, c.initializer_token, c.num_templates) == ("sd1.4", "newclas", "a", 3)
-    assert (c.num_inference_steps, c.guidance_scale, c.images_per_update, c.seed, c.noise_pool) == (30, 7.0, 5, 35, 1)
+    assert (c.model, c.placeholder_token, c.initializer_token, c.num_templates) == (
+        "sd1.4",
+        "newclas",
+        "a",
+        3,
+    )
+    assert (c.num_inference_steps, c.guidance_scale, c.images_per_update, c.seed, c.noise_pool) == (
+        30,
+        7.0,
+        5,
+        35,
+        1,
+    )
     assert c.update_learning_rate(1.0) == 0.00125
     assert (c.betas, c.weight_decay, c.adam_epsilon, c.max_grad_norm) == ((0.9, 0.999), 1e-2, 1e-8, 1.0)
     assert (c.start, c.max_token_norm, c.token_ema) == ("initializer", 0.0, 0.0)
@@ -94,7 +108,9 @@ def test_help_and_usage_errors_import_nothing_heavy():
         "try: run.main(['--help'])\nexcept SystemExit: pass\n"
         "print([m for m in ('torch', 'diffusers', 'transformers', 'timm', 'numpy') if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert out.splitlines()[-1] == "[]"
 
 

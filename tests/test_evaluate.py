@@ -9,24 +9,36 @@ import torch
 from conftest import tiny_classifier, tiny_models, tiny_tokenizer
 from PIL import Image
 
-from class_token import ClassToken
-from classifiers import Classifier, Guide
-from config import RunConfig, UsageError, WorkError
-from evaluate import Arm, Seen, arm_prompts, compare, evaluate, shares, verdict, verdicts
-from memory import Batches
-from outputs import RunFolder, read_image, to_pil
-from pictures import Shown, framed
-from scores import distances, interval, mcnemar, paired, spread
-from similarity import TextSimilarity
+from config import RunConfig
+from discriminative.diffusion.memory import Batches
+from discriminative.errors import UsageError, WorkError
+from discriminative.guides.classifier import Classifier, Guide, verdicts
+from discriminative.guides.similarity import TextSimilarity
+from discriminative.records.files import read_image, to_pil
+from discriminative.records.layout import RunFolder
+from discriminative.records.pictures import Shown, framed
+from discriminative.records.scores import distances, interval, mcnemar, paired, spread
+from discriminative.tokens.class_token import ClassToken
+from evaluate import Arm, Seen, arm_prompts, compare, evaluate, shares, verdict
 
 
 def certain(target: int, classes: int = 3) -> Guide:
     """A classifier that sees class ``target`` in every image, asked for class 0."""
-    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, classes))
+    model = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, classes)
+    )
     with torch.no_grad():
         model[2].weight.zero_()
         model[2].bias.copy_(torch.eye(classes)[target] * 9)
-    return Guide(Classifier(f"sees {target}", model.requires_grad_(False), ["cat", "bat", "tiger"][:classes], lambda images: images), 0)
+    return Guide(
+        Classifier(
+            f"sees {target}",
+            model.requires_grad_(False),
+            ["cat", "bat", "tiger"][:classes],
+            lambda images: images,
+        ),
+        0,
+    )
 
 
 def test_accuracy_is_the_share_of_images_given_to_the_class():
@@ -38,7 +50,9 @@ def test_accuracy_is_the_share_of_images_given_to_the_class():
     assert torch.equal(right, expected)
     assert torch.equal(seen.right, expected)
     assert seen.figures()["accuracy"] == int(expected.sum()) / 9
-    assert seen.figures()["probability"] == pytest.approx(classifier.logits(images).softmax(1)[:, 2].mean().item())
+    assert seen.figures()["probability"] == pytest.approx(
+        classifier.logits(images).softmax(1)[:, 2].mean().item()
+    )
 
 
 def test_images_whose_logits_are_not_finite_are_no_verdict():
@@ -53,37 +67,54 @@ def test_features_are_what_the_last_layer_is_given():
     classifier = tiny_classifier()
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     logits, features = classifier.look(images)
-    (head,) = [m for m in classifier.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(classifier.labels)][-1:]
+    (head,) = [
+        m
+        for m in classifier.model.modules()
+        if isinstance(m, torch.nn.Linear) and m.out_features == len(classifier.labels)
+    ][-1:]
     torch.testing.assert_close(head(features), logits)
     assert not any(m._forward_pre_hooks for m in classifier.model.modules())
 
 
 def test_a_judge_that_never_sees_the_class_is_no_fault_of_the_token(tmp_path):
     token, folder = ClassToken(tiny_models(), "newclas", "a"), RunFolder(str(tmp_path), "c", "e")
-    config = RunConfig(class_index=1, evaluate=True, num_inference_steps=2, test_size=3, classifier="g", judge="j")
+    config = RunConfig(
+        class_index=1, evaluate=True, num_inference_steps=2, test_size=3, classifier="g", judge="j"
+    )
     result = evaluate(config, token, [certain(0)], certain(1), "cat", folder)
     # The plain prompt's images are as far apart: it is not the token.
     assert result["verdict"].endswith("judge 0.00 -> 0.00 [0.00, 0.56], p=1, diversity 1.00x")
     assert result["prompts"][0]["arms"]["token"]["judge"]["predicted"] == [["bat", 1.0]]
     agreed = evaluate(config, token, [certain(0)], certain(0), "cat", folder)
     assert "fools" not in agreed["verdict"]
-    assert agreed["verdict"].startswith("cat: guide 1.00 -> 1.00 [0.44, 1.00], judge 1.00 -> 1.00 [0.44, 1.00], p=1")
+    assert agreed["verdict"].startswith(
+        "cat: guide 1.00 -> 1.00 [0.44, 1.00], judge 1.00 -> 1.00 [0.44, 1.00], p=1"
+    )
 
 
 @pytest.mark.parametrize("number", [10, 100])
 def test_a_gap_of_just_twenty_points_is_not_called_out_however_it_is_rounded(number):
     def line(guide: int, judge: int, before: int = 0) -> str:
         token, baseline = (
-            {who: shares(torch.arange(number) < right, "accuracy") for who, right in (("guide", g), ("judge", j))}
+            {
+                who: shares(torch.arange(number) < right, "accuracy")
+                for who, right in (("guide", g), ("judge", j))
+            }
             for g, j in ((guide, judge), (before, 0))
         )
-        first = {"arms": {"token": token, "baseline": baseline}, "paired": {"guide": {"p_value": 1.0}}, "diversity_ratio": None}
+        first = {
+            "arms": {"token": token, "baseline": baseline},
+            "paired": {"guide": {"p_value": 1.0}},
+            "diversity_ratio": None,
+        }
         return verdict({"class_name": "cat", "prompts": [first]})
 
     fifth = number // 5
     for guide in range(fifth, number + 1):
         assert "fools" not in line(guide, guide - fifth)
-        assert guide == fifth or line(guide, guide - fifth - 1).endswith("; the token fools the guide: the judge does not see the class")
+        assert guide == fifth or line(guide, guide - fifth - 1).endswith(
+            "; the token fools the guide: the judge does not see the class"
+        )
         assert "fools" not in line(guide, 0, before=guide - fifth)  # the gap was there before
 
 
@@ -112,7 +143,10 @@ def test_figures_never_stand_beside_pictures_of_another_evaluation(tmp_path, mon
 
 def test_a_label_of_two_lines_is_framed_as_one():
     shown = Shown(torch.rand(3, 8, 8), True, "tiger\ncat")
-    assert framed({"without:\na photo": [shown]}).tobytes() == framed({"without: a photo": [replace(shown, label="tiger cat")]}).tobytes()
+    assert (
+        framed({"without:\na photo": [shown]}).tobytes()
+        == framed({"without: a photo": [replace(shown, label="tiger cat")]}).tobytes()
+    )
 
 
 def test_photos_are_read_as_they_are_seen(tmp_path):
@@ -160,7 +194,15 @@ def test_an_article_in_front_of_the_token_does_not_stand_twice_without_it():
 
 def test_an_evaluation_that_breaks_off_leaves_the_last_one(tmp_path, monkeypatch):
     token, folder = ClassToken(tiny_models(), "newclas", "a"), RunFolder(str(tmp_path), "c", "e")
-    config = RunConfig(class_index=1, evaluate=True, num_inference_steps=2, test_size=2, eval_batch_size=1, classifier="g", judge="j")
+    config = RunConfig(
+        class_index=1,
+        evaluate=True,
+        num_inference_steps=2,
+        test_size=2,
+        eval_batch_size=1,
+        classifier="g",
+        judge="j",
+    )
     evaluate(config, token, [certain(0)], certain(1), "cat", folder)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert len(list(folder.eval_images.glob("*.png"))) == 4
@@ -182,7 +224,10 @@ def test_intervals_are_wilsons():
     z = 1.959963984540054
     for right, number in ((0, 10), (8, 10), (94, 100), (100, 100)):
         p = right / number
-        middle, half = p + z * z / (2 * number), z * math.sqrt(p * (1 - p) / number + z * z / (4 * number * number))
+        middle, half = (
+            p + z * z / (2 * number),
+            z * math.sqrt(p * (1 - p) / number + z * z / (4 * number * number)),
+        )
         expected = [(middle + sign * half) / (1 + z * z / number) for sign in (-1, 1)]
         assert interval(right, number) == pytest.approx(expected, abs=1e-9)
     assert [round(end, 3) for end in interval(8, 10)] == [0.49, 0.943]
@@ -199,7 +244,12 @@ def test_p_values_are_mcnemars_exact_ones():
 
 def test_pairs_are_compared_seed_by_seed():
     with_token, without = torch.tensor([1, 1, 1, 0, 1]).bool(), torch.tensor([0, 1, 0, 1, 0]).bool()
-    assert paired(with_token, without) == {"difference": 0.4, "only_with": 3, "only_without": 1, "p_value": 0.625}
+    assert paired(with_token, without) == {
+        "difference": 0.4,
+        "only_with": 3,
+        "only_without": 1,
+        "p_value": 0.625,
+    }
 
 
 def test_diversity_is_the_mean_distance_of_pairs():
@@ -225,18 +275,41 @@ def test_likeness_to_a_text_is_that_of_the_clip_model_itself(tmp_path):
 
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
-    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": tokenizer.eos_token_id}
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 16,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "projection_dim": 8,
+    }
     CLIPModel(
-        CLIPConfig(text_config=text | small, vision_config={"image_size": 16, "patch_size": 8} | small, projection_dim=8)
+        CLIPConfig(
+            text_config=text | small,
+            vision_config={"image_size": 16, "patch_size": 8} | small,
+            projection_dim=8,
+        )
     ).save_pretrained(tmp_path)
     size = {"height": 16, "width": 16}
-    CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size), tokenizer).save_pretrained(tmp_path)
+    CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size), tokenizer).save_pretrained(
+        tmp_path
+    )
     images = torch.rand(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
     found = TextSimilarity(str(tmp_path), torch.device("cpu")).of(images, "a photo of a cat")
     model, processor = CLIPModel.from_pretrained(tmp_path), CLIPProcessor.from_pretrained(tmp_path)
     with torch.no_grad():
-        told = model(**processor(text=["a photo of a cat"], images=[to_pil(i) for i in images], return_tensors="pt", padding=True))
+        told = model(
+            **processor(
+                text=["a photo of a cat"],
+                images=[to_pil(i) for i in images],
+                return_tensors="pt",
+                padding=True,
+            )
+        )
     torch.testing.assert_close(found, (told.logits_per_text / model.logit_scale.exp())[0])
     with pytest.raises(UsageError, match="--clip_model: .* could not be loaded"):
         TextSimilarity(str(tmp_path / "nowhere"), torch.device("cpu"))

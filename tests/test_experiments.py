@@ -8,27 +8,37 @@ import numpy as np
 import pytest
 import torch
 
+from apps.plan import make_plan
+from apps.provenance import OFF
 from config import RunConfig
+from discriminative.records.files import write_json, write_tensors
+from discriminative.records.summary import COLUMNS
 from experiments import arbiter, measure, samplers, tables
 from experiments.classes import AMBIGUOUS, plan
 from experiments.measure import background
 from experiments.method import SETTINGS, TUNING_CLASSES, TUNING_SEEDS, finished, print_comparison
 from experiments.paired import difference, pairs, ratio
 from miniature.scenes import HUES, render
-from outputs import write_json, write_tensors
-from plan import make_plan
-from provenance import OFF
-from summary import COLUMNS
 
 
 def found(class_index, guide, judge=None, seed=35, images=100):
     """A row as ``classes.py`` makes it."""
-    measured = {"guide": guide, "judge": guide if judge is None else judge, "images": images, "diversity": 0.3}
+    measured = {
+        "guide": guide,
+        "judge": guide if judge is None else judge,
+        "images": images,
+        "diversity": 0.3,
+    }
     token = measured | {"on_background": 0.9, "other_templates": 0.8, "token_norm": 1.5}
     without = {"guide": 20, "judge": 20, "images": 100, "diversity": 0.2, "on_background": 1.0}
     without["phrase"] = {"guide": 90, "judge": 90, "images": 100, "diversity": 0.4}
     training = {"updates": 40, "images": 300, "seconds": 50.0}
-    named = {"class_index": class_index, "name": f"n{class_index}", "word": "w", "kind": "rare" if class_index % 2 == 0 else "common"}
+    named = {
+        "class_index": class_index,
+        "name": f"n{class_index}",
+        "word": "w",
+        "kind": "rare" if class_index % 2 == 0 else "common",
+    }
     return named | {"fine": False, "seed": seed, "token": token, "without": without, "training": training}
 
 
@@ -63,9 +73,16 @@ def test_a_summary_is_told_with_its_gaps():
         "updates": "30",
         "training_seconds": "31.8",
     }
-    unjudged = full | {key: "" for key in COLUMNS if key.startswith("judge") or key == "p_value"} | {"guide_with": "1.0", "updates": "10"}
+    unjudged = (
+        full
+        | {key: "" for key in COLUMNS if key.startswith("judge") or key == "p_value"}
+        | {"guide_with": "1.0", "updates": "10"}
+    )
     lines = tables.summary_table([full, unjudged]).splitlines()
-    assert lines[2] == "| 3 | mouse, field mouse | 0.90 → 0.90 (0.90–0.90) | 0.90 → 0.90 (0.90–0.90) | 9e-01 | 0.90 | 30 | 32 |"
+    assert (
+        lines[2]
+        == "| 3 | mouse, field mouse | 0.90 → 0.90 (0.90–0.90) | 0.90 → 0.90 (0.90–0.90) | 9e-01 | 0.90 | 30 | 32 |"
+    )
     assert "0.90 → 1.00 (0.90–0.90) | – | – | 0.90 | 10 |" in lines[3]
     assert lines[4:] == [
         "| | 1 of 2 pass; means | 0.90 → 0.95 | 0.90 → 0.90 |  |  | 20 | 32 |",
@@ -77,9 +94,16 @@ def test_a_summary_is_told_with_its_gaps():
 
 def test_the_worst_class_is_told_beside_the_mean():
     rows = [found(2, 90), found(2, 90, seed=36), found(4, 90)]
-    rows[1]["token"] |= {"on_background": rows[1]["without"]["on_background"] - 0.4, "diversity": 0.25 * rows[1]["token"]["diversity"]}
-    rows[0]["token"]["on_background"] = rows[2]["token"]["on_background"] = rows[0]["without"]["on_background"]
-    told = dict(line[2:].split(" | ", 1) for line in tables.summary(rows).splitlines() if line.startswith("| ..."))
+    rows[1]["token"] |= {
+        "on_background": rows[1]["without"]["on_background"] - 0.4,
+        "diversity": 0.25 * rows[1]["token"]["diversity"],
+    }
+    rows[0]["token"]["on_background"] = rows[2]["token"]["on_background"] = rows[0]["without"][
+        "on_background"
+    ]
+    told = dict(
+        line[2:].split(" | ", 1) for line in tables.summary(rows).splitlines() if line.startswith("| ...")
+    )
     assert told["... largest loss of a class"].startswith("0.20 |")
     least = 0.75 * (1 + 0.25) / 2
     assert told["... least of a class"].startswith(f"{least:.2f} |")
@@ -88,7 +112,15 @@ def test_the_worst_class_is_told_beside_the_mean():
 def test_backgrounds_are_read_off_renders():
     scenes = [render("test", i) for i in range(300)]
     read = [background(np.asarray(s.image)) for s in scenes]
-    assert np.mean([r == ("gray" if s.background == "white" else s.background) for r, s in zip(read, scenes, strict=True)]) > 0.97
+    assert (
+        np.mean(
+            [
+                r == ("gray" if s.background == "white" else s.background)
+                for r, s in zip(read, scenes, strict=True)
+            ]
+        )
+        > 0.97
+    )
     assert set(HUES) < set(read)
 
 
@@ -117,7 +149,9 @@ def test_a_learned_token_is_known_by_its_options_whatever_the_path_to_it(tmp_pat
     monkeypatch.chdir(tmp_path)
     assert plan(AMBIGUOUS[0], 35, ".", []).is_learned
     assert plan(AMBIGUOUS[0], 35, ".", ["--memory", "8gb"]).is_learned
-    assert plan(AMBIGUOUS[0], 35, ".", ["--scheduler", "ddim", "--num_inference_steps", "20"]).is_learned  # training has its own
+    assert plan(
+        AMBIGUOUS[0], 35, ".", ["--scheduler", "ddim", "--num_inference_steps", "20"]
+    ).is_learned  # training has its own
     assert not plan(AMBIGUOUS[0], 35, ".", ["--reuse_trajectory", "4"]).is_learned
     assert not plan(AMBIGUOUS[0], 35, ".", ["--relative_rate", "0.1"]).is_learned
     assert not plan(AMBIGUOUS[0], 36, ".", []).is_learned
@@ -128,7 +162,10 @@ def test_a_learned_token_is_known_by_its_options_whatever_the_path_to_it(tmp_pat
 
 
 def test_only_tokens_of_the_same_class_and_seed_are_compared():
-    rows, others = [found(2, 90), found(4, 80), found(2, 70, seed=36)], [found(2, 80), found(2, 90, seed=37), found(6, 10)]
+    rows, others = (
+        [found(2, 90), found(4, 80), found(2, 70, seed=36)],
+        [found(2, 80), found(2, 90, seed=37), found(6, 10)],
+    )
     assert pairs(rows, others) == [(rows[0], others[0])]
     assert "| tokens that pass, of 1 | 1 | 0 |" in tables.comparison(rows, others)
     assert "| +0.100 |" in tables.comparison(rows, others)  # one token tells nothing of others

@@ -5,12 +5,31 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_folders import save_hf_convnext, save_hf_vit, save_sd1, save_sd2, save_timm, save_tiny_vae, save_vit_mae
+from tiny_folders import (
+    save_hf_convnext,
+    save_hf_vit,
+    save_sd1,
+    save_sd2,
+    save_timm,
+    save_tiny_vae,
+    save_vit_mae,
+)
 
 from run import main
 
 SHORT = [
-    *("--num_inference_steps", "3", "--training_steps", "3", "--max_epochs", "1", "--images_per_update", "2", "--validation_size", "1"),
+    *(
+        "--num_inference_steps",
+        "3",
+        "--training_steps",
+        "3",
+        "--max_epochs",
+        "1",
+        "--images_per_update",
+        "2",
+        "--validation_size",
+        "1",
+    ),
     *("--test_size", "2", "--num_images", "1", "--num_templates", "1"),
 ]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -54,7 +73,9 @@ def run(saved, out, model: str, classifier: str, *more: str, device: str = "cpu"
         str(out),
         *more,
     ]
-    assert main([*argv, "--train", "True", "--evaluate", "True", "--prompt", "a photo of {token} {class}"]) == 0
+    assert (
+        main([*argv, "--train", "True", "--evaluate", "True", "--prompt", "a photo of {token} {class}"]) == 0
+    )
     (records,) = (out / "pipeline_token").glob("*/default")
     (vector,) = load_file(records / "learned_embeds.safetensors").values()
     assert vector.shape == (1, MODELS[model][1])
@@ -64,7 +85,9 @@ def run(saved, out, model: str, classifier: str, *more: str, device: str = "cpu"
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
-def test_a_token_is_learned_evaluated_and_drawn_with_every_classifier_format(saved, tmp_path, classifier, device):
+def test_a_token_is_learned_evaluated_and_drawn_with_every_classifier_format(
+    saved, tmp_path, classifier, device
+):
     result = run(saved, tmp_path, "sd1", saved(classifier), device=device)
     assert result["class_name"] == "tiger cat"
     assert result["class_index"] == (283 if classifier == "timm-file" else 1)
@@ -74,17 +97,27 @@ def test_a_token_is_learned_evaluated_and_drawn_with_every_classifier_format(sav
 @pytest.mark.parametrize("mode", ["jump", "last"])
 @pytest.mark.parametrize("scheduler", [None, "pndm", "ddim", "euler", "dpmsolver++"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_token_is_learned_with_every_scheduler_on_a_model_that_predicts_velocity(saved, tmp_path, scheduler, mode, device):
+def test_a_token_is_learned_with_every_scheduler_on_a_model_that_predicts_velocity(
+    saved, tmp_path, scheduler, mode, device
+):
     choice = ["--scheduler", scheduler] if scheduler else []
     extra = ["--export", "a1111", "--save_as_full_pipeline", "True"] if device == "cuda" else []
-    result = run(saved, tmp_path, "sd2", saved("timm"), "--gradient_mode", mode, *choice, *extra, device=device)
-    expected = {None: "DDIM", "pndm": "PNDM", "ddim": "DDIM", "euler": "EulerDiscrete", "dpmsolver++": "DPMSolverMultistep"}[scheduler]
+    result = run(
+        saved, tmp_path, "sd2", saved("timm"), "--gradient_mode", mode, *choice, *extra, device=device
+    )
+    expected = {
+        None: "DDIM",
+        "pndm": "PNDM",
+        "ddim": "DDIM",
+        "euler": "EulerDiscrete",
+        "dpmsolver++": "DPMSolverMultistep",
+    }[scheduler]
     assert result["settings"]["scheduler"] == f"{expected}Scheduler"
     assert result["settings"]["height"] == 16  # the model's own
 
 
 def test_a_tiny_vae_decodes_in_training_and_the_models_own_in_the_evaluation(saved, tmp_path, monkeypatch):
-    import sampler
+    from discriminative.diffusion import sampler
 
     decoders, decode = [], sampler.decode
 
@@ -93,7 +126,7 @@ def test_a_tiny_vae_decodes_in_training_and_the_models_own_in_the_evaluation(sav
         return decode(models, latents, settings)
 
     for module in ("sampler", "gradients"):
-        monkeypatch.setattr(f"{module}.decode", noted)
+        monkeypatch.setattr(f"discriminative.diffusion.{module}.decode", noted)
     run(saved, tmp_path, "sd1", saved("timm"), "--tiny_vae", save_tiny_vae(tmp_path / "taesd"))
     trained = decoders.index((False, False))
     assert set(decoders[:trained]) == {(False, True), (True, True)}  # validation and updates
@@ -130,13 +163,16 @@ def test_a_class_that_the_judge_lacks_is_told_as_not_judged(saved, tmp_path, cap
     (result,) = tmp_path.rglob("evaluation.json")
     result = json.loads(result.read_text())
     first = result["prompts"][0]
-    assert (result["judge"], first["arms"]["token"]["judge"], first["paired"]["judge"]) == (saved("timm-file"), None, None)
+    assert (result["judge"], first["arms"]["token"]["judge"], first["paired"]["judge"]) == (
+        saved("timm-file"),
+        None,
+        None,
+    )
 
 
 OWN = """
 import torch
-from classifiers import Classifier
-from recipes import Recipe
+from classifiers import Classifier, Recipe
 
 def make():
     torch.manual_seed(0)
@@ -154,14 +190,28 @@ def mistaken():
 def test_ones_own_function_is_a_classifier(saved, tmp_path, monkeypatch, capsys):
     (tmp_path / "my_classifier.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert run(saved, tmp_path / "r", "sd1", "python:my_classifier:make")["classifier"] == "python:my_classifier:make"
+    assert (
+        run(saved, tmp_path / "r", "sd1", "python:my_classifier:make")["classifier"]
+        == "python:my_classifier:make"
+    )
     for function, message in (
         ("bare", "it returned a Identity"),
         ("none", "has no 'none'"),
         ("mistaken", "name 'no_such_name' is not defined"),
     ):
         assert (
-            main(["--model", saved("sd1"), "--classifier", f"python:my_classifier:{function}", "--class_index", "1", "--train", "True"])
+            main(
+                [
+                    "--model",
+                    saved("sd1"),
+                    "--classifier",
+                    f"python:my_classifier:{function}",
+                    "--class_index",
+                    "1",
+                    "--train",
+                    "True",
+                ]
+            )
             == 2
         )
         assert message in capsys.readouterr().err
@@ -169,6 +219,9 @@ def test_ones_own_function_is_a_classifier(saved, tmp_path, monkeypatch, capsys)
 
 def test_classes_are_listed_by_number_label_and_prompt_name(saved, capsys):
     assert main(["--classifier", saved("hf-vit"), "--list_classes", "True"]) == 0
-    assert capsys.readouterr().out.splitlines()[:2] == ["    1  tiger cat  ->  tiger cat", "    2  bat  ->  bat"]
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "    1  tiger cat  ->  tiger cat",
+        "    2  bat  ->  bat",
+    ]
     assert main(["--list_classes", "True"]) == 0  # of sd1.4's default
     assert "  283  tiger cat  ->  tiger cat" in capsys.readouterr().out.splitlines()

@@ -8,13 +8,16 @@ import torch
 from conftest import tiny_classifier, tiny_models
 from PIL import Image
 
-from class_token import ClassToken
-from classifiers import Guide
-from config import DATASET_BASE, END_OF_SEEDS, MAX_DATASET, MAX_SEED, SEED_RANGE, RunConfig, UsageError, WorkError, training_seeds
-from generate import TRIES, Dataset, check_dataset, generate, made_with
-from outputs import RunFolder
-from plan import prompts_to_draw
-from sampler import SamplerSettings, draw
+from apps.plan import prompts_to_draw
+from config import RunConfig
+from discriminative.diffusion.sampler import SamplerSettings, draw
+from discriminative.errors import UsageError, WorkError
+from discriminative.guides.classifier import Guide
+from discriminative.records.layout import RunFolder
+from discriminative.seeds import DATASET_BASE, END_OF_SEEDS, MAX_DATASET, MAX_SEED, SEED_RANGE, training_seeds
+from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.dataset import TRIES, Dataset, check_dataset, made_with
+from discriminative.tokens.drawing import generate
 
 CONFIG = RunConfig(num_inference_steps=2, eval_batch_size=2, num_images=3)
 FAST = SamplerSettings(num_inference_steps=2)
@@ -24,7 +27,13 @@ def test_several_prompts_have_a_folder_each(token, tmp_path):
     folders = generate(CONFIG, token, ["a photo of newclas cat", "a bat"], RunFolder(str(tmp_path), "c", "e"))
     assert [f.name for f in folders] == ["01", "02"]
     for folder in folders:
-        assert {p.name for p in folder.iterdir()} == {"0035.png", "0036.png", "0037.png", "grid.png", "prompt.json"}
+        assert {p.name for p in folder.iterdir()} == {
+            "0035.png",
+            "0036.png",
+            "0037.png",
+            "grid.png",
+            "prompt.json",
+        }
 
 
 def test_prompts_name_tokens_of_other_classes(tmp_path):
@@ -44,7 +53,10 @@ def test_a_second_token_in_a_prompt_is_its_own_word():
     words = torch.cat([token.word_mean("tiger"), token.word_mean("bat")])
     token.load(token.word_mean("blue"))
     token.join("classtoken7", words)
-    assert torch.equal(draw(token, ["a newclas photo of classtoken7"], [3], FAST), draw(alone, ["a blue photo of tiger bat"], [3], FAST))
+    assert torch.equal(
+        draw(token, ["a newclas photo of classtoken7"], [3], FAST),
+        draw(alone, ["a blue photo of tiger bat"], [3], FAST),
+    )
     assert torch.equal(draw(token, ["a photo of cat"], [3], FAST), plain)
 
 
@@ -61,8 +73,12 @@ def dataset_of(path):
 
 
 def test_a_data_set_is_added_to_and_no_seed_comes_twice(token, tmp_path):
-    dataset_of(tmp_path).fill(RunConfig(num_inference_steps=2, eval_batch_size=2, export_dataset=3), token, "cat")
-    dataset_of(tmp_path).fill(RunConfig(num_inference_steps=2, eval_batch_size=2, export_dataset=5), token, "cat")
+    dataset_of(tmp_path).fill(
+        RunConfig(num_inference_steps=2, eval_batch_size=2, export_dataset=3), token, "cat"
+    )
+    dataset_of(tmp_path).fill(
+        RunConfig(num_inference_steps=2, eval_batch_size=2, export_dataset=5), token, "cat"
+    )
     rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
     assert [r["seed"] - DATASET_BASE for r in rows] == [0, 1, 2, 3, 4]
     assert {r["file_name"] for r in rows} == {p.name for p in tmp_path.glob("*.png")}
@@ -79,7 +95,9 @@ def test_a_data_set_is_added_to_and_no_seed_comes_twice(token, tmp_path):
 
 def test_a_data_set_of_another_token_is_not_added_to(token, tmp_path):
     dataset_of(tmp_path)
-    with pytest.raises(UsageError, match="was made with another token or other options; move it, or give another --exp_id"):
+    with pytest.raises(
+        UsageError, match="was made with another token or other options; move it, or give another --exp_id"
+    ):
         Dataset(tmp_path, [], None, {"token": "other"})
     assert made_with(CONFIG, token) == json.loads(json.dumps(made_with(CONFIG, token)))
     assert made_with(CONFIG, token) != made_with(RunConfig(), token)
@@ -87,7 +105,7 @@ def test_a_data_set_of_another_token_is_not_added_to(token, tmp_path):
 
 def test_data_sets_and_training_share_no_seed():
     last = SEED_RANGE * (2 + MAX_SEED) - 1  # of the last --seed; the number of images is bounded
-    assert training_seeds(RunConfig(seed=MAX_SEED), 100_000)[-1] < last < DATASET_BASE
+    assert training_seeds(MAX_SEED, 100_000, RunConfig().images_per_update)[-1] < last < DATASET_BASE
     assert DATASET_BASE + TRIES * MAX_DATASET < END_OF_SEEDS
 
 
@@ -118,14 +136,23 @@ def test_only_images_that_the_guide_accepts_are_kept(token, tmp_path):
         return torch.nn.functional.one_hot(torch.tensor([next(verdicts) for _ in images]), 6).float(), None
 
     dataset.guides[0].classifier.look = look
-    thrown = dataset.fill(RunConfig(num_inference_steps=2, eval_batch_size=1, export_dataset=3, keep="correct"), token, "cat")
+    thrown = dataset.fill(
+        RunConfig(num_inference_steps=2, eval_batch_size=1, export_dataset=3, keep="correct"), token, "cat"
+    )
     assert thrown == 1
     assert [r["seed"] - DATASET_BASE for r in dataset.rows] == [0, 2, 3]
-    assert [json.loads(line)["seed"] - DATASET_BASE for line in (tmp_path / "thrown_away.jsonl").read_text().splitlines()] == [1]
+    assert [
+        json.loads(line)["seed"] - DATASET_BASE
+        for line in (tmp_path / "thrown_away.jsonl").read_text().splitlines()
+    ] == [1]
 
 
 def test_a_token_that_draws_no_right_image_is_given_up(token, tmp_path):
     dataset = dataset_of(tmp_path)
     dataset.guides[0].classifier.look = lambda images: (torch.eye(6)[[5] * len(images)], None)
     with pytest.raises(WorkError, match="only 0 of 20 images were right; gave up"):
-        dataset.fill(RunConfig(num_inference_steps=2, eval_batch_size=10, export_dataset=1, keep="correct"), token, "cat")
+        dataset.fill(
+            RunConfig(num_inference_steps=2, eval_batch_size=10, export_dataset=1, keep="correct"),
+            token,
+            "cat",
+        )

@@ -8,11 +8,18 @@ import pytest
 import torch
 from conftest import tiny_models
 
-from benchmarks.footprint import LiveBytes
-from class_token import ClassToken
-from config import RunConfig, Stage, parse_stages
-from gradients import MODES, GradientPath, combined, prediction_shares, token_gradients
-from sampler import SamplerSettings, decode, draw, draw_noise
+from config import RunConfig
+from discriminative.diffusion.gradients import (
+    MODES,
+    GradientPath,
+    combined,
+    prediction_shares,
+    token_gradients,
+)
+from discriminative.diffusion.sampler import SamplerSettings, decode, draw, draw_noise
+from discriminative.settings import Stage, parse_stages
+from discriminative.tokens.class_token import ClassToken
+from experiments.speed.footprint import LiveBytes
 
 SETTINGS = SamplerSettings(num_inference_steps=6, guidance_scale=3.0)
 PROMPTS, SEEDS = ["a photo of newclas cat", "a photo of newclas bat"], [3, 4]
@@ -97,7 +104,10 @@ def guided(token, model_input, t, uncond, scale):
 def test_the_noises_of_the_last_step_are_all_different(token, monkeypatch):
     """And none is the one that the image began from: torch takes the last 32 bits of a seed, so a far one may be the same."""
     used = []
-    monkeypatch.setattr("gradients.draw_noise", lambda *args: used.append(draw_noise(*args)) or used[-1])
+    monkeypatch.setattr(
+        "discriminative.diffusion.gradients.draw_noise",
+        lambda *args: used.append(draw_noise(*args)) or used[-1],
+    )
     token_gradients(token, PROMPTS, SEEDS, SETTINGS, GradientPath("lv", 3), score, 1.0)
     assert len({noise.double().sum().item() for noise in used}) == len(used) == 4
     assert torch.equal(used[0], draw_noise(SEEDS, used[0].shape[1:]))
@@ -108,7 +118,9 @@ def plain_loss(token, path, frozen):
     (rows, final, done), models, total = frozen, token.models, 0.0
     number = len(rows)
     a_of = [
-        1 / (1 + done.sigmas[i].double() ** 2) if hasattr(done, "sigmas") else done.alphas_cumprod[done.timesteps[i]].double()
+        1 / (1 + done.sigmas[i].double() ** 2)
+        if hasattr(done, "sigmas")
+        else done.alphas_cumprod[done.timesteps[i]].double()
         for i in range(number)
     ]
     if path.mode == "last":
@@ -116,7 +128,9 @@ def plain_loss(token, path, frozen):
         for i in range(number - path.steps, number):
             t = scheduler.timesteps[i]
             model_input = scheduler.scale_model_input(latents, t)
-            uncond = models.unet(model_input, t, token.encode(["", ""])).sample  # live: from the second step on its input is
+            uncond = models.unet(
+                model_input, t, token.encode(["", ""])
+            ).sample  # live: from the second step on its input is
             noise_pred = guided(token, model_input, t, uncond, scale_at(i, number))
             latents = scheduler.step(noise_pred, t, latents).prev_sample
         return losses_of(decode(models, latents, SETTINGS)).sum()
@@ -127,14 +141,18 @@ def plain_loss(token, path, frozen):
             x = a.sqrt() * final + (1 - a).sqrt() * noise
             with torch.no_grad():
                 uncond = models.unet(x, t, token.encode(["", ""])).sample
-            clean = (x - (1 - a).sqrt() * guided(token, x, t, uncond, scale_at(number - 1, number))) / a.sqrt()
+            clean = (
+                x - (1 - a).sqrt() * guided(token, x, t, uncond, scale_at(number - 1, number))
+            ) / a.sqrt()
             total = total + losses_of(decode(models, clean, SETTINGS)).sum() / path.steps
         return total
     places = path.places(number)
     if path.mode == "jump":
         for i in places:
             x, uncond = rows[i][1:3]
-            clean = (x - (1 - a_of[i]).sqrt() * guided(token, x, done.timesteps[i], uncond, scale_at(i, number))) / a_of[i].sqrt()
+            clean = (
+                x - (1 - a_of[i]).sqrt() * guided(token, x, done.timesteps[i], uncond, scale_at(i, number))
+            ) / a_of[i].sqrt()
             total = total + losses_of(decode(models, clean, SETTINGS)).sum() / len(places)
         return total
     # skip: the scheduler is run with the chosen predictions live and every latent that the UNet sees frozen
@@ -172,7 +190,10 @@ def test_another_batch_size_changes_no_noise(float64_default, path):
     """Nor, then, the gradient: that of a batch is the sum of its images'."""
     token = token_of("PNDMScheduler")
     whole = of(token, path).gradients
-    singly = [token_gradients(token, [p], [s], SETTINGS, path, score, 1.0).gradients for p, s in zip(PROMPTS, SEEDS, strict=True)]
+    singly = [
+        token_gradients(token, [p], [s], SETTINGS, path, score, 1.0).gradients
+        for p, s in zip(PROMPTS, SEEDS, strict=True)
+    ]
     for together, *apart in zip(whole, *singly, strict=True):
         torch.testing.assert_close(together, sum(apart), rtol=1e-9, atol=1e-12)
 
@@ -198,7 +219,9 @@ def test_gradient_is_that_of_plain_autograd_and_of_finite_differences(token64, p
     torch.testing.assert_close(ours, plain, rtol=1e-3 if single else 1e-6, atol=1e-5 if single else 1e-9)
     if single:
         return
-    direction = torch.randn(token64.vector.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction = torch.randn(
+        token64.vector.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     start, values, h = token64.vector.detach().clone(), [], 1e-6
     for sign in (1, -1):
         with torch.no_grad():
@@ -227,7 +250,9 @@ def test_shares_of_the_predictions_are_those_of_plain_autograd(scheduler):
     shares = prediction_shares(scheduler, 6)
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(6)
-    predictions = torch.randn(len(scheduler.timesteps), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    predictions = torch.randn(
+        len(scheduler.timesteps), generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     latents = torch.ones(())
     for i, t in enumerate(scheduler.timesteps):
         scheduler.scale_model_input(latents, t)
@@ -244,13 +269,17 @@ def test_skip_with_the_last_step_alone_is_the_papers_gradient(token):
 
 @pytest.mark.parametrize("path", [p for p in PATHS if p.mode in ("last", "skip")], ids=str)
 def test_images_of_the_modes_that_finish_are_the_sampled_images(token, path):
-    torch.testing.assert_close(of(token, path).images, draw(token, PROMPTS, SEEDS, SETTINGS), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        of(token, path).images, draw(token, PROMPTS, SEEDS, SETTINGS), rtol=1e-4, atol=1e-5
+    )
 
 
 def calls_of(token, path, kept=None):
     """(batch, with gradient) of each UNet call."""
     calls = []
-    handle = token.models.unet.register_forward_hook(lambda m, args, out: calls.append((len(args[0]), out.sample.requires_grad)))
+    handle = token.models.unet.register_forward_hook(
+        lambda m, args, out: calls.append((len(args[0]), out.sample.requires_grad))
+    )
     of(token, path, kept=kept)
     handle.remove()
     return calls
@@ -313,7 +342,9 @@ def test_normalised_steps_count_alike():
 
 def test_weights_of_the_losses_weigh_the_gradient(token):
     one, tenth = of(token, PATHS[6]), of(token, PATHS[6], weight=0.1)
-    torch.testing.assert_close(combined(tenth.gradients, False) * 10, combined(one.gradients, False), rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(
+        combined(tenth.gradients, False) * 10, combined(one.gradients, False), rtol=1e-3, atol=1e-7
+    )
 
 
 def test_more_gradient_steps_than_there_are_is_an_error(token):

@@ -3,8 +3,8 @@
 import pytest
 
 from classifiers import read_labels
-from config import UsageError
-from labels import find_class, match_label, prompt_class_name
+from discriminative.errors import UsageError
+from discriminative.guides.labels import find_class, match_label, prompt_class_name
 
 CUB = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "014.Indigo_Bunting"]
 THRUSH = "03111_Animalia_Chordata_Aves_Passeriformes_Turdidae_Turdus_migratorius"
@@ -47,14 +47,18 @@ def test_an_index_outside_the_labels_is_refused(index):
 
 
 def test_an_unknown_name_tells_the_nearest_three():
-    with pytest.raises(UsageError, match=r"'tigre cat' was given, which is no label .* nearest are 283 \(tiger cat\), "):
+    with pytest.raises(
+        UsageError, match=r"'tigre cat' was given, which is no label .* nearest are 283 \(tiger cat\), "
+    ):
         find_class("inet", read_labels("inet"), "tigre cat")
     with pytest.raises(UsageError, match=r"nearest are 3 \(014.Indigo_Bunting\), [12] .*, [12] "):
         find_class("cub", CUB, "indgo bunting")
 
 
 def test_a_name_of_several_classes_is_refused_with_their_numbers():
-    with pytest.raises(UsageError, match=r"'crane' was given, which fits 135 \(crane\), 518 \(crane\); give the number"):
+    with pytest.raises(
+        UsageError, match=r"'crane' was given, which fits 135 \(crane\), 518 \(crane\); give the number"
+    ):
         find_class("inet", read_labels("inet"), "crane")
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from architecture import SD_1_4, Size, text_encoder_bytes
-from benchmarks.footprint import needs
+from apps.plan import checkpointed, with_memory
 from config import RunConfig
-from memory import SETTINGS, WEIGHTS, Batches, checkpointed, choose, estimate, with_memory
+from discriminative.diffusion.inspect import SD_1_4, Size, text_encoder_bytes
+from discriminative.diffusion.memory import SETTINGS, WEIGHTS, Batches, choose, estimate
+from experiments.speed.footprint import needs
 
 CPU, CUDA, HALF = torch.device("cpu"), torch.device("cuda"), torch.float16
 
@@ -24,20 +25,29 @@ def test_each_setting_stays_below_the_card_that_it_is_named_after(name):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_table_holds_what_is_counted(name, tiny_vae):
     counted, setting = needs(SETTINGS[name], images=5, tiny_vae=tiny_vae), SETTINGS[name]
-    assert counted["update"] == pytest.approx(setting.needs_with_tiny_vae if tiny_vae else setting.needs, rel=0.02)
+    assert counted["update"] == pytest.approx(
+        setting.needs_with_tiny_vae if tiny_vae else setting.needs, rel=0.02
+    )
     assert counted["drawing"] < counted["update"]
     assert counted["weights"] == pytest.approx(WEIGHTS, rel=0.01)
 
 
 def test_small_images_do_not_make_weights_small():
-    assert estimate(SETTINGS["max"], Size(0.25, 1.0), CUDA, HALF) > WEIGHTS + 0.24 * (SETTINGS["max"].needs - WEIGHTS)
+    assert estimate(SETTINGS["max"], Size(0.25, 1.0), CUDA, HALF) > WEIGHTS + 0.24 * (
+        SETTINGS["max"].needs - WEIGHTS
+    )
 
 
 def test_a_text_encoder_is_counted_as_large_as_it_is_and_what_judges_beside_it(tmp_path):
     """Stable Diffusion 2's is 2.8 times as large as 1.4's, and float32 in whatever precision."""
     sizes = {}
     for width, layers, heads in ((768, 12, 12), (1024, 23, 16)):
-        text = CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads)
+        text = CLIPTextConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+        )
         text.save_pretrained(tmp_path / str(width) / "text_encoder")
         with torch.device("meta"):
             sizes[width] = 4 * sum(p.numel() for p in CLIPTextModel(text).parameters())
@@ -50,14 +60,25 @@ def test_a_text_encoder_is_counted_as_large_as_it_is_and_what_judges_beside_it(t
 
 
 def test_auto_takes_the_roomiest_setting_that_fits(monkeypatch):
-    for gigabytes, expected in ((6, "8gb"), (8.2, "8gb"), (12.5, "12gb"), (16.5, "16gb"), (24.5, "24gb"), (80, "max")):
-        monkeypatch.setattr("memory.room", lambda device, g=gigabytes: 0.95 * g * 1e9)
+    for gigabytes, expected in (
+        (6, "8gb"),
+        (8.2, "8gb"),
+        (12.5, "12gb"),
+        (16.5, "16gb"),
+        (24.5, "24gb"),
+        (80, "max"),
+    ):
+        monkeypatch.setattr(
+            "discriminative.diffusion.memory.room", lambda device, g=gigabytes: 0.95 * g * 1e9
+        )
         assert choose(SD_1_4, CUDA, HALF) == expected
         assert choose(Size(0.01, 0.02), CPU, torch.float32) == "max"
-    monkeypatch.setattr("memory.room", lambda device: 0.95 * 12.5e9)
+    monkeypatch.setattr("discriminative.diffusion.memory.room", lambda device: 0.95 * 12.5e9)
     config = replace(RunConfig(), tiny_vae="taesd")
     assert with_memory(replace(config, train=True), SD_1_4, CUDA, HALF).memory == "max"
-    assert with_memory(replace(config, evaluate=True), SD_1_4, CUDA, HALF).memory == "12gb"  # which decodes with the VAE
+    assert (
+        with_memory(replace(config, evaluate=True), SD_1_4, CUDA, HALF).memory == "12gb"
+    )  # which decodes with the VAE
 
 
 def test_what_the_user_gave_beats_the_setting():
@@ -88,7 +109,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_done_twice(capsys):
 
 
 def test_what_cudas_libraries_say_of_memory_is_understood_and_other_errors_are_not_swallowed():
-    told = ["cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "GET was unable to find an engine to execute this computation"]
+    told = [
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "GET was unable to find an engine to execute this computation",
+    ]
 
     def work(part):
         if part.stop - part.start > 1:

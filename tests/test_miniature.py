@@ -7,17 +7,18 @@ import pytest
 import torch
 from conftest import weight_hashes
 
-from class_token import ClassToken
 from classifiers import load_classifier
-from config import evaluation_seeds, with_preset
+from discriminative.diffusion.models import load_models
+from discriminative.diffusion.sampler import SamplerSettings, draw
+from discriminative.hub import MINIATURE
+from discriminative.seeds import evaluation_seeds
+from discriminative.tokens.class_token import ClassToken
 from miniature.build import STAGES, drop
 from miniature.calibrate import EQUIVALENT_SCALE, GUIDANCE_SCALE, calibrated
 from miniature.export import export
 from miniature.scenes import BACKGROUNDS, CLASSES, GROUPS, HUES, PLAIN, SPRITES, TINTABLE, render, sprite
 from miniature.training import Trainee, lr_factor, to_tensor
 from miniature.unet import TEXT, loss_weights, rescale_embeddings
-from models import MINIATURE, load_models
-from sampler import SamplerSettings, draw
 
 CPU = torch.device("cpu")
 
@@ -36,7 +37,9 @@ def test_the_world_is_as_wide_as_promised():
 
 
 def test_scenes_are_reproducible_and_the_splits_never_overlap():
-    digests = {split: {digest(render(split, i)) for i in range(300)} for split in ("train", "validation", "test")}
+    digests = {
+        split: {digest(render(split, i)) for i in range(300)} for split in ("train", "validation", "test")
+    }
     assert all(len(d) == 300 for d in digests.values())
     assert not digests["train"] & digests["validation"]
     assert not digests["train"] & digests["test"]
@@ -59,7 +62,12 @@ def test_captions_name_relations_as_the_boxes_stand():
     for i in range(300):
         scene = render("train", i, count=2)
         first, second = (((t.box[0] + t.box[2]) / 2, (t.box[1] + t.box[3]) / 2) for t in scene.things)
-        for relation, axis, sign in ((" left of ", 0, 1), (" right of ", 0, -1), (" above ", 1, 1), (" below ", 1, -1)):
+        for relation, axis, sign in (
+            (" left of ", 0, 1),
+            (" right of ", 0, -1),
+            (" above ", 1, 1),
+            (" below ", 1, -1),
+        ):
             if relation in scene.caption:
                 assert sign * (second[axis] - first[axis]) >= 0
                 found += 1
@@ -67,7 +75,11 @@ def test_captions_name_relations_as_the_boxes_stand():
 
 
 def test_colour_words_name_things_and_not_backgrounds_only():
-    tinted = [s for s in (render("train", i, count=1, class_index=CLASSES[-1].index) for i in range(60)) if s.things[0].colour]
+    tinted = [
+        s
+        for s in (render("train", i, count=1, class_index=CLASSES[-1].index) for i in range(60))
+        if s.things[0].colour
+    ]
     named = [s for s in tinted if f"{s.things[0].colour} {CLASSES[-1].name}" in s.caption]
     assert len(named) > len(tinted) / 2 > 5
     assert all(np.any(np.asarray(sprite(n, "blue")) != np.asarray(sprite(n, "red"))) for n in TINTABLE)
@@ -86,7 +98,9 @@ def test_the_precise_caption_differs_in_its_nouns_alone():
     differing = 0
     for i in range(300):
         scene = render("train", i)
-        words = {t.class_index: (CLASSES[t.class_index].word, CLASSES[t.class_index].name) for t in scene.things}
+        words = {
+            t.class_index: (CLASSES[t.class_index].word, CLASSES[t.class_index].name) for t in scene.things
+        }
         imprecise = scene.precise_caption
         for word, name in words.values():
             imprecise = imprecise.replace(name, word)
@@ -117,7 +131,9 @@ def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path):
     whole = trainee(6)
     trainee(3).save()
     resumed = trainee(6)
-    assert weight_hashes(resumed.modules["m"], resumed.average["m"]) == weight_hashes(whole.modules["m"], whole.average["m"])
+    assert weight_hashes(resumed.modules["m"], resumed.average["m"]) == weight_hashes(
+        whole.modules["m"], whole.average["m"]
+    )
 
 
 def test_the_learning_rate_warms_up_holds_and_falls_to_zero():
@@ -131,7 +147,9 @@ def test_scaling_the_embeddings_keeps_what_the_text_encoder_says():
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(0)
-    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=50, max_position_embeddings=8, eos_token_id=49, **TEXT)).eval()
+    encoder = CLIPTextModel(
+        CLIPTextConfig(vocab_size=50, max_position_embeddings=8, eos_token_id=49, **TEXT)
+    ).eval()
     ids = torch.randint(50, (3, 8))
     with torch.no_grad():
         encoder.get_input_embeddings().weight.mul_(3)
@@ -139,7 +157,9 @@ def test_scaling_the_embeddings_keeps_what_the_text_encoder_says():
         rescale_embeddings(encoder, ids.unique(), 0.0145)
         after = encoder(ids).last_hidden_state
     torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-4)
-    assert encoder.get_input_embeddings().weight[ids.unique()].square().mean().sqrt().item() == pytest.approx(0.0145, rel=1e-4)
+    assert encoder.get_input_embeddings().weight[ids.unique()].square().mean().sqrt().item() == pytest.approx(
+        0.0145, rel=1e-4
+    )
 
 
 def test_loss_weights_are_capped_and_floored():
@@ -167,7 +187,14 @@ def test_word_embeddings_are_as_large_as_those_of_stable_diffusion(token):
     words = {w for c in CLASSES for w in c.name.split()}
     rows = [token.models.tokenizer(w, add_special_tokens=False).input_ids for w in words]
     assert all(len(r) == 1 for r in rows)
-    rms = token.models.text_encoder.get_input_embeddings().weight[[r[0] for r in rows]].square().mean().sqrt().item()
+    rms = (
+        token.models.text_encoder.get_input_embeddings()
+        .weight[[r[0] for r in rows]]
+        .square()
+        .mean()
+        .sqrt()
+        .item()
+    )
     assert 0.010 <= rms <= 0.020
 
 
@@ -182,7 +209,9 @@ def test_the_stock_pipeline_draws_our_image_bit_for_bit(token):
     pipeline = StableDiffusionPipeline.from_pretrained(MINIATURE / "model")
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(11))
-    theirs = pipeline("A photo of a bat", num_inference_steps=8, guidance_scale=7.0, latents=noise, output_type="pt").images
+    theirs = pipeline(
+        "A photo of a bat", num_inference_steps=8, guidance_scale=7.0, latents=noise, output_type="pt"
+    ).images
     ours = draw(token, ["A photo of a bat"], [11], SamplerSettings(num_inference_steps=8, guidance_scale=7.0))
     assert torch.equal(ours, theirs)
 
@@ -190,7 +219,9 @@ def test_the_stock_pipeline_draws_our_image_bit_for_bit(token):
 @pytest.mark.parametrize("name", ["miniature", "miniature-judge", "miniature-judge2"])
 def test_guide_and_judge_know_unseen_renders(name):
     classifier = load_classifier(name, CPU, torch.float32)
-    scenes = [render("test", 2_000_000 + i, count=1, class_index=i % len(CLASSES)) for i in range(5 * len(CLASSES))]
+    scenes = [
+        render("test", 2_000_000 + i, count=1, class_index=i % len(CLASSES)) for i in range(5 * len(CLASSES))
+    ]
     images = to_tensor(np.stack([np.asarray(s.image) for s in scenes]), CPU) / 2 + 0.5
     with torch.no_grad():
         right = classifier.logits(images).argmax(1) == torch.tensor([s.things[0].class_index for s in scenes])
@@ -200,7 +231,7 @@ def test_guide_and_judge_know_unseen_renders(name):
 
 def test_plain_nouns_are_drawn_as_themselves_and_a_word_mostly_as_its_common_sense(token):
     guide = load_classifier("miniature", CPU, torch.float32)
-    seeds = evaluation_seeds(with_preset("default", {"test_size": 12}))
+    seeds = evaluation_seeds(12)
     frogs = draw(token, ["A photo of a frog"] * 12, seeds, SamplerSettings())
     bats = draw(token, ["A photo of a bat"] * 12, seeds, SamplerSettings())
     with torch.no_grad():

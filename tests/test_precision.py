@@ -8,13 +8,13 @@ import pytest
 import torch
 from conftest import SHORT_TRAINING, learned, tiny_models
 
-from classifiers import Classifier
-from config import WorkError
-from models import has_bf16_units, trains_in_bf16
-from outputs import RunFolder
-from sampler import draw
-from task import sampler_settings
-from trainer import make_scaler, train
+from discriminative.diffusion.sampler import draw
+from discriminative.errors import WorkError
+from discriminative.guides.classifier import Classifier
+from discriminative.precision import has_bf16_units, make_scaler, trains_in_bf16
+from discriminative.records.layout import RunFolder
+from discriminative.tokens.objective import sampler_settings
+from trainer import train
 
 CONFIG = replace(SHORT_TRAINING, mixed_precision="auto", max_epochs=1)
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def units(monkeypatch):
     """A processor that multiplies bfloat16."""
-    monkeypatch.setattr("models.has_bf16_units", lambda: True)
+    monkeypatch.setattr("discriminative.precision.has_bf16_units", lambda: True)
 
 
 @pytest.fixture
@@ -31,13 +31,21 @@ def calls(token):
     """By part, of every call whether it is in bfloat16 and whether with gradient."""
     seen = {"unet": [], "decoder": []}
     for name, module in (("unet", token.models.unet), ("decoder", token.models.vae.decoder)):
-        module.register_forward_hook(lambda *_, name=name: seen[name].append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled())))
+        module.register_forward_hook(
+            lambda *_, name=name: seen[name].append(
+                (torch.is_autocast_enabled("cpu"), torch.is_grad_enabled())
+            )
+        )
     return seen
 
 
 def test_the_units_are_those_that_the_system_names():
     path = Path("/proc/cpuinfo")
-    flags = next((line.split() for line in path.read_text().splitlines() if line.startswith("flags")), None) if path.exists() else None
+    flags = (
+        next((line.split() for line in path.read_text().splitlines() if line.startswith("flags")), None)
+        if path.exists()
+        else None
+    )
     if flags is None:
         pytest.skip("no flags of an x86 processor")
     assert has_bf16_units() == any(unit in flags for unit in ("avx512_bf16", "amx_bf16"))
@@ -47,7 +55,7 @@ def test_only_auto_on_a_cpu_with_units_trains_in_bf16(monkeypatch, units):
     assert trains_in_bf16("auto", CPU)
     assert not trains_in_bf16("no", CPU)
     assert not trains_in_bf16("auto", torch.device("cuda"))
-    monkeypatch.setattr("models.has_bf16_units", lambda: False)
+    monkeypatch.setattr("discriminative.precision.has_bf16_units", lambda: False)
     assert not trains_in_bf16("auto", CPU)
 
 
@@ -135,7 +143,9 @@ def test_a_scaled_loss_gives_the_same_token(tmp_path, monkeypatch):
     half.dtype = torch.float16
     monkeypatch.undo()
     assert make_scaler(half).get_scale() == 2.0**10
-    make_scaler(half).unscale_(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]))  # would fail without its state
+    make_scaler(half).unscale_(
+        torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    )  # would fail without its state
 
 
 @pytest.mark.parametrize("choose_by", ["loss", "validation"])
@@ -145,10 +155,14 @@ def test_an_update_that_overflows_is_skipped_and_learning_goes_on(tmp_path, monk
 
     def overflows(self, images):
         calls.append(images)
-        return logits(self, images) * (math.nan if images.requires_grad and sum(i.requires_grad for i in calls) == 2 else 1.0)
+        return logits(self, images) * (
+            math.nan if images.requires_grad and sum(i.requires_grad for i in calls) == 2 else 1.0
+        )
 
     monkeypatch.setattr(Classifier, "logits", overflows)
-    token, training = learned(tmp_path, choose_by=choose_by, max_epochs=4, batch_size=4, stop_validation_accuracy=0.0)
+    token, training = learned(
+        tmp_path, choose_by=choose_by, max_epochs=4, batch_size=4, stop_validation_accuracy=0.0
+    )
     lost = [row["epoch"] for row in training.rows if row["loss"] is None]
     assert lost == [2]
     norms = [row["token_norm"] for row in training.rows]
@@ -165,7 +179,9 @@ def test_images_that_overflow_now_and_then_do_not_wear_the_scale_out(tmp_path, m
         calls.append(images)
         return logits(self, images) * (math.nan if len(calls) % 4 == 0 else 1.0)
 
-    monkeypatch.setattr("trainer.make_scaler", lambda models: scales.append(scaled(4.0)(models)) or scales[-1])
+    monkeypatch.setattr(
+        "trainer.make_scaler", lambda models: scales.append(scaled(4.0)(models)) or scales[-1]
+    )
     monkeypatch.setattr(Classifier, "logits", overflows)
     _, training = learned(tmp_path, choose_by="loss", max_epochs=17, batch_size=4, stop_train_accuracy=1.0)
     assert [row["epoch"] for row in training.rows if row["loss"] is None] == [4, 8, 12, 16]

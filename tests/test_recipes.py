@@ -8,8 +8,8 @@ from PIL import Image
 from tiny_folders import save_hf_convnext, save_hf_vit
 
 from classifiers import load_classifier
+from discriminative.guides.preprocess import Recipe, augmented, hf_recipe, timm_recipe
 from miniature.scenes import CLASSES, render
-from recipes import Recipe, augmented, hf_recipe, timm_recipe
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,9 @@ def to_batch(pictures) -> torch.Tensor:
 def test_verdicts_and_logits_are_those_of_timms_own_preprocessing(name, pictures):
     """Logits within 0.35, 0.02 in the mean, where they span about 20; the most probable class equal on 99 % at least."""
     classifier = load_classifier(name, CPU, torch.float32)
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(classifier.model), is_training=False)
+    transform = timm.data.create_transform(
+        **timm.data.resolve_model_data_config(classifier.model), is_training=False
+    )
     with torch.no_grad():
         theirs = classifier.model(torch.stack([transform(p) for p in pictures]))  # (500, 44)
         ours = classifier.logits(to_batch(pictures))  # (500, 44)
@@ -71,7 +73,13 @@ def test_convnext_from_384_pixels_on_is_squashed():
 
 
 @pytest.mark.parametrize(
-    "name", ["MobileViTImageProcessor", "LevitImageProcessor", "EfficientNetImageProcessor", "PerceiverImageProcessor"]
+    "name",
+    [
+        "MobileViTImageProcessor",
+        "LevitImageProcessor",
+        "EfficientNetImageProcessor",
+        "PerceiverImageProcessor",
+    ],
 )
 def test_a_processor_that_does_more_is_refused_by_what_it_does(name):
     """These flip the channels, resize by a rule of their own, normalise twice, crop by a rule of their own."""
@@ -81,7 +89,9 @@ def test_a_processor_that_does_more_is_refused_by_what_it_does(name):
         hf_recipe(getattr(transformers, name)())
 
 
-@pytest.mark.parametrize("name", ["DeiTImageProcessor", "CLIPImageProcessor", "MobileNetV2ImageProcessor", "BeitImageProcessor"])
+@pytest.mark.parametrize(
+    "name", ["DeiTImageProcessor", "CLIPImageProcessor", "MobileNetV2ImageProcessor", "BeitImageProcessor"]
+)
 def test_usual_processors_pass(name):
     import transformers
 
@@ -99,7 +109,15 @@ def test_unknown_preprocessing_is_refused():
     from transformers import ViTImageProcessor
 
     with pytest.raises(ValueError, match="interpolation 'lanczos'"):
-        timm_recipe({"input_size": (3, 8, 8), "crop_pct": 1.0, "mean": (0,) * 3, "std": (1,) * 3, "interpolation": "lanczos"})
+        timm_recipe(
+            {
+                "input_size": (3, 8, 8),
+                "crop_pct": 1.0,
+                "mean": (0,) * 3,
+                "std": (1,) * 3,
+                "interpolation": "lanczos",
+            }
+        )
     with pytest.raises(ValueError, match="rescale_factor 0.5"):
         hf_recipe(ViTImageProcessor(rescale_factor=0.5))
 
@@ -107,7 +125,9 @@ def test_unknown_preprocessing_is_refused():
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_the_gradient_with_respect_to_the_image_is_right(interpolation):
     recipe = Recipe((9, 9), (8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), interpolation)
-    images = torch.rand(1, 3, 10, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    images = torch.rand(
+        1, 3, 10, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     assert torch.autograd.gradcheck(recipe, (images,))
 
 
@@ -127,5 +147,7 @@ def test_augmented_images_follow_from_their_seeds_and_keep_what_they_show():
 
 
 def test_the_gradient_through_augmentation_is_right():
-    image = torch.rand(1, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
+    image = (
+        torch.rand(1, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
+    )
     assert torch.autograd.gradcheck(lambda x: augmented(x, [4]), image.requires_grad_())

@@ -6,10 +6,10 @@ import shutil
 import pytest
 from PIL import Image
 
-from config import UsageError, WorkError
-from outputs import RunFolder
-from report import write_report
-from summary import COLUMNS, read, remove_row, replace_row, row_of
+from discriminative.errors import UsageError, WorkError
+from discriminative.records.layout import RunFolder
+from discriminative.records.report import write_report
+from discriminative.records.summary import COLUMNS, read, remove_row, replace_row, row_of
 
 
 def result(index: int, name: str, share: float, exp_id: str = "default") -> dict:
@@ -22,8 +22,22 @@ def result(index: int, name: str, share: float, exp_id: str = "default") -> dict
 
     first = {"template": "A photo of {token} {class}", "arms": {"token": arm(share), "baseline": arm(0.1)}}
     first |= {"paired": {"guide": {"p_value": 1e-9}}, "diversity_ratio": 0.9}
-    told = {"class_index": index, "class_name": name, "classifier": "g", "judge": "j", "model": "m", "token_path": None, "test_size": 10}
-    return told | {"settings": {"guidance_scale": 7.0}, "prompts": [first], "verdict": f"{name}: guide", "seconds": 1.0, "exp_id": exp_id}
+    told = {
+        "class_index": index,
+        "class_name": name,
+        "classifier": "g",
+        "judge": "j",
+        "model": "m",
+        "token_path": None,
+        "test_size": 10,
+    }
+    return told | {
+        "settings": {"guidance_scale": 7.0},
+        "prompts": [first],
+        "verdict": f"{name}: guide",
+        "seconds": 1.0,
+        "exp_id": exp_id,
+    }
 
 
 @pytest.fixture
@@ -70,10 +84,19 @@ def test_labels_are_no_formulas(results):
 
 def test_rows_of_the_summary_are_replaced_by_class_and_experiment(tmp_path):
     folder = RunFolder(str(tmp_path), "c", "e")
-    for index, name, share, exp_id in ((10, "cat", 0.1, "a"), (2, "bat", 0.2, "a"), (10, "cat", 0.3, "b"), (10, "cat", 0.4, "a")):
+    for index, name, share, exp_id in (
+        (10, "cat", 0.1, "a"),
+        (2, "bat", 0.2, "a"),
+        (10, "cat", 0.3, "b"),
+        (10, "cat", 0.4, "a"),
+    ):
         replace_row(str(tmp_path), row_of(result(index, name, share, exp_id), folder, exp_id))
     rows = read(str(tmp_path))
-    assert [(r["class_index"], r["exp_id"], r["guide_with"]) for r in rows] == [("2", "a", "0.2"), ("10", "a", "0.4"), ("10", "b", "0.3")]
+    assert [(r["class_index"], r["exp_id"], r["guide_with"]) for r in rows] == [
+        ("2", "a", "0.2"),
+        ("10", "a", "0.4"),
+        ("10", "b", "0.3"),
+    ]
     assert tuple(rows[0]) == COLUMNS
     remove_row(str(tmp_path), 10, "cat", "b")
     remove_row(str(tmp_path), 7, "cat", "b")  # which is not there
@@ -121,11 +144,17 @@ def test_the_page_works_in_a_browser(results):
         page = browser.new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
+        page.on(
+            "request",
+            lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url),
+        )
         page.goto(write_report(results).as_uri())
 
         def column(number: int) -> list[str]:
-            return [cell.inner_text() for cell in page.query_selector_all(f"table.sortable tbody td:nth-child({number})")]
+            return [
+                cell.inner_text()
+                for cell in page.query_selector_all(f"table.sortable tbody td:nth-child({number})")
+            ]
 
         assert column(1) == ["1 apple", "2 bat", "10 <i>cat</i>"]
         page.click("table.sortable th:nth-child(4) button")

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from apps.plan import is_sweep, make_plan, numbers_of
+from apps.provenance import is_evaluated, is_learned
 from config import RunConfig, with_preset
-from outputs import RunFolder
-from plan import is_sweep, make_plan, numbers_of
-from provenance import is_evaluated, is_learned
+from discriminative.records.layout import RunFolder
 from run import build_parser, main
 
 MINI = ["--model", "miniature"]
@@ -38,7 +38,12 @@ QUICK = [*MINI, "--device", "cpu", *SHORT]
 def trained(tmp_path_factory):
     """One short run of class 2, learned and evaluated."""
     out = tmp_path_factory.mktemp("results")
-    assert main([*QUICK, "--class_index", "2", "--train", "True", "--evaluate", "True", "--output_path", str(out)]) == 0
+    assert (
+        main(
+            [*QUICK, "--class_index", "2", "--train", "True", "--evaluate", "True", "--output_path", str(out)]
+        )
+        == 0
+    )
     return out
 
 
@@ -50,8 +55,15 @@ def records(out):
 def test_a_run_leaves_token_configuration_log_and_evaluation(trained):
     folder = records(trained)
     assert folder.parent.name == "0002_bat_cricket_bat"
-    assert {p.name for p in folder.iterdir()} == {"learned_embeds.safetensors", "config.json", "log.jsonl", "evaluation.json"}
-    assert {k: v.shape for k, v in load_file(folder / "learned_embeds.safetensors").items()} == {"newclas": (1, 128)}
+    assert {p.name for p in folder.iterdir()} == {
+        "learned_embeds.safetensors",
+        "config.json",
+        "log.jsonl",
+        "evaluation.json",
+    }
+    assert {k: v.shape for k, v in load_file(folder / "learned_embeds.safetensors").items()} == {
+        "newclas": (1, 128)
+    }
     config = json.loads((folder / "config.json").read_text())
     assert config["config"]["class_index"] == 2
     assert config["training"]["stopped_by"] in ("max_epochs", "validation_accuracy")
@@ -76,7 +88,9 @@ def test_evaluation_holds_what_it_promises(trained):
             low, high = arm[who]["accuracy_interval"]
             assert 0 <= low <= arm[who]["accuracy"] <= high <= 1
             assert arm[who]["accuracy"] <= arm[who]["top5"]
-            assert sum(share for _, share in arm[who]["predicted"]) == pytest.approx(1)  # three images have three labels at most
+            assert sum(share for _, share in arm[who]["predicted"]) == pytest.approx(
+                1
+            )  # three images have three labels at most
     assert result["settings"]["scheduler"] == "PNDMScheduler"
     assert (result["settings"]["height"], result["settings"]["num_inference_steps"]) == (64, 4)
     assert result["verdict"].startswith("bat, cricket bat: guide ")
@@ -85,7 +99,9 @@ def test_evaluation_holds_what_it_promises(trained):
 def test_images_are_written_for_both_arms_and_pictures_can_be_read(trained):
     images = trained / "img" / "0002_bat_cricket_bat"
     names = sorted(p.name for p in (images / "eval").iterdir())
-    assert [n.rsplit("_", 1)[0] for n in names] == [f"{arm}_{seed:04d}" for arm in ("baseline", "token") for seed in range(3)]
+    assert [n.rsplit("_", 1)[0] for n in names] == [
+        f"{arm}_{seed:04d}" for arm in ("baseline", "token") for seed in range(3)
+    ]
     for name in ("grid.png", "evolution.png"):
         with Image.open(images / name) as picture:
             assert picture.width >= 1200
@@ -102,15 +118,21 @@ def test_a_token_on_disk_can_be_evaluated_again_with_the_same_result(trained):
 def test_the_images_of_an_evaluation_are_those_of_the_stock_pipeline_bit_for_bit(trained):
     from diffusers import StableDiffusionPipeline
 
-    from models import MINIATURE
-    from outputs import to_pil
-    from sampler import draw_noise
+    from discriminative.diffusion.sampler import draw_noise
+    from discriminative.hub import MINIATURE
+    from discriminative.records.files import to_pil
 
     pipeline = StableDiffusionPipeline.from_pretrained(MINIATURE / "model")
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_textual_inversion(str(records(trained) / "learned_embeds.safetensors"))
     noise = draw_noise([0, 1, 2], (4, 16, 16))  # three at once, as the evaluation drew them
-    theirs = pipeline(["A photo of newclas bat"] * 3, num_inference_steps=4, guidance_scale=7.0, latents=noise, output_type="pt").images
+    theirs = pipeline(
+        ["A photo of newclas bat"] * 3,
+        num_inference_steps=4,
+        guidance_scale=7.0,
+        latents=noise,
+        output_type="pt",
+    ).images
     for seed, image in enumerate(theirs):
         (path,) = (trained / "img" / "0002_bat_cricket_bat" / "eval").glob(f"token_{seed:04d}_*.png")
         with Image.open(path) as picture:
@@ -118,7 +140,17 @@ def test_the_images_of_an_evaluation_are_those_of_the_stock_pipeline_bit_for_bit
 
 
 def test_a_second_evaluation_replaces_the_first_and_its_row_of_the_summary_and_says_so(trained, capsys):
-    argv = [*QUICK, "--class_index", "2", "--evaluate", "True", "--output_path", str(trained), "--test_size", "2"]
+    argv = [
+        *QUICK,
+        "--class_index",
+        "2",
+        "--evaluate",
+        "True",
+        "--output_path",
+        str(trained),
+        "--test_size",
+        "2",
+    ]
     assert main(argv) == 0
     rows = list(csv.DictReader((trained / "summary.csv").open()))
     assert [(r["class_index"], r["exp_id"], r["test_size"]) for r in rows] == [("2", "default", "2")]
@@ -127,14 +159,30 @@ def test_a_second_evaluation_replaces_the_first_and_its_row_of_the_summary_and_s
     assert row["test_size"] == "3"
     assert float(row["guide_with"]) == evaluation(trained)["prompts"][0]["arms"]["token"]["guide"]["accuracy"]
     assert int(row["updates"]) <= 2
-    assert f"note: replaces the evaluation that is there, {records(trained) / 'evaluation.json'}" in capsys.readouterr().out
+    assert (
+        f"note: replaces the evaluation that is there, {records(trained) / 'evaluation.json'}"
+        in capsys.readouterr().out
+    )
 
 
 def test_where_a_token_is_missing_the_experiments_that_have_one_are_told(trained, capsys):
-    argv = [*QUICK, "--class_index", "2", "--evaluate", "True", "--output_path", str(trained), "--preset", "paper"]
+    argv = [
+        *QUICK,
+        "--class_index",
+        "2",
+        "--evaluate",
+        "True",
+        "--output_path",
+        str(trained),
+        "--preset",
+        "paper",
+    ]
     assert main(argv) == 2
     told = capsys.readouterr().err
-    assert "this command's model (miniature), classifier (miniature), --preset and --exp_id (there is one of --exp_id default)" in told
+    assert (
+        "this command's model (miniature), classifier (miniature), --preset and --exp_id (there is one of --exp_id default)"
+        in told
+    )
 
 
 def test_further_prompts_and_reference_images_are_evaluated(trained, tmp_path, capsys):
@@ -156,14 +204,44 @@ def test_further_prompts_and_reference_images_are_evaluated(trained, tmp_path, c
 
 def test_a_prompt_is_drawn_with_the_token(trained, capsys):
     prompt = "a painting of a {token} {class} on a blue background"
-    assert main([*QUICK, "--class_index", "2", "--prompt", prompt, "--num_images", "2", "--output_path", str(trained)]) == 0
+    assert (
+        main(
+            [
+                *QUICK,
+                "--class_index",
+                "2",
+                "--prompt",
+                prompt,
+                "--num_images",
+                "2",
+                "--output_path",
+                str(trained),
+            ]
+        )
+        == 0
+    )
     folder = trained / "img" / "0002_bat_cricket_bat" / "prompt"
     assert {p.name for p in folder.iterdir()} == {"0035.png", "0036.png", "grid.png", "prompt.json"}
     assert "a painting of a newclas bat on a blue background" in capsys.readouterr().out
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
-    assert main([*MINI, "--class_index", "2", "--train", "True", "--dry_run", "True", "--output_path", str(tmp_path / "r")]) == 0
+    assert (
+        main(
+            [
+                *MINI,
+                "--class_index",
+                "2",
+                "--train",
+                "True",
+                "--dry_run",
+                "True",
+                "--output_path",
+                str(tmp_path / "r"),
+            ]
+        )
+        == 0
+    )
     shown = json.loads(capsys.readouterr().out)
     assert shown["config"]["relative_rate"] > 0
     assert shown["plan"]["classifier"] == "miniature"
@@ -175,16 +253,42 @@ def test_a_dry_run_tells_the_memory_of_a_card_that_is_not_here(capsys):
     """5.364 GB counted, and 1.2 GB of CUDA's own; the UNet's and decoder's share grows with the image."""
     told = []
     for size in ((), ("--height", "768", "--width", "768")):
-        assert main(["--class_index", "283", "--train", "True", "--dry_run", "True", "--memory", "8gb", "--device", "cpu", *size]) == 0
+        assert (
+            main(
+                [
+                    "--class_index",
+                    "283",
+                    "--train",
+                    "True",
+                    "--dry_run",
+                    "True",
+                    "--memory",
+                    "8gb",
+                    "--device",
+                    "cpu",
+                    *size,
+                ]
+            )
+            == 0
+        )
         told.append(json.loads(capsys.readouterr().out)["plan"]["memory"])
     here = "about 10.2 GB here for an update of five images"
-    assert told[0] == f"{here}, on a GPU in half precision 6.6 GB (1.2 of them CUDA's own, a guess), with --memory 8gb"
+    assert (
+        told[0]
+        == f"{here}, on a GPU in half precision 6.6 GB (1.2 of them CUDA's own, a guess), with --memory 8gb"
+    )
     assert "on a GPU in half precision 9.5 GB" in told[1]
 
 
 @pytest.mark.parametrize(
     ("asked", "sweep", "numbers"),
-    [("3,5-7,6", True, [3, 5, 6, 7]), ("2-4", True, [2, 3, 4]), (7, False, None), ("bat, cricket bat", False, None), ("all", True, None)],
+    [
+        ("3,5-7,6", True, [3, 5, 6, 7]),
+        ("2-4", True, [2, 3, 4]),
+        (7, False, None),
+        ("bat, cricket bat", False, None),
+        ("all", True, None),
+    ],
 )
 def test_several_classes_are_asked_for_by_their_numbers(asked, sweep, numbers):
     assert is_sweep(RunConfig(class_index=asked)) == sweep
@@ -203,7 +307,18 @@ def test_a_dry_run_of_several_classes_has_a_plan_for_each(capsys):
 @pytest.mark.parametrize("mode", ["lv", "jump", "skip"])
 def test_more_gradient_steps_than_the_trajectory_has_are_refused_only_where_they_are_its_last(capsys, mode):
     """Of "lv" they are noises."""
-    argv = [*MINI, "--class_index", "2", "--train", "True", "--dry_run", "True", "--gradient_steps", "16", "--gradient_mode"]
+    argv = [
+        *MINI,
+        "--class_index",
+        "2",
+        "--train",
+        "True",
+        "--dry_run",
+        "True",
+        "--gradient_steps",
+        "16",
+        "--gradient_mode",
+    ]
     assert main([*argv, mode]) == 0
     assert main([*argv, "random"]) == 2
     assert "--gradient_steps: 16 was given; allowed is 1 to 12" in capsys.readouterr().err
@@ -217,10 +332,19 @@ def test_a_dry_run_refuses_what_the_run_would(capsys):
 def test_a_token_of_another_model_is_neither_overwritten_nor_evaluated(trained, tmp_path, capsys):
     import shutil
 
-    from models import MINIATURE
+    from discriminative.hub import MINIATURE
 
     shutil.copytree(MINIATURE / "model", tmp_path / "model")
-    other = ["--model", str(tmp_path / "model"), "--classifier", "miniature", "--class_index", "2", "--output_path", str(trained)]
+    other = [
+        "--model",
+        str(tmp_path / "model"),
+        "--classifier",
+        "miniature",
+        "--class_index",
+        "2",
+        "--output_path",
+        str(trained),
+    ]
     before = (records(trained) / "learned_embeds.safetensors").read_bytes()
     for todo in ("--train", "--evaluate"):
         assert main([*other, *SHORT, todo, "True"]) == 2
@@ -229,7 +353,17 @@ def test_a_token_of_another_model_is_neither_overwritten_nor_evaluated(trained, 
 
 
 def test_settings_other_than_the_tokens_own_are_told(trained, capsys):
-    argv = [*QUICK, "--class_index", "2", "--prompt", "{token} {class}", "--num_images", "1", "--output_path", str(trained)]
+    argv = [
+        *QUICK,
+        "--class_index",
+        "2",
+        "--prompt",
+        "{token} {class}",
+        "--num_images",
+        "1",
+        "--output_path",
+        str(trained),
+    ]
     assert main([*argv, "--guidance_scale", "5"]) == 0
     assert "not as the token was learned: guidance_scale 7.0 -> 5.0" in capsys.readouterr().out
 
@@ -237,7 +371,7 @@ def test_settings_other_than_the_tokens_own_are_told(trained, capsys):
 def test_an_inpainting_model_is_refused_before_it_is_loaded(tmp_path, capsys):
     import shutil
 
-    from models import MINIATURE
+    from discriminative.hub import MINIATURE
 
     shutil.copytree(MINIATURE / "model", tmp_path / "model")
     config = tmp_path / "model" / "unet" / "config.json"
@@ -248,7 +382,19 @@ def test_an_inpainting_model_is_refused_before_it_is_loaded(tmp_path, capsys):
 
 
 def test_a_token_learned_anew_loses_the_figures_of_the_one_before(tmp_path):
-    argv = [*QUICK, "--class_index", "2", "--train", "True", "--max_epochs", "1", "--test_size", "1", "--output_path", str(tmp_path)]
+    argv = [
+        *QUICK,
+        "--class_index",
+        "2",
+        "--train",
+        "True",
+        "--max_epochs",
+        "1",
+        "--test_size",
+        "1",
+        "--output_path",
+        str(tmp_path),
+    ]
     assert main([*argv, "--evaluate", "True", "--export", "a1111"]) == 0
     images = tmp_path / "img" / "0002_bat_cricket_bat"
     assert (images / "grid.png").exists()
@@ -256,7 +402,10 @@ def test_a_token_learned_anew_loses_the_figures_of_the_one_before(tmp_path):
     assert main([*argv, "--seed", "36"]) == 0
     assert not (records(tmp_path) / "a1111").exists()
     assert list(csv.DictReader((tmp_path / "summary.csv").open())) == []
-    assert not any(path.exists() for path in (images / "grid.png", images / "eval", records(tmp_path) / "evaluation.json"))
+    assert not any(
+        path.exists()
+        for path in (images / "grid.png", images / "eval", records(tmp_path) / "evaluation.json")
+    )
 
 
 def test_a_sweep_of_one_class_leaves_out_what_is_there(trained, capsys):
@@ -297,7 +446,10 @@ def test_one_class_that_breaks_keeps_no_other_from_being_done(trained, tmp_path,
             path.write_text("{")
     else:
         whole = evaluate.write_json
-        monkeypatch.setattr("evaluate.write_json", lambda path, content: 1 / 0 if "fruit" in str(path) else whole(path, content))
+        monkeypatch.setattr(
+            "evaluate.write_json",
+            lambda path, content: 1 / 0 if "fruit" in str(path) else whole(path, content),
+        )
     argv = [*QUICK, "--class_index", "all", "--evaluate", "True", "--output_path", str(tmp_path / "r")]
     assert main(argv) == 1
     said = capsys.readouterr()
@@ -310,9 +462,12 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("outputs.save_file", full)
+    monkeypatch.setattr("discriminative.records.files.save_file", full)
     assert main([*QUICK, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.strip().splitlines()[-1] == "run.py: failed: [Errno 28] No space left on device"
+    assert (
+        capsys.readouterr().err.strip().splitlines()[-1]
+        == "run.py: failed: [Errno 28] No space left on device"
+    )
 
 
 def test_more_steps_for_the_evaluation_are_no_reason_to_learn_again(trained):
@@ -330,20 +485,27 @@ def test_running_out_of_memory_is_one_line_that_names_the_flags(monkeypatch, tmp
     monkeypatch.setattr("trainer.train", full)
     assert main([*QUICK, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path)]) == 1
     assert "try --memory 8gb, or a smaller --height and --width" in capsys.readouterr().err
-    monkeypatch.setattr("models.load_models", full)  # already while models are loaded
+    monkeypatch.setattr(
+        "discriminative.diffusion.models.load_models", full
+    )  # already while models are loaded
     assert main([*QUICK, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path)]) == 1
     assert "try --memory 8gb, or a smaller --height and --width" in capsys.readouterr().err
 
 
 def test_all_classes_are_gone_through_and_a_run_that_broke_off_goes_on(tmp_path, capsys, monkeypatch):
     """Models are loaded once; what is learned is not learned again; one class that fails stops no other."""
-    import models
     import trainer
-    from config import WorkError
+    from discriminative.diffusion import models
+    from discriminative.errors import WorkError
 
     loaded, learned, load, train = [], [], models.load_models, trainer.train
-    monkeypatch.setattr("models.load_models", lambda *args: loaded.append(args) or load(*args))
-    monkeypatch.setattr("classifiers.read_labels", lambda name, *a, **k: ["bat, fruit bat", "bat, cricket bat", "mouse, field mouse"])
+    monkeypatch.setattr(
+        "discriminative.diffusion.models.load_models", lambda *args: loaded.append(args) or load(*args)
+    )
+    monkeypatch.setattr(
+        "classifiers.read_labels",
+        lambda name, *a, **k: ["bat, fruit bat", "bat, cricket bat", "mouse, field mouse"],
+    )
 
     def first_fails(config, token, guides, class_name, folder, on_update):
         learned.append(config.class_index)
@@ -352,14 +514,31 @@ def test_all_classes_are_gone_through_and_a_run_that_broke_off_goes_on(tmp_path,
         return train(config, token, guides, class_name, folder, on_update)
 
     monkeypatch.setattr("trainer.train", first_fails)
-    monkeypatch.setattr("classifiers.Classifier.look", lambda self, images: (torch.eye(44)[[1] * len(images)], torch.rand(len(images), 4)))
-    argv = [*QUICK, "--class_index", "all", "--train", "True", "--evaluate", "True", "--report", "True", "--output_path", str(tmp_path)]
+    monkeypatch.setattr(
+        "discriminative.guides.classifier.Classifier.look",
+        lambda self, images: (torch.eye(44)[[1] * len(images)], torch.rand(len(images), 4)),
+    )
+    argv = [
+        *QUICK,
+        "--class_index",
+        "all",
+        "--train",
+        "True",
+        "--evaluate",
+        "True",
+        "--report",
+        "True",
+        "--output_path",
+        str(tmp_path),
+    ]
     assert main(argv) == 1
     assert "run.py: failed: class 1 (bat, fruit bat): loss nan" in capsys.readouterr().err
     assert main(argv) == 0
     assert learned == [1, 2, 3, 1]
     out = capsys.readouterr().out
-    assert [f"{name}: guide" in out for name in ("bat, fruit bat", "bat, cricket bat", "mouse, field mouse")] == [True, False, False]
+    assert [
+        f"{name}: guide" in out for name in ("bat, fruit bat", "bat, cricket bat", "mouse, field mouse")
+    ] == [True, False, False]
     assert len(loaded) == 2
     assert [r["class_index"] for r in csv.DictReader((tmp_path / "summary.csv").open())] == ["1", "2", "3"]
     assert (tmp_path / "report.html").exists()

@@ -8,10 +8,19 @@ import torch
 from conftest import tiny_models
 from tiny_folders import save_tiny_vae
 
-from class_token import ClassToken
+from discriminative.diffusion.models import load_tiny_vae
+from discriminative.diffusion.sampler import (
+    SamplerSettings,
+    Walk,
+    alpha_bar_at,
+    decode,
+    draw,
+    draw_noise,
+    predict_clean,
+)
+from discriminative.diffusion.schedulers import SCHEDULERS, TRAINING_SPACING, fresh_scheduler
+from discriminative.tokens.class_token import ClassToken
 from miniature.unet import SCHEDULER
-from models import SCHEDULERS, TRAINING_SPACING, fresh_scheduler, load_tiny_vae
-from sampler import SamplerSettings, Walk, alpha_bar_at, decode, draw, draw_noise, predict_clean
 
 SETTINGS = SamplerSettings(num_inference_steps=6, guidance_scale=3.0)
 PROMPTS, SEEDS = ["a photo of newclas cat", "a photo of newclas bat"], [3, 4]
@@ -35,12 +44,16 @@ def test_training_stands_at_the_same_timesteps_whether_or_not_the_model_names_th
     """Stable Diffusion 1.4's configuration names none; one that diffusers has saved again names all. A model's own choice stands."""
     import diffusers
 
-    config = {k: v for k, v in SCHEDULER.items() if k != "timestep_spacing"} | ({"timestep_spacing": named} if named else {})
+    config = {k: v for k, v in SCHEDULER.items() if k != "timestep_spacing"} | (
+        {"timestep_spacing": named} if named else {}
+    )
     token.models.scheduler = diffusers.PNDMScheduler.from_config(config)
     noise = draw_noise(SEEDS, token.models.latent_shape(None, None))
 
     def first(**settings):
-        walk = Walk(token.models, token.encode(PROMPTS), token.unconditional, noise, SamplerSettings(8, **settings))
+        walk = Walk(
+            token.models, token.encode(PROMPTS), token.unconditional, noise, SamplerSettings(8, **settings)
+        )
         return walk.timesteps[0].item()
 
     assert first(scheduler="dpmsolver++") == (999 if named == "trailing" else 889)
@@ -63,14 +76,21 @@ def test_without_guidance_only_the_conditional_half_runs(token):
 def test_outside_the_guidance_interval_only_the_conditional_half_runs(token):
     sizes = []
     handle = token.models.unet.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
-    draw(token, PROMPTS, SEEDS, SamplerSettings(num_inference_steps=4, guidance_scale=3.0, guidance_interval=(0.2, 0.75)))
+    draw(
+        token,
+        PROMPTS,
+        SEEDS,
+        SamplerSettings(num_inference_steps=4, guidance_scale=3.0, guidance_interval=(0.2, 0.75)),
+    )
     handle.remove()
     assert sizes == [2, 4, 4, 4, 2]  # PNDM makes five steps of four
 
 
 def test_decoding_a_few_at_a_time_draws_the_same(token):
     whole = draw(token, PROMPTS, SEEDS, SETTINGS)
-    singly = draw(token, PROMPTS, SEEDS, SamplerSettings(num_inference_steps=6, guidance_scale=3.0, decode_batch_size=1))
+    singly = draw(
+        token, PROMPTS, SEEDS, SamplerSettings(num_inference_steps=6, guidance_scale=3.0, decode_batch_size=1)
+    )
     torch.testing.assert_close(singly, whole)
 
 
@@ -94,7 +114,9 @@ def test_another_scheduler_draws_as_if_the_model_had_it(token, kind):
     """Of PNDM's configuration DDIM would clip the latents, were that not mended."""
     settings = SamplerSettings(num_inference_steps=6, guidance_scale=3.0, scheduler=kind)
     own = ClassToken(tiny_models(SCHEDULERS[kind]), "newclas", "a")
-    own.models.scheduler = own.models.scheduler.from_config(own.models.scheduler.config, timestep_spacing=TRAINING_SPACING)
+    own.models.scheduler = own.models.scheduler.from_config(
+        own.models.scheduler.config, timestep_spacing=TRAINING_SPACING
+    )
     own.load(token.vector)
     pictures = draw(token, PROMPTS, SEEDS, settings)
     assert torch.equal(pictures, draw(own, PROMPTS, SEEDS, SETTINGS))
@@ -110,10 +132,14 @@ def test_the_true_prediction_gives_back_the_clean_latents(scheduler, prediction_
     clean, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
     for i in (0, 2, 4):
         t = scheduler.timesteps[i]
-        model_input = copy.deepcopy(scheduler).scale_model_input(scheduler.add_noise(clean, noise, t[None]), t)
+        model_input = copy.deepcopy(scheduler).scale_model_input(
+            scheduler.add_noise(clean, noise, t[None]), t
+        )
         a = alpha_bar_at(scheduler, i, torch.float32)
         truth = noise if prediction_type == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * clean
-        torch.testing.assert_close(predict_clean(model_input, truth, a, prediction_type), clean, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            predict_clean(model_input, truth, a, prediction_type), clean, rtol=1e-3, atol=1e-3
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

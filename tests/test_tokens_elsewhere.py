@@ -9,10 +9,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from class_token import ClassToken, read_token
-from models import MINIATURE, SCHEDULERS, load_models
+from discriminative.diffusion.models import load_models
+from discriminative.diffusion.sampler import SamplerSettings, draw
+from discriminative.diffusion.schedulers import SCHEDULERS
+from discriminative.hub import MINIATURE
+from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.files import read_token
 from run import main
-from sampler import SamplerSettings, draw
 
 CPU = torch.device("cpu")
 MINI = [
@@ -84,7 +87,13 @@ def test_the_stock_pipeline_draws_the_evaluations_images(learned):
     noises = [torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     folder = learned.parents[2] / "img" / learned.parent.name / "eval"
     for arm, prompt in (("token", PROMPT), ("baseline", "A photo of a bat")):
-        images = pipeline([prompt] * 2, num_inference_steps=4, guidance_scale=7.0, latents=torch.cat(noises), output_type="pt").images
+        images = pipeline(
+            [prompt] * 2,
+            num_inference_steps=4,
+            guidance_scale=7.0,
+            latents=torch.cat(noises),
+            output_type="pt",
+        ).images
         for path, image in zip(sorted(folder.glob(f"{arm}_*.png")), images, strict=True):
             seen = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)  # (3, 64, 64)
             assert torch.equal(seen, (image * 255).round().byte())
@@ -109,9 +118,14 @@ def test_the_whole_pipeline_draws_our_image_without_loading_a_token(learned):
 def test_the_whole_pipeline_has_weights_and_words_in_files_that_every_version_reads(learned):
     """transformers 5 writes names that 4 takes for missing weights: it would draw with a random text encoder. And no vocab.json."""
     for folder in (learned / "pipeline", MINIATURE / "model"):
-        assert all(name.startswith("text_model.") for name in load_file(folder / "text_encoder" / "model.safetensors"))
+        assert all(
+            name.startswith("text_model.")
+            for name in load_file(folder / "text_encoder" / "model.safetensors")
+        )
     for file in ("vocab.json", "merges.txt"):
-        bundled, whole = (folder / "tokenizer" / file for folder in (MINIATURE / "model", learned / "pipeline"))
+        bundled, whole = (
+            folder / "tokenizer" / file for folder in (MINIATURE / "model", learned / "pipeline")
+        )
         assert whole.read_text().split() == bundled.read_text().split()
 
 
@@ -119,11 +133,21 @@ def test_the_file_says_where_it_comes_from(learned):
     for path in (learned / "learned_embeds.safetensors", learned / "a1111" / "newclas.safetensors"):
         with safe_open(path, "pt") as file:
             said = file.metadata()
-        assert (said["class_index"], said["class_name"], said["prompt_name"]) == ("2", "bat, cricket bat", "bat")
-        assert (said["model"], said["classifier"], said["placeholder"]) == ("miniature", "miniature", "newclas")
+        assert (said["class_index"], said["class_name"], said["prompt_name"]) == (
+            "2",
+            "bat, cricket bat",
+            "bat",
+        )
+        assert (said["model"], said["classifier"], said["placeholder"]) == (
+            "miniature",
+            "miniature",
+            "newclas",
+        )
         assert json.loads(said["hyperparameters"])["num_inference_steps"] == 4
         assert said["version"]
-        assert "output_path" not in said["hyperparameters"]  # whoever gets the file need not know the owner's folders
+        assert (
+            "output_path" not in said["hyperparameters"]
+        )  # whoever gets the file need not know the owner's folders
 
 
 def test_a_token_on_disk_is_exported_without_training(learned, tmp_path):
@@ -147,14 +171,35 @@ def test_a_token_from_elsewhere_is_evaluated_as_if_learned_here(learned, tmp_pat
 
 def test_a_token_of_another_classifier_from_elsewhere_is_told(learned, tmp_path, capsys):
     path = learned / "learned_embeds.safetensors"
-    argv = [*MINI, "--classifier", "miniature-judge", "--token_path", str(path), "--export", "a1111", "--output_path", str(tmp_path)]
+    argv = [
+        *MINI,
+        "--classifier",
+        "miniature-judge",
+        "--token_path",
+        str(path),
+        "--export",
+        "a1111",
+        "--output_path",
+        str(tmp_path),
+    ]
     assert main(argv) == 0
-    assert f"--classifier: 'miniature-judge' was given, but {path} was learned with 'miniature'" in capsys.readouterr().out
+    assert (
+        f"--classifier: 'miniature-judge' was given, but {path} was learned with 'miniature'"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_token_from_elsewhere_does_not_replace_records_of_one_learned_here(learned, tmp_path, capsys):
     save_file({"other": torch.zeros(1, 128)}, tmp_path / "t.safetensors")
-    argv = [*QUICK, "--evaluate", "True", "--output_path", str(learned.parents[2]), "--token_path", str(tmp_path / "t.safetensors")]
+    argv = [
+        *QUICK,
+        "--evaluate",
+        "True",
+        "--output_path",
+        str(learned.parents[2]),
+        "--token_path",
+        str(tmp_path / "t.safetensors"),
+    ]
     assert main(argv) == 2
     assert "a token of this class and experiment is there; give another --exp_id" in capsys.readouterr().err
     assert main([*argv, "--exp_id", "other"]) == 0

@@ -9,23 +9,27 @@ import torch
 from conftest import SHORT_TRAINING as CONFIG
 from conftest import learned, tiny_classifier, weight_hashes
 
-from class_token import read_token
-from classifiers import Guide
-from config import WorkError
-from outputs import RunFolder
-from sampler import draw
-from task import Task, sampler_settings, token_gradients
+from discriminative.diffusion.sampler import draw
+from discriminative.errors import WorkError
+from discriminative.guides.classifier import Guide
+from discriminative.records.layout import RunFolder
+from discriminative.tokens.files import read_token
+from discriminative.tokens.objective import Task, sampler_settings, token_gradients
 from trainer import Best, stopping_rule, train
 
 IDLE = torch.amp.GradScaler("cpu", enabled=False)
 
 
 @pytest.mark.parametrize("mode", ["jump", "last"])
-def test_every_weight_and_every_other_prompt_is_bit_identical_after_training(models, token, guides, folder, mode):
+def test_every_weight_and_every_other_prompt_is_bit_identical_after_training(
+    models, token, guides, folder, mode
+):
     frozen = (models.text_encoder, models.unet, models.vae, guides[0].classifier.model)
     before, start = weight_hashes(*frozen), token.vector.detach().clone()
     picture = draw(token, ["a photo of cat"], [5], sampler_settings(CONFIG))
-    training = train(replace(CONFIG, gradient_mode=mode, choose_by="loss"), token, guides, "tiger cat", folder)
+    training = train(
+        replace(CONFIG, gradient_mode=mode, choose_by="loss"), token, guides, "tiger cat", folder
+    )
     assert weight_hashes(*frozen) == before
     assert torch.equal(picture, draw(token, ["a photo of cat"], [5], sampler_settings(CONFIG)))
     assert not torch.equal(start, training.last_vector)
@@ -54,7 +58,9 @@ def test_the_gradient_is_clipped_after_backward(monkeypatch, tmp_path):
     norms = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(
-        torch.optim.AdamW, "step", lambda self: norms.append(self.param_groups[0]["params"][0].grad.norm().item()) or step(self)
+        torch.optim.AdamW,
+        "step",
+        lambda self: norms.append(self.param_groups[0]["params"][0].grad.norm().item()) or step(self),
     )
     _, training = learned(tmp_path, max_grad_norm=1e-4, max_epochs=1)
     assert training.rows[0]["gradient_norm"] > 1e-4
@@ -68,13 +74,18 @@ def test_the_log_counts_all_images_that_were_drawn_so_far(tmp_path):
     assert first == CONFIG.images_per_update + CONFIG.validation_size
     assert second == training.images > first + CONFIG.images_per_update
     _, training = learned(tmp_path, choose_by="loss", max_epochs=2)
-    assert [row["images"] for row in training.rows] == [CONFIG.images_per_update, 2 * CONFIG.images_per_update]
+    assert [row["images"] for row in training.rows] == [
+        CONFIG.images_per_update,
+        2 * CONFIG.images_per_update,
+    ]
 
 
 def attempted(tmp_path, monkeypatch, accuracies, **changes):
     """Train with these validation accuracies; for every update its stage and the vector that it began with, and what was scored."""
     scores, seen, started = iter([(accuracy, -3.0) for accuracy in accuracies]), [], []
-    monkeypatch.setattr(Task, "validate", lambda self, **_: seen.append(self.token.vector.detach().clone()) or next(scores))
+    monkeypatch.setattr(
+        Task, "validate", lambda self, **_: seen.append(self.token.vector.detach().clone()) or next(scores)
+    )
     accumulate = Task.accumulate
 
     def noting(self, epoch, scaler, stage):
@@ -95,7 +106,9 @@ def attempted(tmp_path, monkeypatch, accuracies, **changes):
 
 def test_where_a_start_brings_nothing_the_next_is_tried(tmp_path, monkeypatch):
     """A start that only lowers the loss leads astray."""
-    token, training, started, _ = attempted(tmp_path, monkeypatch, [0.1, 0.1, 0.3, 0.2, 0.3, 0.1], max_epochs=5)
+    token, training, started, _ = attempted(
+        tmp_path, monkeypatch, [0.1, 0.1, 0.3, 0.2, 0.3, 0.1], max_epochs=5
+    )
     assert [row["start"] for row in training.rows] == ["cat", "cat", "tiger+cat", "tiger+cat", "cat"]
     assert {stage for stage, _ in started} == {0}
     for update, start in ((0, "cat"), (2, "tiger+cat"), (4, "cat")):
@@ -104,7 +117,10 @@ def test_where_a_start_brings_nothing_the_next_is_tried(tmp_path, monkeypatch):
 
 def test_a_new_start_walks_its_own_trajectory_where_updates_share_them(tmp_path, monkeypatch):
     shared = []
-    monkeypatch.setattr("task.token_gradients", lambda *args: shared.append(bool(args[-1])) or token_gradients(*args))
+    monkeypatch.setattr(
+        "discriminative.tokens.objective.token_gradients",
+        lambda *args: shared.append(bool(args[-1])) or token_gradients(*args),
+    )
     attempted(tmp_path, monkeypatch, [0.1] * 5, max_epochs=4, reuse_trajectory=4, jump_at="0.5", batch_size=4)
     assert shared == [False, True, False, True]  # the second start is tried after two updates
 
@@ -112,7 +128,9 @@ def test_a_new_start_walks_its_own_trajectory_where_updates_share_them(tmp_path,
 def test_a_clearly_better_token_goes_on_at_the_next_stage(tmp_path, monkeypatch):
     """Each begins with the best token and has its patience, the last one twice as much; after that learning begins again."""
     accuracies = [0.1, 0.3, 0.5, 0.6, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5, 0.2]
-    token, training, started, seen = attempted(tmp_path, monkeypatch, accuracies, jump_at="0@8;0.3;0.5", max_epochs=10)
+    token, training, started, seen = attempted(
+        tmp_path, monkeypatch, accuracies, jump_at="0@8;0.3;0.5", max_epochs=10
+    )
     assert [row["start"] for row in training.rows] == ["cat"] * 9 + ["tiger+cat"]
     assert [stage for stage, _ in started] == [0, 0, 1, 1, 1, 2, 2, 2, 2, 0]
     assert torch.equal(started[2][1], seen[2])
@@ -129,7 +147,9 @@ def test_a_good_start_is_improved_too(tmp_path, monkeypatch):
 
 def test_the_averaged_token_is_what_is_scored_and_kept(tmp_path, monkeypatch):
     """As in Adam, the mean has no bias to the beginning; learning itself goes on with the token as it is."""
-    token, training, started, seen = attempted(tmp_path, monkeypatch, [0.1, 0.2, 0.3], token_ema=0.5, max_epochs=2)
+    token, training, started, seen = attempted(
+        tmp_path, monkeypatch, [0.1, 0.2, 0.3], token_ema=0.5, max_epochs=2
+    )
     assert torch.equal(seen[1], started[1][1])
     torch.testing.assert_close(seen[2], (started[1][1] + 2 * training.last_vector) / 3)
     assert torch.equal(token.vector, seen[2])
@@ -138,12 +158,22 @@ def test_the_averaged_token_is_what_is_scored_and_kept(tmp_path, monkeypatch):
 def test_the_step_is_smaller_once_the_token_is_nearly_right(tmp_path, monkeypatch):
     """At the next stage too, but not from another start."""
     rates, step = [], torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self)
+    )
     accuracies = [0.1, 0.5, 0.95, 0.7, 0.7, 0.7, 0.7, 0.7]
     token, *_ = attempted(
-        tmp_path, monkeypatch, accuracies, jump_at="0@8;0.5", fine_rate=0.25, max_epochs=7, enough_validation_accuracy=0.0
+        tmp_path,
+        monkeypatch,
+        accuracies,
+        jump_at="0@8;0.5",
+        fine_rate=0.25,
+        max_epochs=7,
+        enough_validation_accuracy=0.0,
     )
-    assert rates == pytest.approx([4 * 0.05 * token.word_rms * share for share in (1, 1, 0.25, 0.25, 0.25, 0.25, 1)])
+    assert rates == pytest.approx(
+        [4 * 0.05 * token.word_rms * share for share in (1, 1, 0.25, 0.25, 0.25, 0.25, 1)]
+    )
 
 
 def test_a_bounded_token_stays_as_short_as_asked(tmp_path):
@@ -157,7 +187,9 @@ def test_a_bounded_token_stays_as_short_as_asked(tmp_path):
 
 def test_the_kept_token_is_the_best_of_validation(tmp_path, monkeypatch):
     scores, seen = iter([(0.1, -3.0), (0.6, -1.0), (0.3, -2.0)]), []
-    monkeypatch.setattr(Task, "validate", lambda self, **_: seen.append(self.token.vector.detach().clone()) or next(scores))
+    monkeypatch.setattr(
+        Task, "validate", lambda self, **_: seen.append(self.token.vector.detach().clone()) or next(scores)
+    )
     token, training = learned(tmp_path, max_epochs=4, validate_every=2)
     assert training.kept_updates == 2
     assert torch.equal(token.vector, seen[1])
@@ -167,7 +199,9 @@ def test_with_keep_loss_the_kept_token_drew_the_lowest_loss(tmp_path):
     token, training = learned(tmp_path, choose_by="loss", noise_pool=1, max_epochs=4)
     lowest = min(training.rows, key=lambda row: row["loss"])
     assert training.kept_updates == lowest["epoch"] - 1
-    _, losses, _, _ = Task(replace(CONFIG, noise_pool=1), token, [Guide(tiny_classifier(), 0)], "tiger cat").accumulate(0, IDLE)
+    _, losses, _, _ = Task(
+        replace(CONFIG, noise_pool=1), token, [Guide(tiny_classifier(), 0)], "tiger cat"
+    ).accumulate(0, IDLE)
     assert losses.mean().item() == pytest.approx(lowest["loss"], rel=1e-4)
 
 
@@ -194,7 +228,14 @@ def test_few_of_the_training_images_are_kept_where_that_is_asked_for(tmp_path, e
 
 def test_stopping_rules_are_told_apart():
     config, best = (
-        replace(CONFIG, patience=5, stop_train_accuracy=0.7, stop_validation_accuracy=0.9, max_epochs=50, validate_every=5),
+        replace(
+            CONFIG,
+            patience=5,
+            stop_train_accuracy=0.7,
+            stop_validation_accuracy=0.9,
+            max_epochs=50,
+            validate_every=5,
+        ),
         Best(),
     )
     best.offer((0.5, -1.0), torch.zeros(1), 10, 10)
@@ -245,7 +286,9 @@ def test_patience_of_the_paper_counts_updates_without_a_lower_loss(tmp_path, mon
     assert (len(training.rows), training.stopped_by, training.kept_updates) == (5, "patience", 1)
 
 
-@pytest.mark.parametrize("changes", [{"patience": 3, "validate_every": 5}, {"stop_train_accuracy": 0.0, "validate_every": 5}])
+@pytest.mark.parametrize(
+    "changes", [{"patience": 3, "validate_every": 5}, {"stop_train_accuracy": 0.0, "validate_every": 5}]
+)
 def test_no_rule_ends_training_before_what_was_learned_is_scored(tmp_path, monkeypatch, changes):
     """A rule that fired between two validations used to throw the learned vector away."""
     scores = iter([(0.0, -5.0), (0.5, -1.0), (0.4, -2.0)])
@@ -287,7 +330,14 @@ def test_what_a_token_has_to_beat_to_be_drawn_on(tmp_path, monkeypatch, confirm_
     """The best token of its start, and .9."""
     scores, asked = iter([(0.5, -1.0), (0.95, -0.1), (0.92, -0.5), (0.8, -0.5)]), []
     monkeypatch.setattr(Task, "validate", lambda self, beats: asked.append(beats) or next(scores))
-    learned(tmp_path, confirm_best=confirm_best, validate_every=1, max_epochs=3, attempt_patience=9, stop_validation_accuracy=0.96)
+    learned(
+        tmp_path,
+        confirm_best=confirm_best,
+        validate_every=1,
+        max_epochs=3,
+        attempt_patience=9,
+        stop_validation_accuracy=0.96,
+    )
     assert asked == beats
 
 
@@ -306,8 +356,16 @@ def test_a_good_token_is_enough_where_an_attempt_brings_nothing_any_more(
 ):
     """If it is as good on the whole validation: the part of it that made it the best may have been lucky. A confirmed one was not."""
     scores = iter([(0.5, -1.0), (part, -0.1), *[(0.8, -0.5)] * 20])
-    monkeypatch.setattr(Task, "validate", lambda self, beats: (whole, -0.2) if beats == -math.inf else next(scores))
-    changes = {"validate_every": 1, "max_epochs": 8, "jump_at": "0.1;0.5", "attempt_patience": 1, "enough_validation_accuracy": enough}
+    monkeypatch.setattr(
+        Task, "validate", lambda self, beats: (whole, -0.2) if beats == -math.inf else next(scores)
+    )
+    changes = {
+        "validate_every": 1,
+        "max_epochs": 8,
+        "jump_at": "0.1;0.5",
+        "attempt_patience": 1,
+        "enough_validation_accuracy": enough,
+    }
     _, training = learned(tmp_path, confirm_best=confirm_best, **changes)
     assert (training.stopped_by, len(training.rows)) == (stopped_by, updates)
     assert training.kept_updates == 1
@@ -326,7 +384,9 @@ def test_channels_are_last_while_training_and_lie_as_before_after_it(token, guid
     models, seen = token.models, []
     weights = [w for m in (models.unet, models.vae) for w in m.parameters()]
     before = [w.stride() for w in weights]
-    (convolution,) = [m for m in models.unet.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels == 4]
+    (convolution,) = [
+        m for m in models.unet.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels == 4
+    ]
 
     def note(module, args, out):
         seen.append(module.weight.is_contiguous(memory_format=torch.channels_last))

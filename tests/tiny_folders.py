@@ -10,7 +10,14 @@ from safetensors.torch import load_file, save_file
 
 LABELS = ["tiger cat", "bat", "blue cat", "tiger"]
 ID2LABEL = dict(enumerate(LABELS))
-VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
+VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+}
 
 
 def save_sd1(folder: Path) -> str:
@@ -25,9 +32,17 @@ def save_sd2(folder: Path) -> str:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     models = tiny_models("DDIMScheduler")
-    config = models.text_encoder.config.to_dict() | {"hidden_size": 24, "hidden_act": "gelu", "projection_dim": 8}
+    config = models.text_encoder.config.to_dict() | {
+        "hidden_size": 24,
+        "hidden_act": "gelu",
+        "projection_dim": 8,
+    }
     models.text_encoder = CLIPTextModel(CLIPTextConfig(**config))
-    unet = dict(models.unet.config) | {"cross_attention_dim": 24, "attention_head_dim": (2, 4), "use_linear_projection": True}
+    unet = dict(models.unet.config) | {
+        "cross_attention_dim": 24,
+        "attention_head_dim": (2, 4),
+        "use_linear_projection": True,
+    }
     models.unet = UNet2DConditionModel(**{k: v for k, v in unet.items() if not k.startswith("_")})
     models.scheduler = DDIMScheduler.from_config(models.scheduler.config, prediction_type="v_prediction")
     save_models(folder, models)
@@ -50,7 +65,9 @@ def save_models(folder: Path, models) -> None:
     from diffusers import StableDiffusionPipeline
 
     parts = {n: getattr(models, n) for n in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")}
-    pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline = StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
     pipeline.save_pretrained(folder)
 
 

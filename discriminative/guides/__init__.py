@@ -1,0 +1,1 @@
+"""Classifiers that guide and judge: loading, preprocessing, labels."""

@@ -1,0 +1,93 @@
+"""A classifier of images in [0, 1]: logits, labels, features; and a guide, which is one with the class that it is asked for."""
+
+from dataclasses import dataclass
+
+import torch
+
+from discriminative.errors import WorkError
+from discriminative.guides.preprocess import Recipe
+from discriminative.precision import at_least_float32
+
+
+@dataclass
+class Classifier:
+    """A frozen classifier of images in [0, 1].
+
+    Args:
+        model: logits (B, K) of preprocessed images.
+        labels: K names, in the logits' order.
+        recipe: its preprocessing.
+    """
+
+    name: str
+    model: torch.nn.Module
+    labels: list[str]
+    recipe: Recipe
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K), float32, of images (B, 3, H, W) in [0, 1] on any device; differentiable.
+
+        Raises:
+            WorkError: the model gives another number of logits than it has labels.
+        """
+        like = next(self.model.parameters(), images)
+        logits = at_least_float32(self.model(self.recipe(images.to(like.device)).to(like.dtype)))
+        if logits.shape != (len(images), len(self.labels)):
+            raise WorkError(
+                f"{self.name} gives logits of shape {tuple(logits.shape)} for {len(images)} images and {len(self.labels)} labels"
+            )
+        return logits
+
+    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, K), and features (B, D): what the last linear layer is given, the logits themselves where there is none.
+
+        Raises:
+            WorkError: a logit is not finite.
+        """
+        heads, given = (
+            [
+                m
+                for m in self.model.modules()
+                if isinstance(m, torch.nn.Linear) and m.out_features == len(self.labels)
+            ],
+            [],
+        )
+        handles = [
+            head.register_forward_pre_hook(lambda module, args: given.append(args[0])) for head in heads[-1:]
+        ]
+        try:
+            logits = finite(self.logits(images))
+        finally:
+            for handle in handles:
+                handle.remove()
+        features = at_least_float32(given[-1]) if given else logits  # (B, D) or (B, places, D)
+        return logits, features.reshape(len(features), -1, features.shape[-1]).mean(1)
+
+
+@dataclass
+class Guide:
+    """A classifier, and its index, from 0, of the class that the token is to draw."""
+
+    classifier: Classifier
+    target: int
+
+
+def finite(logits: torch.Tensor) -> torch.Tensor:
+    """The same logits, once it is sure that they can be compared.
+
+    Raises:
+        WorkError: some are not finite (the most probable of NaNs would be the first class).
+    """
+    if not logits.isfinite().all():
+        raise WorkError("an image's logits are not finite; try --mixed_precision no or bf16")
+    return logits
+
+
+@torch.no_grad()
+def verdicts(classifier: Classifier, images: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """The most probable class (N,), counted from 0, of images (N, 3, H, W) in [0, 1].
+
+    Raises:
+        WorkError: a logit is not finite.
+    """
+    return torch.cat([finite(classifier.logits(part)).argmax(1).cpu() for part in images.split(batch_size)])

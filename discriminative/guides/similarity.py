@@ -1,0 +1,53 @@
+"""How alike images and a text are, by a CLIP model (Radford et al. 2021)."""
+
+import torch
+
+from discriminative.errors import UsageError
+from discriminative.hub import LOCAL, Hub, check_keys, hub_advice, hub_errors, one_line
+from discriminative.records.files import to_pil
+
+
+class TextSimilarity:
+    """A CLIP model from the hub or a folder.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+
+    def __init__(self, name: str, device: torch.device, hub: Hub = LOCAL):
+        from safetensors import SafetensorError
+        from transformers import CLIPModel, CLIPProcessor
+
+        try:
+            model, info = CLIPModel.from_pretrained(
+                name, use_safetensors=True, output_loading_info=True, **hub.place
+            )
+            check_keys(info["missing_keys"])
+            self.processor = CLIPProcessor.from_pretrained(name, **hub.place)
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            KeyError,
+            TypeError,
+            ImportError,
+            SafetensorError,
+            *hub_errors(),
+        ) as error:
+            raise UsageError(
+                f"--clip_model: {name!r} could not be loaded: {one_line(error)}{hub_advice(error)}"
+            ) from error
+        self.model, self.device = model.requires_grad_(False).eval().to(device), device
+
+    @torch.no_grad()
+    def of(self, images: torch.Tensor, text: str) -> torch.Tensor:
+        """Cosine of each image (B, 3, H, W) in [0, 1] and the text, (B,) in [-1, 1]."""
+        inputs = self.processor(
+            text=[text],
+            images=[to_pil(image) for image in images],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+        )
+        seen = self.model(**inputs.to(self.device))
+        return torch.nn.functional.cosine_similarity(seen.image_embeds, seen.text_embeds).cpu()

@@ -1,0 +1,93 @@
+"""Files from the Hugging Face hub: where they are looked for, and its errors told in one line."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# The weights that the repository bundles.
+MINIATURE = Path(__file__).parents[1] / "miniature" / "weights"
+
+
+@dataclass(frozen=True)
+class Hub:
+    """How files are fetched from the hub.
+
+    Args:
+        cache_dir: folder of downloads; None is the hub's usual one. local_files_only: take what is there, ask no network.
+        revision: branch, tag or commit of the diffusion model.
+    """
+
+    cache_dir: str | None = None
+    local_files_only: bool = False
+    revision: str | None = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """The arguments that every library's ``from_pretrained`` takes, the revision left out."""
+        return {"cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
+
+    def fetch(self, repository: str, name: str, revision: str | None = None) -> Path:
+        """One file of a repository."""
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(repository, name, revision=revision or None, **self.place))
+
+
+LOCAL = Hub()
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own reports back: what is wrong with weights or the network is one line of an error here."""
+    import huggingface_hub
+    import transformers
+
+    huggingface_hub.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers, of its own call
+
+
+def one_line(error: Exception) -> str:
+    """An error's message in one line of at most 500 characters, or its kind where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else text[:500] + " ..."
+
+
+def check_keys(missing: Iterable = (), unexpected: Iterable = (), mismatched: Iterable = ()) -> None:
+    """Raises ValueError where a weight is missing (it would be random), unused, or of another shape, and lists them."""
+    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
+        listed = sorted(str(k[0] if isinstance(k, tuple) else k) for k in keys)
+        if listed:
+            more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+            raise ValueError(f"{len(listed)} weights are {what}: {', '.join(listed[:8])}{more}")
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Exceptions of the hub's client that are no OSError: those of httpx; requests, which huggingface_hub 0 uses, has none."""
+    import huggingface_hub.utils
+
+    return (huggingface_hub.utils.httpx.HTTPError,) if hasattr(huggingface_hub.utils, "httpx") else ()
+
+
+def hub_advice(error: BaseException | None) -> str:
+    """What a user can do about a file that the hub does not give, or "" where that is not what ails."""
+    from huggingface_hub import errors
+
+    advice = {
+        errors.GatedRepoError: "; the repository is gated: accept its licence on its page, then log in with `hf auth login`",
+        errors.RepositoryNotFoundError: "; there is no such repository, or it is private (then `hf auth login` helps)",
+        errors.RevisionNotFoundError: "; the repository has no such revision",
+        (
+            errors.LocalEntryNotFoundError,
+            errors.OfflineModeIsEnabled,
+        ): "; there is no network and it was never fetched to the cache",
+        errors.EntryNotFoundError: "; the repository has no such file (of weights only safetensors are read)",
+    }
+    while error is not None:
+        for kinds, text in advice.items():
+            if isinstance(error, kinds):
+                return text
+        error = error.__cause__ or error.__context__
+    return ""

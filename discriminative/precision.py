@@ -1,0 +1,79 @@
+"""Device and precision: what computes in half, what stays in float32, and how a half-precision loss is scaled."""
+
+import torch
+
+from discriminative.diffusion.models import DiffusionModels
+from discriminative.errors import UsageError
+
+
+def has_bf16_units() -> bool:
+    """Whether the processor multiplies bfloat16 (AVX512-BF16, AMX); without such units it is many times slower than float32.
+
+    Only x86 is asked: what bfloat16 brings on others nobody has measured here.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(unit, False) for unit in ("avx512_bf16", "amx_bf16"))
+
+
+def trains_in_bf16(mixed_precision: str, device: torch.device) -> bool:
+    """Whether training computes in bfloat16 what needs no gradient: by itself, on a CPU that has units for it."""
+    return mixed_precision == "auto" and device.type == "cpu" and has_bf16_units()
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for ``--device``; "auto" takes CUDA where there is one.
+
+    Raises:
+        UsageError: CUDA was asked for and there is none.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        found = f"{count} CUDA devices" if count else "no CUDA device"
+        raise UsageError(
+            f"--device: {name!r} was given, but this machine has {found}; allowed is auto or cpu{' or cuda:N' if count else ''}"
+        )
+    return device
+
+
+def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
+    """Precision of UNet, VAE and classifier: "auto" is half on CUDA and float32 on the CPU."""
+    if mixed_precision == "auto":
+        mixed_precision = "fp16" if device.type == "cuda" else "no"
+    if mixed_precision == "fp16" and device.type == "cpu":
+        raise UsageError("--mixed_precision: 'fp16' was given on the CPU; allowed there is auto, no or bf16")
+    if (
+        mixed_precision == "bf16"
+        and device.type == "cuda"
+        and torch.cuda.get_device_capability(device) < (8, 0)
+    ):
+        name = torch.cuda.get_device_name(device)
+        raise UsageError(
+            f"--mixed_precision: 'bf16' was given, which {name} only imitates, slowly; allowed there is auto, fp16 or no"
+        )
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """The same tensor, half precision made float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+FIRST_SCALE = 2.0**10  # of the loss in half precision
+
+
+def make_scaler(models: DiffusionModels) -> torch.amp.GradScaler:
+    """Scales the loss in half precision, where gradients underflow without it; idle in other precisions.
+
+    An update whose gradient overflows is skipped and the scale halved; twenty that do not double it again. One whose images overflow
+    on their way is skipped, too, but no scale would have mended it.
+    """
+    half = models.dtype == torch.float16
+    scaler = torch.amp.GradScaler(
+        models.device.type, init_scale=FIRST_SCALE, growth_interval=20, enabled=half
+    )
+    # Only this makes its state. The losses themselves are weighted with its scale in Task.accumulate, batch by batch.
+    scaler.scale(torch.zeros((), device=models.device))
+    return scaler

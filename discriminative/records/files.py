@@ -1,0 +1,113 @@
+"""A run's folders and files. Whatever replaces a file is written beside it and then renamed, so none is ever half there."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import save_file
+
+from discriminative.errors import WorkError
+
+GAP = 2  # pixels between the images of a grid
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def _replace(path: Path, write) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put a folder in the place of another, which goes."""
+    if old.exists():
+        shutil.rmtree(old)
+    new.rename(old)
+
+
+def clear(folder: Path, pattern: str) -> None:
+    """Remove an earlier run's pictures, which would stand among the new ones under other names."""
+    for path in folder.glob(pattern):
+        path.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    _replace(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict:
+    """An object that :func:`write_json` wrote.
+
+    Raises:
+        WorkError: it cannot be read, or holds no object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WorkError(f"{path}: cannot be read ({error}); remove or mend it") from error
+    if not isinstance(content, dict):
+        raise WorkError(f"{path}: holds no object; remove or mend it")
+    return content
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write an object as indented JSON."""
+    _replace(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    """Write JSON lines, one object a row."""
+    _replace(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file."""
+    _replace(path, lambda p: save_file(tensors, p, metadata))
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    """An image (3, H, W) in [0, 1] as a picture of 8 bits."""
+    return Image.fromarray((image.permute(1, 2, 0).float() * 255).round().byte().cpu().numpy())
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """All pictures below a folder, in order."""
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
+def read_image(path: Path) -> torch.Tensor:
+    """A picture (3, H, W) in [0, 1].
+
+    Raises:
+        WorkError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            pixels = np.array(ImageOps.exif_transpose(picture).convert("RGB"))  # (H, W, 3)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise WorkError(f"{path}: not a readable picture ({error})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def write_image(path: Path, picture: Image.Image) -> None:
+    """Write a PNG file, little compressed: training waits for it."""
+    _replace(path, lambda p: picture.save(p, format="PNG", compress_level=1))
+
+
+def grid(images: torch.Tensor, columns: int, gap: int = GAP) -> Image.Image:
+    """Images (B, 3, H, W) in [0, 1] as one picture, row by row."""
+    height, width = images.shape[-2:]
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for i, image in enumerate(images):
+        sheet.paste(to_pil(image), (i % columns * (width + gap), i // columns * (height + gap)))
+    return sheet

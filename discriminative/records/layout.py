@@ -1,0 +1,48 @@
+"""Where everything of a class and experiment lies below ``--output_path``. Paths alone: nothing is opened here."""
+
+import re
+import shutil
+from pathlib import Path
+
+# A class's pictures of the default experiment; others have folders beside these, by their names.
+PICTURE_FOLDERS = ("train", "eval", "prompt")
+
+
+def class_folder(class_index: int, label: str) -> str:
+    """A safe, unique folder name: "0283_tiger_cat" (label lists hold the same name twice: ImageNet has two cranes)."""
+    return f"{class_index:04d}_{re.sub(r'[^a-z0-9]+', '_', label.lower()).strip('_')[:60]}"
+
+
+class RunFolder:
+    """The paths of one class and experiment below ``--output_path``.
+
+    Args:
+        output_path: the run's root. class_name: from :func:`class_folder`. exp_id: name of the experiment.
+    """
+
+    def __init__(self, output_path: str, class_name: str, exp_id: str):
+        root, self.name = Path(output_path), class_name
+        self.records = root / "pipeline_token" / class_name / exp_id
+        self.token, self.config = self.records / "learned_embeds.safetensors", self.records / "config.json"
+        self.partial_token = (
+            self.records / "learned_embeds.partial.safetensors"
+        )  # the best so far, while training runs
+        self.pipeline, self.web_ui = self.records / "pipeline", self.records / "a1111"
+        self.log, self.result = self.records / "log.jsonl", self.records / "evaluation.json"
+        # Experiments of one class do not mix their pictures; the default one has no folder of its own.
+        images = root / "img" / class_name / ("" if exp_id == "default" else exp_id)
+        self.train_images, self.eval_images, self.prompt_images = (images / name for name in PICTURE_FOLDERS)
+        self.unfinished_eval_images = images / "eval.partial"  # until all are drawn
+        # Nothing but classes in the folder, which is what readers of data sets take its folders for.
+        self.dataset = root / ("dataset" if exp_id == "default" else f"dataset_{exp_id}") / class_name
+        self.grid, self.evolution = images / "grid.png", images / "evolution.png"
+
+    def forget_token(self) -> None:
+        """Remove what was made of a token that another one replaces: how it was learned, its evaluation with the pictures, its exports."""
+        for path in (self.result, self.config, self.grid):
+            path.unlink(missing_ok=True)
+        for folder in (self.eval_images, self.web_ui, self.pipeline):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+NO_EXP_IDS = (*PICTURE_FOLDERS, "eval.partial", "grid.png", "evolution.png")

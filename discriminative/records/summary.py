@@ -1,0 +1,116 @@
+"""One row a class and experiment in ``<output_path>/summary.csv``: what the evaluations of many runs came to."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from discriminative.errors import UsageError
+from discriminative.records.files import read_json, write_text
+from discriminative.records.layout import RunFolder
+
+COLUMNS = (
+    *("class_index", "class_name", "exp_id", "model", "classifier", "judge", "test_size"),
+    *(
+        "guide_without",
+        "guide_with",
+        "guide_low",
+        "guide_high",
+        "judge_without",
+        "judge_with",
+        "judge_low",
+        "judge_high",
+    ),
+    *("p_value", "diversity_ratio"),
+    *("updates", "images", "training_seconds", "stopped_by", "evaluation_seconds"),
+)
+KEY = ("class_index", "class_name", "exp_id")
+
+
+def path_of(output_path: str) -> Path:
+    """Where the summary is."""
+    return Path(output_path) / "summary.csv"
+
+
+def read(output_path: str) -> list[dict[str, str]]:
+    """The rows; none where there is no summary yet.
+
+    Raises:
+        UsageError: it cannot be read, or has other columns, as those of another version have, or rows that do not fit them.
+    """
+    path = path_of(output_path)
+    if not path.exists():
+        return []
+    advice = "move it away, or give another folder"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), tuple(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"--output_path: {path} cannot be read ({error}); {advice}") from error
+    if columns != COLUMNS:
+        raise UsageError(f"--output_path: {path} has other columns than this version writes; {advice}")
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values() or not row["class_index"].isdecimal():
+            raise UsageError(
+                f"--output_path: row {number} of {path} does not fit its columns; mend it, {advice}"
+            )
+    return rows
+
+
+def row_of(result: dict[str, Any], folder: RunFolder, exp_id: str) -> dict[str, Any]:
+    """An evaluation, and the training before it where it was here, as a row."""
+    first = result["prompts"][0]
+    with_token, without = (first["arms"][arm] for arm in ("token", "baseline"))
+    row = {
+        key: result[key] for key in ("class_index", "class_name", "model", "classifier", "judge", "test_size")
+    } | {"exp_id": exp_id}
+    for who in ("guide", "judge"):
+        if with_token[who]:
+            low, high = with_token[who]["accuracy_interval"]
+            row |= {f"{who}_without": without[who]["accuracy"], f"{who}_with": with_token[who]["accuracy"]}
+            row |= {f"{who}_low": low, f"{who}_high": high}
+    row |= {"p_value": first["paired"]["guide"]["p_value"], "diversity_ratio": first["diversity_ratio"]}
+    if folder.config.exists() and not result["token_path"]:
+        training = read_json(folder.config).get("training", {})
+        row |= {key: training.get(key) for key in ("updates", "images", "stopped_by")} | {
+            "training_seconds": training.get("seconds")
+        }
+    return row | {"evaluation_seconds": round(result["seconds"], 2)}
+
+
+def remove_row(output_path: str, class_index: int, class_name: str, exp_id: str) -> None:
+    """Take out the row of a class and experiment, where there is one.
+
+    Raises:
+        UsageError: the summary has other columns.
+    """
+    if path_of(output_path).exists():
+        _change(output_path, (str(class_index), class_name, exp_id), [])
+
+
+def replace_row(output_path: str, row: dict[str, Any]) -> Path:
+    """Write the row in the place of the one of the same class and experiment, or as a new one; several processes may do so at once.
+
+    Raises:
+        UsageError: the summary has other columns.
+    """
+    row = {key: "" if row.get(key) is None else str(row[key]) for key in COLUMNS}
+    _change(output_path, tuple(row[key] for key in KEY), [row])
+    return path_of(output_path)
+
+
+def _change(output_path: str, key: tuple[str, ...], new: list[dict[str, str]]) -> None:
+    """Put ``new`` in the place of the rows of a class and experiment."""
+    from filelock import FileLock
+
+    path = path_of(output_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        rows = [r for r in read(output_path) if tuple(r[name] for name in KEY) != key]
+        rows = sorted([*rows, *new], key=lambda r: (int(r["class_index"]), r["exp_id"]))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, text.getvalue())

@@ -1,0 +1,1 @@
+"""The class token: its vector, its prompts, its objective, its files."""

@@ -1,0 +1,192 @@
+"""The class token: prompts that hold it, its trainable vector (or a few), and the file that keeps it.
+
+The vectors are spliced into the text encoder's input embeddings by a small module. The embedding table itself is neither
+resized nor copied nor trained, so every other word keeps its embedding bit for bit.
+"""
+
+import math
+import re
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+
+from discriminative.diffusion.models import DiffusionModels
+from discriminative.errors import UsageError
+from discriminative.tokens.prompts import check_words, tokenize, vector_names
+
+WHOLE_WORD = re.compile(r"[a-z]{3,}</w>")  # in CLIP's vocabulary
+
+
+class SplicedEmbedding(torch.nn.Module):
+    """An embedding table with a few more words, whose vectors live outside the table.
+
+    Args:
+        table: the text encoder's own embedding, frozen, or one that knows another token already.
+        first_id: id of the first new word, beyond the table; the others follow.
+        vectors: (N, width), float32; gradients reach them and nothing else.
+    """
+
+    def __init__(self, table: torch.nn.Module, first_id: int, vectors: torch.Tensor):
+        super().__init__()
+        self.table, self.first_id, self.vectors = table, first_id, vectors
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, L) to embeddings (B, L, width)."""
+        new = (input_ids >= self.first_id) & (input_ids < self.first_id + len(self.vectors))  # (B, L)
+        words = self.table(input_ids.masked_fill(new, 0))  # (B, L, width)
+        for i, vector in enumerate(self.vectors):
+            words = torch.where((input_ids == self.first_id + i).unsqueeze(-1), vector.to(words.dtype), words)
+        return words
+
+
+class ClassToken:
+    """A placeholder word and its vectors (N, width), the only parameter that is ever trained; N is 1 in the paper.
+
+    Args:
+        models: the frozen parts; their tokenizer learns the placeholder as a word beyond the embedding table.
+        placeholder: the new word; in prompts it stands for all of its vectors.
+        initializer: a word of one token whose embedding each vector starts from.
+        num_vectors: N.
+
+    Raises:
+        UsageError: the placeholder is a word already, or the initializer is not one token.
+    """
+
+    def __init__(self, models: DiffusionModels, placeholder: str, initializer: str, num_vectors: int = 1):
+        check_words(models.tokenizer, placeholder, initializer, num_vectors)
+        self.models, self.placeholder, self.names = (
+            models,
+            placeholder,
+            vector_names(placeholder, num_vectors),
+        )
+        self.initializer = initializer
+        models.tokenizer.add_tokens(self.names)
+        self.first_id = models.tokenizer.convert_tokens_to_ids(placeholder)
+        self.vector = torch.nn.Parameter(self.word_mean(initializer).repeat(num_vectors, 1))  # (N, width)
+        self.others: list[
+            tuple[list[str], int, torch.Tensor]
+        ] = []  # names, first id and vectors of tokens that prompts may hold too
+
+    def join(self, placeholder: str, vectors: torch.Tensor) -> None:
+        """Let prompts hold another token beside this one.
+
+        Args:
+            vectors: (M, width), which nothing trains.
+
+        Raises:
+            UsageError: the placeholder is a word already.
+        """
+        check_words(self.models.tokenizer, placeholder, self.initializer, len(vectors))
+        names = vector_names(placeholder, len(vectors))
+        self.models.tokenizer.add_tokens(names)
+        first_id = self.models.tokenizer.convert_tokens_to_ids(placeholder)
+        self.others.append((names, first_id, vectors.to(self.models.device, torch.float32)))
+
+    @contextmanager
+    def spliced(self):
+        """Within the block the text encoder knows the placeholder; afterwards it is as it was."""
+        encoder = self.models.text_encoder
+        table = words = encoder.get_input_embeddings()
+        for first_id, vectors in [
+            *((first_id, vectors) for _, first_id, vectors in self.others),
+            (self.first_id, self.vector),
+        ]:
+            words = SplicedEmbedding(words, first_id, vectors)
+        encoder.set_input_embeddings(words)
+        try:
+            yield
+        finally:
+            encoder.set_input_embeddings(table)
+
+    def encode(self, prompts: list[str]) -> torch.Tensor:
+        """Prompts to ``encoder_hidden_states`` (B, L, width), padded as the pipeline pads; each distinct prompt is encoded once.
+
+        Raises:
+            UsageError: a prompt is longer than the text encoder takes.
+        """
+        distinct = list(dict.fromkeys(prompts))
+        input_ids = tokenize(self.models.tokenizer, distinct, self.names, *(o[0] for o in self.others)).to(
+            self.models.device
+        )  # (D, L)
+        with self.spliced():
+            hidden = self.models.text_encoder(input_ids).last_hidden_state  # (D, L, width)
+        rows = torch.tensor([distinct.index(p) for p in prompts], device=hidden.device)
+        return hidden[rows].to(self.models.dtype)  # (B, L, width)
+
+    @cached_property
+    def unconditional(self) -> torch.Tensor:
+        """``encoder_hidden_states`` of the empty prompt (1, L, D); the same for the whole run, as no token is in it."""
+        with torch.no_grad():
+            return self.encode([""])
+
+    @property
+    def table(self) -> torch.Tensor:
+        """The vocabulary's embeddings (V, width), float32."""
+        return self.models.text_encoder.get_input_embeddings().weight.detach().float()
+
+    @cached_property
+    def word_norm(self) -> float:
+        """Norm of a word's embedding: the 0.9 quantile over the vocabulary, as pieces that no caption holds are shorter."""
+        return self.table.norm(dim=1).quantile(0.9).item()
+
+    @property
+    def word_rms(self) -> float:
+        """Root mean square of the numbers of a word's embedding."""
+        return self.word_norm / math.sqrt(self.vector.shape[1])
+
+    def word_mean(self, words: str) -> torch.Tensor:
+        """Mean embedding (1, width) of the tokens of words."""
+        return self.table[self.models.tokenizer(words, add_special_tokens=False).input_ids].mean(
+            0, keepdim=True
+        )
+
+    @property
+    def vocabulary_mean(self) -> torch.Tensor:
+        """Mean embedding (1, width) of the vocabulary's whole words."""
+        # Sorted, as a tokenizer's vocabulary comes in any order, and so would the last bits of its mean.
+        whole = sorted(
+            i
+            for word, i in self.models.tokenizer.get_vocab().items()
+            if WHOLE_WORD.fullmatch(word) and i < self.first_id
+        )
+        return self.table[whole].mean(0, keepdim=True)
+
+    def start_vector(self, start: str, class_name: str) -> torch.Tensor:
+        """A vector (N, width) to start learning from.
+
+        Args:
+            start: "class", the mean of the class name's words; "vocabulary", the mean of all whole words; "initializer"; a word of
+                one's own; or several of these, joined by "+", whose mean it is.
+            class_name: the name of the class in the prompts.
+        """
+        named = {"initializer": self.initializer, "class": class_name}
+        parts = [
+            self.vocabulary_mean if part == "vocabulary" else self.word_mean(named.get(part, part))
+            for part in start.split("+")
+        ]
+        return torch.stack(parts).mean(0).repeat(len(self.vector), 1)
+
+    def norm(self) -> float:
+        """Norm of the token's vectors over a word's, root mean square; 1 is a word like others."""
+        return self.vector.detach().square().sum(1).mean().sqrt().item() / self.word_norm
+
+    @torch.no_grad()
+    def bound(self, limit: float) -> None:
+        """Shorten each vector that is longer than ``limit`` words; 0 bounds nothing."""
+        if limit:
+            norms = self.vector.norm(dim=1, keepdim=True)  # (N, 1)
+            self.vector.mul_((limit * self.word_norm / norms).clamp(max=1))
+
+    @torch.no_grad()
+    def load(self, vector: torch.Tensor) -> None:
+        """Take over vectors (N, width), or one (width,).
+
+        Raises:
+            UsageError: they are of another number or width.
+        """
+        if vector.shape[-1] != self.vector.shape[1] or vector.numel() != self.vector.numel():
+            raise UsageError(
+                f"the token's vector has shape {tuple(vector.shape)}; this text encoder takes {tuple(self.vector.shape)}"
+            )
+        self.vector.copy_(vector.reshape(self.vector.shape))

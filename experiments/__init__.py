@@ -1,0 +1,1 @@
+"""Experiments: the searches and tables behind the defaults; speed/ has the benchmarks."""
