@@ -1,7 +1,5 @@
 """Embeddings and noise in, images out. Knows nothing of the run's options, nor of gradients (``gradients.py``)."""
 
-import copy
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -9,31 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 from discriminative.diffusion.models import DiffusionModels
 from discriminative.diffusion.schedulers import TRAINING_SPACING, fresh_scheduler
-from discriminative.tokens.class_token import ClassToken
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """How images are drawn.
-
-    Args:
-        num_inference_steps: steps asked of the scheduler (its own list may be longer: PNDM makes 31 of 30).
-        guidance_scale: weight of classifier-free guidance; 1 turns it off.
-        height, width: in pixels; None is the model's own.
-        scheduler: training's own, a short name of ``models.SCHEDULERS``; None is the one that the models were loaded with.
-        guidance_interval: places on the trajectory, 0 the first step of the scheduler's list, 1 the last; outside there is no guidance.
-        decode_batch_size: images that the VAE decodes at once; None is all. It changes results by rounding only.
-        tiny_vae: decode with the models' small decoder.
-    """
-
-    num_inference_steps: int = 30
-    guidance_scale: float = 7.0
-    height: int | None = None
-    width: int | None = None
-    scheduler: str | None = None
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    decode_batch_size: int | None = None
-    tiny_vae: bool = False
+from discriminative.precision import autocast
+from discriminative.settings import SamplerSettings
 
 
 def draw_noise(seeds: list[int], shape: tuple[int, int, int], number: int = 0) -> torch.Tensor:
@@ -126,7 +101,7 @@ def chunks(number: int, size: int | None) -> list[slice]:
 def decode(models: DiffusionModels, latents: torch.Tensor, settings: SamplerSettings) -> torch.Tensor:
     """Scaled latents (B, C, h, w) to images (B, 3, H, W) in [0, 1]."""
     vae = models.tiny_vae if settings.tiny_vae else models.vae
-    with models.autocast():
+    with autocast(models):
         images = vae.decode(latents / vae.config.scaling_factor).sample.to(
             latents.dtype
         )  # (B, 3, H, W) in [-1, 1]
@@ -140,7 +115,6 @@ class Walk:
         cond: ``encoder_hidden_states`` of the prompts (B, L, D).
         uncond: that of the empty prompt (1, L, D).
         noise: standard normal (B, C, h, w).
-        kept: what walks of these very images share, filled by the first; None shares nothing.
         seeds: of the images, for further noises of theirs.
     """
 
@@ -151,41 +125,31 @@ class Walk:
         uncond: torch.Tensor,
         noise: torch.Tensor,
         settings: SamplerSettings,
-        kept: dict | None = None,
         seeds: list[int] | None = None,
     ):
-        self.models, self.cond, self.uncond, self.settings, self.kept, self.seeds = (
-            models,
-            cond,
-            uncond,
-            settings,
-            kept,
-            seeds or [],
-        )
-        self.recompute = False  # of several steps with gradient keep no graph of the UNet, lest memory grow with their number
+        self.models = models
+        self.cond = cond
+        self.uncond = uncond
+        self.settings = settings
+        self.seeds = seeds or []
+        # With several differentiated steps keep no graph of the UNet, lest memory grow with their number.
+        self.recompute = False
         self.scheduler = fresh_scheduler(models.scheduler, settings.scheduler, spacing=TRAINING_SPACING)
         self.scheduler.set_timesteps(settings.num_inference_steps, device=models.device)
-        self.timesteps = (
-            self.scheduler.timesteps
-        )  # the scheduler's own list: what every gradient mode counts on
+        # The scheduler's own list: what every gradient mode counts on.
+        self.timesteps = self.scheduler.timesteps
         self.start = noise.to(models.device, models.dtype) * self.scheduler.init_noise_sigma  # (B, C, h, w)
-
-    def guidance_scale(self, i: int) -> float:
-        """The guidance at step ``i``: 1, which is none, outside the interval."""
-        low, high = self.settings.guidance_interval
-        return self.settings.guidance_scale if low <= i / max(1, len(self.timesteps) - 1) <= high else 1.0
 
     def guided(self, i: int, model_input: torch.Tensor) -> torch.Tensor:
         """The guided prediction at step ``i`` for latents that are scaled for the UNet (B, C, h, w)."""
-        scale = self.guidance_scale(i)
-        with self.models.autocast():
+        with autocast(self.models):
             return guided_noise_pred(
                 self.models.unet,
                 model_input,
                 self.timesteps[i],
                 self.cond,
                 self.uncond,
-                scale,
+                self.settings.guidance_scale,
                 self.recompute,
             )
 
@@ -206,18 +170,8 @@ class Walk:
 
     @torch.no_grad()
     def reach(self, stop: int) -> torch.Tensor:
-        """The latents before step ``stop`` (B, C, h, w): walked without gradient, or those that an earlier walk left in ``kept``."""
-        if self.kept is None:
-            return self.run(self.start, 0, stop)
-        if stop not in self.kept:
-            latents = self.run(self.start, 0, stop)
-            self.kept[stop] = (
-                latents,
-                copy.deepcopy(self.scheduler),
-            )  # multistep schedulers remember what they were told
-        latents, scheduler = self.kept[stop]
-        self.scheduler = copy.deepcopy(scheduler)
-        return latents
+        """The latents before step ``stop`` (B, C, h, w), walked without gradient."""
+        return self.run(self.start, 0, stop)
 
     def clean(self, i: int, model_input: torch.Tensor, noise_pred: torch.Tensor) -> torch.Tensor:
         """The clean latents that the prediction at step ``i`` implies (B, C, h, w)."""
@@ -226,15 +180,21 @@ class Walk:
 
 
 @torch.no_grad()
-def draw(token: ClassToken, prompts: list[str], seeds: list[int], settings: SamplerSettings) -> torch.Tensor:
-    """Images (B, 3, H, W) in [0, 1] of prompts, with or without the token, each from its own seed; the models' precision."""
-    models = token.models
+def sample(
+    models: DiffusionModels,
+    cond: torch.Tensor,
+    uncond: torch.Tensor,
+    seeds: list[int],
+    settings: SamplerSettings,
+) -> torch.Tensor:
+    """Images (B, 3, H, W) in [0, 1], in the models' precision, each from its own seed.
+
+    Args:
+        cond: ``encoder_hidden_states`` of the prompts (B, L, D).
+        uncond: that of the empty prompt (1, L, D).
+    """
     noise = draw_noise(seeds, models.latent_shape(settings.height, settings.width))  # (B, C, h, w)
-    walk = Walk(models, token.encode(prompts), token.unconditional, noise, settings)
+    walk = Walk(models, cond, uncond, noise, settings)
     latents = walk.run(walk.start, 0, len(walk.timesteps))  # (B, C, h, w)
-    return torch.cat(
-        [
-            decode(models, latents[chunk], settings)
-            for chunk in chunks(len(latents), settings.decode_batch_size)
-        ]
-    )
+    parts = chunks(len(latents), settings.decode_batch_size)
+    return torch.cat([decode(models, latents[part], settings) for part in parts])

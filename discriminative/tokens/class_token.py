@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 
 from discriminative.diffusion.models import DiffusionModels
+from discriminative.diffusion.sampler import SamplerSettings, sample
 from discriminative.errors import UsageError
 from discriminative.tokens.prompts import check_words, tokenize, vector_names
 
@@ -119,6 +120,11 @@ class ClassToken:
         """``encoder_hidden_states`` of the empty prompt (1, L, D); the same for the whole run, as no token is in it."""
         with torch.no_grad():
             return self.encode([""])
+
+    @torch.no_grad()
+    def sample(self, prompts: list[str], seeds: list[int], settings: SamplerSettings) -> torch.Tensor:
+        """Images (B, 3, H, W) in [0, 1] of prompts, with or without the token, each from its own seed."""
+        return sample(self.models, self.encode(prompts), self.unconditional, seeds, settings)
 
     @property
     def table(self) -> torch.Tensor:
