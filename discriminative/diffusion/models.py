@@ -1,24 +1,23 @@
 """The frozen parts of a text-to-image model: tokenizer, text encoder, UNet, VAE, scheduler; from a hub id or a folder."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from discriminative.diffusion.schedulers import load_scheduler
+from discriminative.diffusion.schedulers import fresh_scheduler, load_scheduler
 from discriminative.diffusion.sources import check_source, load_part
-from discriminative.hub import LOCAL, Hub, check_keys
+from discriminative.errors import UsageError
+from discriminative.hub import check_keys
 
 
 @dataclass
 class DiffusionModels:
     """The five parts that a class token needs, frozen, on one device.
 
-    ``dtype`` is the precision of UNet and VAE, but for what :meth:`bf16_without_gradient` covers. The text encoder stays in
-    float32: it is small, and the token's gradient comes out of it. ``tiny_vae`` decodes the same latents as the VAE, worse and
-    cheaper, where ``--tiny_vae`` names one.
+    ``dtype`` is the precision of UNet and VAE; ``precision.py`` tells the rest. ``tiny_vae`` decodes the same latents
+    as the VAE, worse and cheaper, where ``--tiny_vae`` names one.
     """
 
     tokenizer: Any
@@ -29,62 +28,23 @@ class DiffusionModels:
     device: torch.device
     dtype: torch.dtype
     tiny_vae: Any = None
-    coarse: bool = field(default=False, init=False)  # within bf16_without_gradient
+    bf16_without_gradient: bool = field(default=False, init=False)  # set by precision.bf16_without_gradient
 
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent along each side (8 in SD 1.4)."""
         return vae_scale_factor(self.vae.config)
 
-    @contextmanager
-    def channels_last(self) -> Iterator[None]:
-        """Within the block UNet and decoders have their channels last in memory: faster convolutions on a CPU, other rounding. A UNet
-        that computes in bfloat16 (:meth:`bf16_without_gradient` comes first) stays as it is: its group norms are slow then.
-
-        Images that are shown or measured are drawn outside, as the stock pipeline draws them. On CUDA, where nobody has measured
-        it here, nothing changes.
-        """
-        unet = None if self.coarse else self.unet
-        modules = [m for m in (unet, self.vae, self.tiny_vae) if m is not None and self.device.type == "cpu"]
-        for module in modules:
-            module.to(memory_format=torch.channels_last)
-        try:
-            yield
-        finally:
-            for module in modules:
-                module.to(memory_format=torch.contiguous_format)
-
-    @contextmanager
-    def bf16_without_gradient(self, wanted: bool = True) -> Iterator[None]:
-        """Within the block a UNet and decoders in float32 compute in bfloat16 where no gradient is wanted (:func:`trains_in_bf16`).
-
-        What gradient flows through stays in float32: guidance and the first step's prediction multiply rounding by a hundred.
-        """
-        self.coarse = wanted and self.dtype == torch.float32
-        try:
-            yield
-        finally:
-            self.coarse = False
-
-    @property
-    def precision(self) -> str:
-        """What UNet and decoders compute in, for the records."""
-        return str(self.dtype).removeprefix("torch.") + (", bfloat16 without gradient" if self.coarse else "")
-
-    def autocast(self) -> AbstractContextManager:
-        """The precision of a call of UNet or decoder, by whether gradient is wanted of it."""
-        return (
-            torch.autocast("cpu", torch.bfloat16)
-            if self.coarse and not torch.is_grad_enabled()
-            else nullcontext()
-        )
-
     def compile(self) -> None:
         """Have UNet and VAE decoder compiled for the shapes that they meet."""
         # A default run meets more than the usual number of shapes: three stages and drawing, with gradient and without.
         torch._dynamo.config.recompile_limit = 32
-        for module in (self.unet, self.vae.decoder, *([self.tiny_vae.decoder] if self.tiny_vae else ())):
+        for module in (self.unet, self.vae.decoder):
             module.compile(dynamic=False)
+
+    def fresh_tokenizer(self) -> Any:
+        """A tokenizer of one's own, which knows no other class's word."""
+        return copy.deepcopy(self.tokenizer)
 
     def image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, the model's own where None is given."""
@@ -102,7 +62,7 @@ def vae_scale_factor(vae_config) -> int:
     return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
-def load_tokenizer(name: str, hub: Hub = LOCAL) -> Any:
+def load_tokenizer(name: str) -> Any:
     """The tokenizer alone: enough to check words and prompts before any weight is loaded.
 
     Raises:
@@ -122,10 +82,10 @@ def load_tokenizer(name: str, hub: Hub = LOCAL) -> Any:
             raise OSError("its tokenizer has no vocabulary")
         return tokenizer
 
-    return load_part(name, hub, load)
+    return load_part(name, load)
 
 
-def load_tiny_vae(name: str, device: torch.device, dtype: torch.dtype, hub: Hub = LOCAL) -> Any:
+def load_tiny_vae(name: str, device: torch.device, dtype: torch.dtype) -> Any:
     """A small decoder, frozen.
 
     Args:
@@ -142,7 +102,7 @@ def load_tiny_vae(name: str, device: torch.device, dtype: torch.dtype, hub: Hub 
         check_keys(info["missing_keys"])
         return module
 
-    return load_part(name, hub, load, "tiny_vae").requires_grad_(False).eval().to(device)
+    return load_part(name, load, "tiny_vae").requires_grad_(False).eval().to(device)
 
 
 def load_models(
@@ -151,7 +111,6 @@ def load_models(
     dtype: torch.dtype,
     checkpointed: tuple[str, ...] = (),
     scheduler_choice: str | None = None,
-    hub: Hub = LOCAL,
 ) -> DiffusionModels:
     """Load the five parts, each once and from safetensors, frozen and in evaluation mode.
 
@@ -166,7 +125,7 @@ def load_models(
     import diffusers
     from transformers import CLIPTextModel
 
-    tokenizer, scheduler = load_tokenizer(name, hub), load_scheduler(name, scheduler_choice, hub)
+    tokenizer, scheduler = load_tokenizer(name), load_scheduler(name, scheduler_choice)
 
     parts = {
         "text_encoder": (CLIPTextModel, {"dtype": torch.float32}),
@@ -185,10 +144,34 @@ def load_models(
             loaded.append(module)
         return loaded
 
-    text_encoder, unet, vae = load_part(name, hub, load)
+    text_encoder, unet, vae = load_part(name, load)
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval().to(device)
     for part, module in {"unet": unet, "vae": vae}.items():
         if part in checkpointed:
             module.enable_gradient_checkpointing()
     return DiffusionModels(tokenizer, text_encoder, unet, vae, scheduler, device, dtype)
+
+
+def models_of(pipeline: Any) -> DiffusionModels:
+    """The parts of a Stable Diffusion pipeline of diffusers, frozen and in evaluation mode.
+
+    They are shared, but for a text encoder in half precision, of which a copy in float32 is made.
+
+    Raises:
+        UsageError: the pipeline has not the parts of Stable Diffusion 1 or 2.
+    """
+    parts = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+    missing = [part for part in parts if getattr(pipeline, part, None) is None]
+    if missing or getattr(pipeline, "text_encoder_2", None) is not None:
+        kind = type(pipeline).__name__
+        raise UsageError(
+            f"model: a {kind} was given; allowed is a Stable Diffusion 1 or 2 pipeline, or a name"
+        )
+    tokenizer, text_encoder, unet, vae, scheduler = (getattr(pipeline, part) for part in parts)
+    if text_encoder.dtype != torch.float32:
+        text_encoder = copy.deepcopy(text_encoder).float()
+    for module in (text_encoder, unet, vae):
+        module.requires_grad_(False).eval()
+    scheduler = fresh_scheduler(scheduler)
+    return DiffusionModels(tokenizer, text_encoder, unet, vae, scheduler, unet.device, unet.dtype)
