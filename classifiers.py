@@ -12,7 +12,7 @@ from discriminative.guides.classifier import Classifier
 from discriminative.guides.labels import match_label
 from discriminative.guides.loaders import LOADERS, Parts, Source, explained
 from discriminative.guides.preprocess import Recipe
-from discriminative.hub import LOCAL, MINIATURE, Hub
+from discriminative.hub import MINIATURE
 
 __all__ = ["CLASSIFIERS", "Classifier", "Recipe", "load_classifier", "read_labels"]
 
@@ -79,27 +79,27 @@ def targets_of(guides: dict[str, list[str]], target: int) -> list[int]:
 
 
 @cache
-def find(flag: str, name: str, hub: Hub) -> Parts:
+def find(flag: str, name: str) -> Parts:
     """A classifier's labels, and how to load it; fetches a configuration file at most.
 
     Raises:
         UsageError: unknown, or it can neither be found nor fetched.
     """
     source = parse_source(flag, name)
-    return explained(flag, name, source, lambda: LOADERS[source.kind](source, hub))
+    return explained(flag, name, source, lambda: LOADERS[source.kind](source))
 
 
-def read_labels(name: str, flag: str = "classifier", hub: Hub = LOCAL) -> list[str]:
+def read_labels(name: str, flag: str = "classifier") -> list[str]:
     """A classifier's labels in the order of its logits, without loading its weights.
 
     Raises:
         UsageError: unknown, or it can neither be found nor fetched.
     """
-    return find(flag, name, hub).labels
+    return find(flag, name).labels
 
 
 def load_classifier(
-    name: str, device: torch.device, dtype: torch.dtype, flag: str = "classifier", hub: Hub = LOCAL
+    name: str, device: torch.device, dtype: torch.dtype, flag: str = "classifier"
 ) -> Classifier:
     """Load a classifier, frozen.
 
@@ -109,7 +109,7 @@ def load_classifier(
     Raises:
         UsageError: unknown, or it can neither be found nor fetched; or its weights do not fit it.
     """
-    parts = find(flag, name, hub)
+    parts = find(flag, name)
     model, recipe = explained(flag, name, parse_source(flag, name), parts.load)
     return Classifier(name, model.requires_grad_(False).eval().to(device, dtype), parts.labels, recipe)
 

@@ -1,94 +1,98 @@
-"""What a token was learned with, and whether that is what is asked for now."""
+"""What a token, an evaluation or a data set was made with, and whether that is what is asked for now."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from config import NO_HYPERPARAMETERS, RunConfig
+import torch
+
+from apps.earlier import read_record, upgraded
+from config import RunConfig, deciding
 from discriminative import VERSION
+from discriminative.diffusion.sources import model_id
 from discriminative.errors import UsageError
+from discriminative.records.files import read_json
+from discriminative.records.layout import RunFolder
+from discriminative.settings import LearningSettings, parse_sampler
+from discriminative.tokens.files import fingerprint, read_origin
 
-# What options that are younger than a token did then, where that is not their default.
-OFF = {"enough_validation_accuracy": 0.0, "confirm_best": False, "validation_certainty": 0.0}
-# What an evaluation depends on, beside the token.
-EVALUATION_OPTIONS = (
-    *(
-        "model",
-        "revision",
-        "classifier",
-        "judge",
-        "mixed_precision",
-        "scheduler",
-        "num_inference_steps",
-        "guidance_scale",
-    ),
-    *(
-        "guidance_interval",
-        "height",
-        "width",
-        "placeholder_token",
-        "initializer_token",
-        "prompt_name",
-        "test_size",
-    ),
-    *("eval_prompts", "reference_images", "clip_model", "token_path"),
-)
+# Of the options that decide a token, those that say which one it is rather than how it was learned.
+IDENTITY = ("class_index", "model", "classifier", "placeholder_token", "prompt_name")
 
 
-def is_learned(config: RunConfig, folder) -> bool:
-    """Whether the token on disk was learned for this class with these options; one that is younger than the token was off then.
+def token_options(config: RunConfig) -> set[str]:
+    """The options that decide a token: where training has its own sampler, the evaluation's does not."""
+    free = set()
+    scheduler, steps = parse_sampler(config.training_sampler)
+    if steps:
+        free.add("num_inference_steps")
+    if scheduler:
+        free.add("scheduler")
+    return set(deciding("token")) - free
 
-    Where results are, how much memory is taken, and how an evaluation is drawn changes no token; where training has its own sampler,
-    the evaluation's steps and scheduler do not either.
+
+def is_learned(config: RunConfig, folder: RunFolder, learning: LearningSettings | None = None) -> bool:
+    """Whether the token on disk was learned for this class with these options and constants.
+
+    Where results are, how much memory is taken, and how an evaluation is sampled changes no token.
+
+    Args:
+        learning: of the training that is asked for; None is that of the options alone.
     """
     if not (folder.token.exists() and folder.config.exists()):
         return False
-    from discriminative.records.files import read_json
-
-    now, then = asdict(config), asdict(RunConfig()) | OFF | read_json(folder.config)["config"]
-    free = NO_HYPERPARAMETERS - {
-        "class_index",
-        "model",
-        "revision",
-        "classifier",
-        "placeholder_token",
-        "prompt_name",
-    }
-    free |= {"num_inference_steps"} if config.training_steps else set()
-    free |= {"scheduler"} if config.training_scheduler != "same" else set()
-    return all(now[k] == then[k] for k in now if k not in free)
+    then, constants = read_record(read_json(folder.config))
+    now = asdict(config)
+    if set(then) - set(now):  # an option that is gone, and did something
+        return False
+    if constants != (learning or config.learning()).constants:
+        return False
+    then = asdict(RunConfig()) | then
+    return all(now[name] == then[name] for name in token_options(config))
 
 
-def is_evaluated(plan) -> bool:
-    """Whether the evaluation on disk is of this token, and of these options, and its pictures are there."""
-    from discriminative.records.files import read_json
-    from discriminative.tokens.files import fingerprint
-    from evaluate import templates_of
+def is_evaluated(config: RunConfig, folder: RunFolder, vectors: torch.Tensor, templates: list[str]) -> bool:
+    """Whether the evaluation on disk is of this token and of these options, and its pictures are there.
 
-    folder = plan.folder
+    Args:
+        vectors: of the token, (N, width).
+        templates: of the prompts to evaluate.
+    """
     if not all(path.exists() for path in (folder.result, folder.grid, folder.eval_images)):
         return False
     result = read_json(folder.result)
-    templates = [prompt["template"] for prompt in result.get("prompts", [])]
-    is_of_token = result.get("token") == fingerprint(plan.saved)
-    return (
-        is_of_token
-        and result.get("options") == evaluation_options(plan.config)
-        and templates == templates_of(plan.config)
-    )
+    is_of_token = result.get("token") == fingerprint(vectors)
+    is_of_options = upgraded_options(result.get("options")) == evaluation_options(config)
+    return is_of_token and is_of_options and [p["template"] for p in result.get("prompts", [])] == templates
 
 
 def evaluation_options(config: RunConfig) -> dict[str, Any]:
     """What an evaluation depends on, as its file has it."""
-    return {name: getattr(config, name) for name in EVALUATION_OPTIONS}
+    return {name: getattr(config, name) for name in deciding("evaluation")}
+
+
+def upgraded_options(options: dict[str, Any] | None) -> dict[str, Any]:
+    """A record's options in today's terms; those of learning that an upgrade adds are left out."""
+    options = options or {}
+    return {name: value for name, value in upgraded(options).items() if name in options or name == "model"}
+
+
+def dataset_options(config: RunConfig, vectors: torch.Tensor | None) -> dict[str, Any]:
+    """What the images of a data set depend on; ``vectors`` are None where the token is yet to be learned."""
+    token = None if vectors is None else fingerprint(vectors)
+    return {"token": token} | {name: getattr(config, name) for name in deciding("dataset")}
+
+
+def read_dataset_record(path: Path) -> dict[str, Any]:
+    """A data set's record, of this version or an earlier one."""
+    record = upgraded_options(read_json(path))
+    record.pop("tiny_vae", None)  # earlier ones say it, always False
+    return record
 
 
 def other_origin(config: RunConfig, path: Path) -> list[str]:
     """What a token file says that it was learned with, where that is not what is given now: "--model: 'sd1.5'"."""
-    from discriminative.diffusion.sources import model_id
-    from discriminative.tokens.files import read_origin
-
     origin = read_origin(path) if path.exists() else {}
     now = {"model": model_id(config.model), "classifier": config.classifier}
     then = {
@@ -102,7 +106,7 @@ def other_origin(config: RunConfig, path: Path) -> list[str]:
 
 
 def check_origin(config: RunConfig, path: Path) -> None:
-    """Check that a token which is there belongs to this model and classifier: else it would be lost, or judged by the wrong ones.
+    """Check that a token which is there belongs to this model and classifier: else it would be lost, or misjudged.
 
     Raises:
         UsageError: it was learned with another model or classifier.
@@ -111,38 +115,34 @@ def check_origin(config: RunConfig, path: Path) -> None:
         raise UsageError(f"{difference}; give that, or another --exp_id")
 
 
-def changed_settings(plan) -> list[str]:
-    """What a token on disk was learned with and is now drawn with otherwise: "guidance_scale 5.0 -> 7.0"."""
-    if plan.config.token_path:
-        return other_origin(plan.config, Path(plan.config.token_path))
-    if plan.config.train or not plan.folder.config.exists():
+def changed_settings(config: RunConfig, folder: RunFolder) -> list[str]:
+    """What a token on disk was learned with and is now sampled with otherwise: "guidance_scale 5.0 -> 7.0"."""
+    if config.token_path:
+        return other_origin(config, Path(config.token_path))
+    if config.train or not folder.config.exists():
         return []
-    from discriminative.records.files import read_json
-
-    then, now = read_json(plan.folder.config)["config"], asdict(plan.config)
-    names = (
-        "revision",
-        "scheduler",
-        "prompt_name",
-        "initializer_token",
-        "num_inference_steps",
-        "guidance_scale",
-    )
-    names += ("guidance_interval", "height", "width")
-    return [f"{n} {then[n]} -> {now[n]}" for n in names if n in then and then[n] != now[n]]
+    then, _ = read_record(read_json(folder.config))
+    changes = [
+        f"{name} {then[name]} -> {getattr(config, name)}"
+        for name in deciding("drawing")
+        if name in then and then[name] != getattr(config, name)
+    ]
+    if then.get("model", config.model) != config.model and not other_origin(config, folder.token):
+        changes.append(f"model {then['model']} -> {config.model}")  # another revision
+    return changes
 
 
-def origin(plan) -> dict[str, str]:
+def origin(config: RunConfig, label: str, class_name: str) -> dict[str, str]:
     """What a token file says of itself."""
-    from discriminative.diffusion.sources import model_id
-
-    config = plan.config
-    steps = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NO_HYPERPARAMETERS}
-    said = {"class_index": config.class_index, "class_name": plan.label, "prompt_name": plan.class_name}
-    said |= {
+    steps = {name: getattr(config, name) for name in deciding("token") if name not in IDENTITY}
+    said = {
+        "class_index": config.class_index,
+        "class_name": label,
+        "prompt_name": class_name,
         "placeholder": config.placeholder_token,
-        "model": model_id(config.model),
-        "revision": config.revision or "",
+        "model": config.model if "@" in config.model else model_id(config.model),
+        "classifier": config.classifier,
+        "hyperparameters": json.dumps(steps),
+        "version": VERSION,
     }
-    said |= {"classifier": plan.config.classifier, "hyperparameters": json.dumps(steps), "version": VERSION}
-    return {k: str(v) for k, v in said.items()}
+    return {name: str(value) for name, value in said.items()}

@@ -2,40 +2,25 @@
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 # The weights that the repository bundles.
 MINIATURE = Path(__file__).parents[1] / "miniature" / "weights"
 
 
-@dataclass(frozen=True)
-class Hub:
-    """How files are fetched from the hub.
+def fetch(repository: str, name: str, revision: str | None = None) -> Path:
+    """One file of a repository on the hub, from its cache where it is there."""
+    from huggingface_hub import hf_hub_download
 
-    Args:
-        cache_dir: folder of downloads; None is the hub's usual one. local_files_only: take what is there, ask no network.
-        revision: branch, tag or commit of the diffusion model.
-    """
-
-    cache_dir: str | None = None
-    local_files_only: bool = False
-    revision: str | None = None
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """The arguments that every library's ``from_pretrained`` takes, the revision left out."""
-        return {"cache_dir": self.cache_dir, "local_files_only": self.local_files_only}
-
-    def fetch(self, repository: str, name: str, revision: str | None = None) -> Path:
-        """One file of a repository."""
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(repository, name, revision=revision or None, **self.place))
+    return Path(hf_hub_download(repository, name, revision=revision or None))
 
 
-LOCAL = Hub()
+def at_revision(name: str) -> tuple[str, str | None]:
+    """``<id>@<revision>``, an id or a folder: the place, and the branch, tag or commit (None where none is given)."""
+    if Path(name).is_dir():
+        return name, None
+    place, _, revision = name.partition("@")
+    return place, revision or None
 
 
 def quiet_libraries() -> None:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from discriminative.diffusion.sources import load_part
-from discriminative.hub import LOCAL, Hub
 
 # Schedulers whose steps are deterministic, by the short names of --scheduler; and what the UNet may predict.
 SCHEDULERS = {
@@ -46,7 +45,7 @@ def fresh_scheduler(scheduler: Any, choice: str | None = None, spacing: str = ""
     return kind.from_config(scheduler.config, **mended) if mended else scheduler
 
 
-def load_scheduler(name: str, choice: str | None = None, hub: Hub = LOCAL) -> Any:
+def load_scheduler(name: str, choice: str | None = None) -> Any:
     """A scheduler with the model's configuration.
 
     Args:
@@ -64,4 +63,4 @@ def load_scheduler(name: str, choice: str | None = None, hub: Hub = LOCAL) -> An
         )
         return fresh_scheduler(scheduler, choice)
 
-    return load_part(name, hub, load)
+    return load_part(name, load)

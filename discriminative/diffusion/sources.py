@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from discriminative.errors import UsageError
-from discriminative.hub import MINIATURE, Hub, hub_advice, hub_errors, one_line
+from discriminative.hub import MINIATURE, at_revision, hub_advice, hub_errors, one_line
 
 # Short names; anything else is a hub id or a local folder in the diffusers layout.
 MODELS = {
@@ -25,6 +25,12 @@ SOURCES = {
 }
 
 
+def source_of(name: str, flag: str = "model") -> tuple[str, str | None]:
+    """The hub id or folder that a name stands for, and its revision: "sd1.4", "owner/name@main", "./folder"."""
+    place, revision = at_revision(name)
+    return SOURCES[flag][0].get(place, place), revision
+
+
 def check_source(name: str, flag: str = "model") -> None:
     """Tell a mistyped model, or small decoder, from a hub id before anything heavy is imported.
 
@@ -32,57 +38,53 @@ def check_source(name: str, flag: str = "model") -> None:
         UsageError: neither a short name, nor a folder with all its parts, nor of a hub id's form.
     """
     known, parts = SOURCES[flag]
-    source = known.get(name, name)
+    source, _ = source_of(name, flag)
     folder = Path(source)
     if folder.is_dir():
         missing = [part for part in parts if not (folder / part).exists()]
         if missing:
             raise UsageError(
-                f"--{flag}: the folder {name!r} has no {', '.join(missing)}; allowed is a folder in the diffusers layout"
+                f"--{flag}: the folder {name!r} has no {', '.join(missing)}; "
+                "allowed is a folder in the diffusers layout"
             )
-    elif name not in known and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+    elif source not in known.values() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise UsageError(
-            f"--{flag}: {name!r} was given; allowed is {', '.join(known)}, a hub id such as owner/name, or an existing folder"
+            f"--{flag}: {name!r} was given; allowed is {', '.join(known)}, a hub id such as owner/name, "
+            "or an existing folder"
         )
 
 
 def model_id(name: str) -> str:
-    """The hub id or folder that a name stands for; the miniature is its own."""
-    return name if name == "miniature" else MODELS.get(name, name)
+    """The hub id or folder that a name stands for, without its revision; the miniature is its own."""
+    return name if name == "miniature" else source_of(name)[0]
 
 
-def is_local(name: str) -> bool:
+def is_local(name: str, flag: str = "model") -> bool:
     """Whether a model's files are at hand without the hub."""
-    return Path(MODELS.get(name, name)).is_dir()
+    return Path(source_of(name, flag)[0]).is_dir()
 
 
-def load_part(name: str, hub: Hub, load, flag: str = "model"):
-    """``load(source, **where)`` of one part of a model, its failures told in one line."""
+FOREIGN_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
+
+
+def load_part(name: str, load, flag: str = "model"):
+    """``load(source, revision=...)`` of one part of a model.
+
+    Raises:
+        UsageError: it failed, in one line.
+    """
     from safetensors import SafetensorError
 
-    source = SOURCES[flag][0].get(name, name)
+    source, revision = source_of(name, flag)
     try:
-        return load(source, **hub.place, revision=hub.revision if flag == "model" else None)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        SafetensorError,
-        *hub_errors(),
-    ) as error:
+        return load(source, revision=revision)
+    except (*FOREIGN_ERRORS, SafetensorError, *hub_errors()) as error:
         if Path(source).is_dir():
             raise UsageError(
                 f"--{flag}: the folder {name!r} could not be loaded: {one_line(error)}"
             ) from error
-        way_out = (
-            "a local folder or --model miniature works without network"
-            if flag == "model"
-            else "a local folder works without network"
-        )
+        or_miniature = " or --model miniature" if flag == "model" else ""
         raise UsageError(
-            f"--{flag}: {source!r} could not be fetched (no network, or no such model in safetensors?): {one_line(error)}"
-            f"{hub_advice(error)}; {way_out}"
+            f"--{flag}: {source!r} could not be fetched (no network, or no such model in safetensors?): "
+            f"{one_line(error)}{hub_advice(error)}; a local folder{or_miniature} works without network"
         ) from error

@@ -71,6 +71,14 @@ class Guide:
     classifier: Classifier
     target: int
 
+    def is_right(self, images: torch.Tensor) -> torch.Tensor:
+        """Whether the classifier gives images (B, 3, H, W) in [0, 1] to the class, (B,) on the CPU.
+
+        Raises:
+            WorkError: a logit is not finite.
+        """
+        return self.classifier.look(images)[0].argmax(1).cpu() == self.target
+
 
 def finite(logits: torch.Tensor) -> torch.Tensor:
     """The same logits, once it is sure that they can be compared.

@@ -13,7 +13,7 @@ import torch
 from discriminative.errors import UsageError
 from discriminative.guides.classifier import Classifier
 from discriminative.guides.preprocess import Recipe, hf_recipe, timm_recipe
-from discriminative.hub import Hub, check_keys, hub_advice, hub_errors, one_line
+from discriminative.hub import at_revision, check_keys, fetch, hub_advice, hub_errors, one_line
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Parts:
     load: Callable[[], tuple[torch.nn.Module, Recipe]]
 
 
-def find_timm(source: Source, hub: Hub) -> Parts:
+def find_timm(source: Source) -> Parts:
     """A timm classifier: a registered name, ``hf-hub:<id>``, a folder as timm exports it, or ``<name>@<checkpoint file>``."""
     import timm
     from timm.models._hub import load_model_config_from_path
@@ -49,7 +49,7 @@ def find_timm(source: Source, hub: Hub) -> Parts:
     name, file, revision = source.place, "", None
     if name.startswith("hf-hub:"):
         repository, _, revision = name.removeprefix("hf-hub:").partition("@")
-        folder = hub.fetch(repository, "config.json", revision).parent
+        folder = fetch(repository, "config.json", revision).parent
     else:
         name, _, file = name.partition("@")
         folder = Path(file).parent if file else Path(name)
@@ -82,9 +82,9 @@ def find_timm(source: Source, hub: Hub) -> Parts:
     def load() -> tuple[torch.nn.Module, Recipe]:
         weights = Path(file or folder / "model.safetensors")
         if name.startswith("hf-hub:"):
-            weights = hub.fetch(repository, "model.safetensors", revision)
+            weights = fetch(repository, "model.safetensors", revision)
         elif not file and not folder.is_dir():
-            weights = hub.fetch(config["hf_hub_id"], "model.safetensors")
+            weights = fetch(config["hf_hub_id"], "model.safetensors")
         # One source for all: a file. timm would otherwise fall back to pickled weights.
         where, size = {"file": str(weights), "source": "", "custom_load": False}, {"num_classes": len(labels)}
         settings = model_args | size | {"pretrained_cfg": config | where | size}
@@ -148,12 +148,12 @@ class HFLogits(torch.nn.Module):
         return self.model(pixel_values=pixel_values).logits
 
 
-def find_hf(source: Source, hub: Hub) -> Parts:
+def find_hf(source: Source) -> Parts:
     """Any ``AutoModelForImageClassification``, from the hub or a folder."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-    place, where = at_revision(source.place, hub)
-    config = AutoConfig.from_pretrained(place, **where)
+    place, revision = at_revision(source.place)
+    config = AutoConfig.from_pretrained(place, revision=revision)
     if config.model_type == "timm_wrapper":
         raise ValueError(f"it is a timm checkpoint; give timm:hf-hub:{place}, or timm:{place} for a folder")
 
@@ -164,20 +164,12 @@ def find_hf(source: Source, hub: Hub) -> Parts:
             "ignore_mismatched_sizes": True,
         }  # check_keys does not
         model, info = AutoModelForImageClassification.from_pretrained(
-            place, config=config, dtype=torch.float32, **strictly, **where
+            place, config=config, dtype=torch.float32, **strictly, revision=revision
         )
         check_keys(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
-        return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(place, **where))
+        return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(place, revision=revision))
 
     return Parts(hf_labels(config), load)
-
-
-def at_revision(place: str, hub: Hub) -> tuple[str, dict[str, Any]]:
-    """``<id>@<revision>``, an id or a folder: what to load, and the arguments that go with it."""
-    if Path(place).is_dir():
-        return place, hub.place
-    repository, _, revision = place.partition("@")
-    return repository, hub.place | ({"revision": revision} if revision else {})
 
 
 def hf_labels(config: Any) -> list[str]:
@@ -202,7 +194,7 @@ def vit_name(key: str) -> str:
     return key
 
 
-def find_vit_mae(source: Source, hub: Hub) -> Parts:
+def find_vit_mae(source: Source) -> Parts:
     """A Hugging Face ViT that pools as the paper's ``vit-mae`` checkpoints do.
 
     The patch tokens of the last block, without the class token, are averaged; then comes the final LayerNorm, then the head.
@@ -210,15 +202,13 @@ def find_vit_mae(source: Source, hub: Hub) -> Parts:
     from safetensors.torch import load_file
     from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
-    place, where = at_revision(source.place, hub)
-    config = ViTConfig.from_pretrained(place, **where)
+    place, revision = at_revision(source.place)
+    config = ViTConfig.from_pretrained(place, revision=revision)
 
     def load() -> tuple[torch.nn.Module, Recipe]:
         folder = Path(place)
         weights = (
-            folder / "model.safetensors"
-            if folder.is_dir()
-            else hub.fetch(place, "model.safetensors", where.get("revision"))
+            folder / "model.safetensors" if folder.is_dir() else fetch(place, "model.safetensors", revision)
         )
         model = ViTForImageClassification(config)
         ours, theirs = model.state_dict(), {vit_name(k): v for k, v in load_file(weights).items()}
@@ -227,12 +217,12 @@ def find_vit_mae(source: Source, hub: Hub) -> Parts:
         model.load_state_dict({k: theirs[vit_name(k)] for k in ours})
         # Ahead of the LayerNorm (B, L, D) becomes (B, 1, D), so the "class token" that the head takes is the average.
         model.vit.layernorm.register_forward_pre_hook(lambda _, args: (args[0][:, 1:].mean(1, keepdim=True),))
-        return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(place, **where))
+        return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(place, revision=revision))
 
     return Parts(hf_labels(config), load)
 
 
-def find_python(source: Source, hub: Hub) -> Parts:
+def find_python(source: Source) -> Parts:
     """One's own: ``<module>:<function>``, found from the working directory; the function returns a :class:`Classifier`."""
     module, _, function = source.place.partition(":")
     if str(Path.cwd()) not in sys.path:

@@ -3,7 +3,7 @@
 import torch
 
 from discriminative.errors import UsageError
-from discriminative.hub import LOCAL, Hub, check_keys, hub_advice, hub_errors, one_line
+from discriminative.hub import check_keys, hub_advice, hub_errors, one_line
 from discriminative.records.files import to_pil
 
 
@@ -14,16 +14,14 @@ class TextSimilarity:
         UsageError: it cannot be loaded.
     """
 
-    def __init__(self, name: str, device: torch.device, hub: Hub = LOCAL):
+    def __init__(self, name: str, device: torch.device):
         from safetensors import SafetensorError
         from transformers import CLIPModel, CLIPProcessor
 
         try:
-            model, info = CLIPModel.from_pretrained(
-                name, use_safetensors=True, output_loading_info=True, **hub.place
-            )
+            model, info = CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
             check_keys(info["missing_keys"])
-            self.processor = CLIPProcessor.from_pretrained(name, **hub.place)
+            self.processor = CLIPProcessor.from_pretrained(name)
         except (
             OSError,
             ValueError,

@@ -1,0 +1,134 @@
+"""Options of earlier versions: what serves instead, and what a record of then says in today's terms."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from config import RunConfig
+from discriminative.errors import UsageError
+from discriminative.settings import CurriculumSettings, OptimizerSettings, ValidationSettings
+
+
+class Gone(NamedTuple):
+    """An option that went.
+
+    Args:
+        off: the value at which it did nothing.
+        instead: what serves instead.
+    """
+
+    off: Any
+    instead: str
+
+
+WORSE = "it went, as it did harm or nothing (docs/experiments.md)"
+CONSTANT = "it is a setting in Python now: config.learning({}=...) in discriminative/settings.py"
+MERGED = object()  # there is no value at which it did nothing: today's option has it
+
+GONE = {
+    "guidance_interval": Gone("0,1", WORSE),
+    "reuse_trajectory": Gone(1, WORSE),
+    "token_ema": Gone(0.0, WORSE),
+    "validation_guidance_end": Gone(1.0, WORSE),
+    "normalize_steps": Gone(False, WORSE),
+    "num_templates": Gone(3, "all three templates are trained on"),
+    "train_images_every": Gone(MERGED, "the images of every update are kept"),
+    "cache_dir": Gone(MERGED, "set the environment variable HF_HOME"),
+    "local_files_only": Gone(MERGED, "set the environment variable HF_HUB_OFFLINE=1"),
+    "batch_size": Gone(MERGED, "--memory and the memory itself decide: a batch that does not fit is halved"),
+    "prompts_file": Gone(MERGED, "give --prompt @FILE"),
+    "revision": Gone(MERGED, "give --model ID@REVISION"),
+    "training_scheduler": Gone(MERGED, "give --training_sampler SCHEDULER@STEPS"),
+    "training_steps": Gone(MERGED, "give --training_sampler SCHEDULER@STEPS"),
+    "save_as_full_pipeline": Gone(MERGED, "give --export pipeline"),
+    "gradient_steps": Gone(MERGED, "give --gradient_mode last:K, random:K or lv:K"),
+    "confirm_best": Gone(True, "the best token's whole validation is always sampled"),
+    **{
+        f.name: Gone(MERGED, CONSTANT.format(f.name))
+        for kind in (ValidationSettings, OptimizerSettings, CurriculumSettings)
+        for f in fields(kind)
+        if f.name not in {own.name for own in fields(RunConfig)}
+    },
+}
+# What options that are younger than a token did then, where that is not their default.
+BEFORE_IT_WAS_THERE = {
+    "enough_validation_accuracy": 0.0,
+    "confirm_best": False,
+    "validation_certainty": 0.0,
+}
+
+
+def constants_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The constants that an earlier version had as options, of a record's ``config``."""
+    today = RunConfig().learning().constants
+    then = today | BEFORE_IT_WAS_THERE | config
+    return {name: then[name] for name in today}
+
+
+def upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of an earlier version in today's terms.
+
+    Options that went are left out where they did nothing; where they did something they stay, under their old names.
+    """
+    config = dict(config)
+    config |= {name: value for name, value in BEFORE_IT_WAS_THERE.items() if name not in config}
+    if "training_scheduler" in config:
+        scheduler = config.pop("training_scheduler")
+        steps = config.pop("training_steps", 0)
+        config["training_sampler"] = f"{scheduler}@{steps}" if steps else scheduler
+    steps = config.pop("gradient_steps", 1)
+    if steps != 1 and config.get("gradient_mode") in ("last", "random", "lv"):
+        config["gradient_mode"] += f":{steps}"
+    revision = config.pop("revision", None)
+    if revision:
+        config["model"] += f"@{revision}"
+    prompts_file = config.pop("prompts_file", None)
+    if prompts_file:
+        config["prompt"] = f"@{prompts_file}"
+    if config.pop("save_as_full_pipeline", False):
+        config["export"] = "pipeline" if not config.get("export") else f"{config['export']},pipeline"
+    return {k: v for k, v in config.items() if k not in GONE or GONE[k].off not in (MERGED, v)}
+
+
+def read_record(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options and constants of a token's ``config.json``, of this version or an earlier one."""
+    config = record["config"]
+    if "version" in record:
+        return config, record.get("constants", {})
+    return upgraded(config), constants_of(config)
+
+
+def read_options(path: str) -> dict[str, Any]:
+    """The options of a run's ``config.json``, or of a JSON or YAML file of options.
+
+    Raises:
+        UsageError: it cannot be read, or holds something else.
+    """
+    import yaml
+
+    given = f"--config: {path!r} was given"
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{given}, which cannot be read ({reason})") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{given}; allowed is a run's config.json, or a file of options and values")
+    options = read_record(content)[0] if isinstance(content.get("config"), dict) else upgraded_given(content)
+    types = {f.name: f.type for f in fields(RunConfig)}
+    for name, value in options.items():
+        if name in GONE:
+            raise UsageError(f"{given}; {name} is no option any more: {GONE[name].instead}")
+        if name not in types:
+            raise UsageError(f"{given}; {name} is no option")
+        kinds = get_args(types[name]) or (types[name],)
+        options[name] = float(value) if float in kinds and type(value) is int else value
+        if type(options[name]) not in kinds:
+            kind = getattr(types[name], "__name__", str(types[name]))
+            raise UsageError(f"{given}; {name} is {value!r}; allowed is {kind}")
+    return options
+
+
+def upgraded_given(options: dict[str, Any]) -> dict[str, Any]:
+    """A few options in today's terms, without those that only a whole record of an earlier version has."""
+    return {name: value for name, value in upgraded(options).items() if name not in BEFORE_IT_WAS_THERE}
