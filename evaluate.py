@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from config import RunConfig
@@ -31,14 +32,13 @@ from discriminative.records.pictures import Shown, framed
 from discriminative.records.scores import distances, interval, paired, spread
 from discriminative.seeds import evaluation_seeds
 from discriminative.tokens.class_token import ClassToken
-from discriminative.tokens.drawing import batches
+from discriminative.tokens.drawing import in_batches
 from discriminative.tokens.files import fingerprint
-from discriminative.tokens.objective import sampler_settings
-from discriminative.tokens.prompts import TEMPLATES, read_prompts
+from discriminative.tokens.prompts import TEMPLATES, fill, read_prompts
 
 SHOWN = 8  # pairs in the picture that sets with and without the token one above the other
-MOST = 5  # labels in "top 5", and of those most often predicted
-FOOLED = 0.2  # guide over judge, with the token and beyond what it is without, from where a token is said to fool the guide
+TOP = 5  # labels in "top 5", and of those most often predicted
+FOOLING_GAP = 0.2  # guide over judge, with the token and beyond what it is without, from where a token is said to fool the guide
 
 
 @dataclass
@@ -76,8 +76,8 @@ class Seen:
     def figures(self) -> dict[str, Any]:
         """Top-1 and top-5 accuracy with intervals, the class's mean probability, and the labels most often predicted."""
         target, number, labels = self.guide.target, len(self.logits), self.guide.classifier.labels
-        among = (self.logits.topk(min(MOST, len(labels)), dim=1).indices == target).any(1)  # (N,)
-        predicted = Counter(self.logits.argmax(1).tolist()).most_common(MOST)
+        among = (self.logits.topk(min(TOP, len(labels)), dim=1).indices == target).any(1)  # (N,)
+        predicted = Counter(self.logits.argmax(1).tolist()).most_common(TOP)
         return (
             shares(self.right, "accuracy")
             | shares(among, "top5")
@@ -165,16 +165,11 @@ def arm_prompts(config: RunConfig, template: str, class_name: str) -> dict[str, 
         template: holds {token} and {class}. A word in front of {token} that another would only repeat ("a {token} cat") stands once.
     """
     words = {"token": config.placeholder_token, "baseline": config.initializer_token, "plain": "a"}
-    templates = {
-        arm: template
-        if arm == "token"
-        else re.sub(rf"\b({re.escape(word)}) {{token}}", r"\1", template, flags=re.IGNORECASE)
-        for arm, word in words.items()
-    }
-    prompts = {
-        arm: templates[arm].replace("{token}", word).replace("{class}", class_name)
-        for arm, word in words.items()
-    }
+    prompts = {}
+    for arm, word in words.items():
+        repeated = rf"\b({re.escape(word)}) {{token}}"
+        of_arm = template if arm == "token" else re.sub(repeated, r"\1", template, flags=re.IGNORECASE)
+        prompts[arm] = fill(of_arm, word, class_name)
     return {arm: prompt for arm, prompt in prompts.items() if arm != "plain" or prompt != prompts["baseline"]}
 
 
@@ -195,7 +190,7 @@ def verdict(result: dict[str, Any]) -> str:
     if first["diversity_ratio"] is not None:
         parts.append(f"diversity {first['diversity_ratio']:.2f}x")
     with_token, without = (guide_over_judge(first["arms"][arm]) for arm in ("token", "baseline"))
-    fooled = round(min(with_token, with_token - without), 9) > FOOLED  # .9 - .7 is a little more than .2
+    fooled = round(min(with_token, with_token - without), 9) > FOOLING_GAP  # .9 - .7 is a little more than .2
     warning = "; the token fools the guide: the judge does not see the class" if fooled else ""
     return f"{result['class_name']}: {', '.join(parts)}{warning}"
 
@@ -230,10 +225,8 @@ def keep(arm: Arm, folder: Path, name: str, images: torch.Tensor, seeds: list[in
 
 def templates_of(config: RunConfig) -> list[str]:
     """The evaluation's prompts with {token} and {class} in them: training's first, then the user's."""
-    return [
-        TEMPLATES[0].format("{token} {class}"),
-        *(read_prompts(config.eval_prompts, "eval_prompts") if config.eval_prompts else []),
-    ]
+    further = read_prompts(config.eval_prompts, "eval_prompts") if config.eval_prompts else []
+    return [TEMPLATES[0], *further]
 
 
 def evaluate(
@@ -246,63 +239,36 @@ def evaluate(
     clip: TextSimilarity | None = None,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Draw every arm of every prompt on ``config.test_size`` seeds, score them, write images, pictures and ``evaluation.json``.
+    """Sample every arm of every prompt on ``config.test_size`` seeds, score them, write images and figures.
 
     Args:
-        judge: the classifier that never guided; None where there is none, or where ``config.judge`` does not know the class.
+        judge: the classifier that never guided; None where there is none, or where it does not know the class.
         class_name: the name of the class in the prompts.
         options: what the evaluation was asked for with, for the record.
 
     Returns:
-        what the file holds; accuracies are shares in [0, 1]; "judge" is null where nothing judged. An image is right where every
-        guide says so.
+        what ``evaluation.json`` holds; accuracies are shares in [0, 1]; "judge" is null where nothing judged. An
+        image is right where every guide says so.
 
     Raises:
         WorkError: a logit is not finite.
     """
-    seeds, start, eyes = evaluation_seeds(config.test_size), time.monotonic(), (judge or guides[0]).classifier
+    start = time.monotonic()
+    eyes = (judge or guides[0]).classifier
     reference = reference_features(config.reference_images, eyes) if config.reference_images else None
-    height, width = token.models.image_size(config.height, config.width)
-    result: dict[str, Any] = {
-        "class_index": config.class_index,
-        "class_name": guides[0].classifier.labels[guides[0].target],
-        "classifier": config.classifier,
-        "judge": None if config.judge == "none" else config.judge,
-        "model": config.model,
-        "token_path": config.token_path,
-        "token": fingerprint(token.vector),
-        "test_size": config.test_size,
-        "seeds": seeds,
-        "options": options,
-        "features": eyes.name,
-        "settings": asdict(sampler_settings(config))
-        | {
-            "height": height,
-            "width": width,
-            "scheduler": type(token.models.scheduler).__name__,
-            "precision": str(token.models.dtype),
-        },
-        "prompts": [],
-    }
+    result = new_result(config, token, guides, eyes, options)
     shutil.rmtree(folder.unfinished_eval_images, ignore_errors=True)  # of a run that broke off
     if token.models.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(token.models.device)
     grids = {}
     for number, template in enumerate(templates_of(config), start=1):
-        arms, images = {}, folder.unfinished_eval_images / ("" if number == 1 else f"prompt_{number:02d}")
+        images = folder.unfinished_eval_images / ("" if number == 1 else f"prompt_{number:02d}")
         prompts = arm_prompts(config, template, class_name)
-        plain = prompts.get("plain", prompts["baseline"])
-        for name, prompt in prompts.items():
-            arms[name] = Arm(prompt, guides, judge, partial(clip.of, text=plain) if clip else None)
-            batches(config, token, [prompt] * len(seeds), seeds, partial(keep, arms[name], images, name))
+        arms = draw_arms(config, token, prompts, guides, judge, clip, images)
         result["prompts"].append({"template": template} | compare(arms, reference))
-        # Above without, below with the token, the same seed in a column.
-        rows = {
-            f"{title}: {arms[name].prompt}": arms[name].shown
-            for name, title in (("baseline", "without"), ("token", "with the token"))
-        }
-        grids[images / "grid.png" if number > 1 else folder.grid] = framed(rows)
-    result |= {"seconds": time.monotonic() - start, "peak_memory_gb": peak_bytes(token.models.device) / 1e9}
+        grids[images / "grid.png" if number > 1 else folder.grid] = side_by_side(arms)
+    result["seconds"] = time.monotonic() - start
+    result["peak_memory_gb"] = peak_bytes(token.models.device) / 1e9
     result["verdict"] = verdict(result)
     # Only now does the last evaluation go, its figures first: they must not stand beside other pictures.
     folder.result.unlink(missing_ok=True)
@@ -311,3 +277,58 @@ def evaluate(
     replace_folder(folder.unfinished_eval_images, folder.eval_images)
     write_json(folder.result, result)
     return result
+
+
+def new_result(
+    config: RunConfig,
+    token: ClassToken,
+    guides: list[Guide],
+    eyes: Classifier,
+    options: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """An evaluation's record before its figures: what is evaluated, and with which settings."""
+    height, width = token.models.image_size(config.height, config.width)
+    settings = asdict(config.sampler) | {"height": height, "width": width}
+    settings["scheduler"] = type(token.models.scheduler).__name__
+    settings["precision"] = str(token.models.dtype)
+    return {
+        "class_index": config.class_index,
+        "class_name": guides[0].classifier.labels[guides[0].target],
+        "classifier": config.classifier,
+        "judge": None if config.judge == "none" else config.judge,
+        "model": config.model,
+        "token_path": config.token_path,
+        "token": fingerprint(token.vector),
+        "test_size": config.test_size,
+        "seeds": evaluation_seeds(config.test_size),
+        "options": options,
+        "features": eyes.name,
+        "settings": settings,
+        "prompts": [],
+    }
+
+
+def draw_arms(
+    config: RunConfig,
+    token: ClassToken,
+    prompts: dict[str, str],
+    guides: list[Guide],
+    judge: Guide | None,
+    clip: TextSimilarity | None,
+    folder: Path,
+) -> dict[str, Arm]:
+    """Every arm of a prompt, sampled on all seeds, scored, its images written to ``folder``."""
+    seeds = evaluation_seeds(config.test_size)
+    plain = prompts.get("plain", prompts["baseline"])
+    arms = {}
+    for name, prompt in prompts.items():
+        arms[name] = Arm(prompt, guides, judge, partial(clip.of, text=plain) if clip else None)
+        use = partial(keep, arms[name], folder, name)
+        in_batches(token, [prompt] * len(seeds), seeds, config.sampler, config.eval_batch_size, use)
+    return arms
+
+
+def side_by_side(arms: dict[str, Arm]) -> Image.Image:
+    """Above without, below with the token, the same seed in a column."""
+    titles = {"baseline": "without", "token": "with the token"}
+    return framed({f"{title}: {arms[name].prompt}": arms[name].shown for name, title in titles.items()})

@@ -101,6 +101,13 @@ def choose(size: Size, device: torch.device, dtype: torch.dtype, tiny_vae: bool 
     return fitting[-1] if fitting else next(iter(SETTINGS))
 
 
+def checkpointed(memory: str, chosen: bool | None = None) -> tuple[str, ...]:
+    """The models whose activations are computed again: those of the setting, or all or none where that was chosen."""
+    if chosen is None:
+        return SETTINGS[memory].checkpointed
+    return ("unet", "vae") if chosen else ()
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether it was memory that failed: torch says so by the error's kind, CUDA's libraries by their texts alone."""
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)

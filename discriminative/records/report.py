@@ -235,12 +235,13 @@ for (const table of document.querySelectorAll("table.sortable"))
 """
 
 
-def write_report(output_path: Path) -> Path:
+def write_report(output_path: str | Path) -> Path:
     """Write ``report.html`` below ``output_path``; returns its path.
 
     Raises:
         WorkError: there is nothing to report.
     """
+    output_path = Path(output_path)
     results = evaluations(output_path)
     head = "".join(f'<th scope="col"><button type="button">{name}</button></th>' for name in HEADINGS)
     rows = "".join(table_row(r) for r in results)

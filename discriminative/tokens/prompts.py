@@ -8,14 +8,37 @@ import torch
 from discriminative.errors import UsageError
 from discriminative.hub import one_line
 
-# The first three of the official list; "{}" takes the word in the token's place and then the class name. The baseline puts
-# the initializer "a" there, so no template has an article of its own (the official third one doubles it).
-TEMPLATES = ("A photo of {}", "a high resolution realistic image of {}", "A close-up photo of {}")
+# The first three of the official list. The baseline puts the initializer "a" in the token's place, so no template has
+# an article of its own (the official third one doubles it).
+TEMPLATES = (
+    "A photo of {token} {class}",
+    "a high resolution realistic image of {token} {class}",
+    "A close-up photo of {token} {class}",
+)
 
 
 def fill(template: str, word: str, class_name: str) -> str:
     """A template with the class token (or the baseline's word) and the class name: "A photo of newclas tiger cat"."""
-    return template.format(f"{word} {class_name}")
+    return template.replace("{token}", word).replace("{class}", class_name)
+
+
+def read_prompts(path: str, flag: str) -> list[str]:
+    """The prompts of a text file, one a line; empty lines and those that begin with # are left out.
+
+    Raises:
+        UsageError: it cannot be read, or holds none.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = one_line(error)
+        raise UsageError(f"--{flag}: {path!r} was given, which cannot be read ({reason})") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise UsageError(
+            f"--{flag}: {path!r} was given, which holds no prompt; allowed is a text file with one a line"
+        )
+    return prompts
 
 
 def vector_names(placeholder: str, number: int) -> list[str]:
@@ -32,12 +55,14 @@ def check_words(tokenizer, placeholder: str, initializer: str, num_vectors: int 
     for name in vector_names(placeholder, num_vectors):
         if len(tokenizer.tokenize(name)) == 1:
             raise UsageError(
-                f"--placeholder_token: {name!r} is already a word of the vocabulary; allowed is a new word, such as newclas"
+                f"--placeholder_token: {name!r} is already a word of the vocabulary; "
+                "allowed is a new word, such as newclas"
             )
     pieces = tokenizer.tokenize(initializer)
     if len(pieces) != 1:
         raise UsageError(
-            f"--initializer_token: {initializer!r} takes {len(pieces)} tokens; allowed is a word of one token, such as a"
+            f"--initializer_token: {initializer!r} takes {len(pieces)} tokens; "
+            "allowed is a word of one token, such as a"
         )
 
 
@@ -47,48 +72,33 @@ def check_apart(placeholder: str, prompts: list[str]) -> None:
     Raises:
         UsageError: one does.
     """
-    words = {w for p in prompts for w in re.findall(r"\w+", p.lower())} - {placeholder}
-    clash = sorted(w for w in words if placeholder in w)
+    words = {word for prompt in prompts for word in re.findall(r"\w+", prompt.lower())} - {placeholder}
+    clash = sorted(word for word in words if placeholder in word)
     if clash:
         raise UsageError(
-            f"--placeholder_token: {placeholder!r} is a part of {clash[0]!r} in the prompts; allowed is a word that is in none"
+            f"--placeholder_token: {placeholder!r} is a part of {clash[0]!r} in the prompts; "
+            "allowed is a word that is in none"
         )
 
 
 def tokenize(tokenizer, prompts: list[str], *tokens: list[str]) -> torch.Tensor:
-    """Prompts to token ids (B, L), padded to the text encoder's length; a placeholder becomes the words of all its vectors.
+    """Prompts to token ids (B, L), padded to the text encoder's length.
 
     Args:
-        tokens: the names of each, from :func:`vector_names`; words of the tokenizer.
+        tokens: the names of each, from :func:`vector_names`; a placeholder becomes the words of all its vectors.
 
     Raises:
         UsageError: a prompt is longer than that.
     """
     limit = tokenizer.model_max_length
     for names in tokens:
-        prompts = [re.sub(rf"\b{names[0]}\b", " ".join(names), p) for p in prompts]
-    input_ids = [tokenizer(p, verbose=False).input_ids for p in prompts]
+        prompts = [re.sub(rf"\b{names[0]}\b", " ".join(names), prompt) for prompt in prompts]
+    input_ids = [tokenizer(prompt, verbose=False).input_ids for prompt in prompts]
     for prompt, ids in zip(prompts, input_ids, strict=True):
         if len(ids) > limit:
             raise UsageError(
-                f"--prompt: {prompt!r} takes {len(ids)} tokens; allowed are at most {limit}, begin and end included"
+                f"--prompt: {prompt!r} takes {len(ids)} tokens; "
+                f"allowed are at most {limit}, begin and end included"
             )
-    return tokenizer(prompts, padding="max_length", max_length=limit, return_tensors="pt").input_ids
-
-
-def read_prompts(path: str, flag: str) -> list[str]:
-    """The prompts of a text file, one a line; empty lines and those that begin with # are left out.
-
-    Raises:
-        UsageError: it cannot be read, or holds none.
-    """
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--{flag}: {path!r} was given, which cannot be read ({one_line(error)})") from error
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise UsageError(
-            f"--{flag}: {path!r} was given, which holds no prompt; allowed is a text file with one a line"
-        )
-    return prompts
+    padded = tokenizer(prompts, padding="max_length", max_length=limit, return_tensors="pt")
+    return padded.input_ids  # (B, L)

@@ -1,0 +1,490 @@
+"""Models and classifiers loaded once, and what is done with them: learn, evaluate, draw, save and load a token.
+
+from apps.session import Session
+
+session = Session("miniature")
+token = session.learn("bat, cricket bat")
+print(session.evaluate(token, test_size=50)["verdict"])
+session.draw(token, "A photo of {token} {class} on a beach")[0].save("bat.png")
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from apps.plan import Plan, Sources, check_inputs, make_plan
+from apps.provenance import dataset_options, evaluation_options, origin, read_dataset_record
+from classifiers import load_classifier
+from config import RunConfig, validate, with_preset
+from discriminative import VERSION
+from discriminative.diffusion.models import DiffusionModels, load_models, load_tiny_vae, models_of
+from discriminative.errors import UsageError
+from discriminative.guides.classifier import Classifier, Guide
+from discriminative.guides.preprocess import Recipe
+from discriminative.guides.similarity import TextSimilarity
+from discriminative.records.files import (
+    clear,
+    grid,
+    read_json,
+    to_pil,
+    write_image,
+    write_json,
+    write_tensors,
+)
+from discriminative.records.summary import remove_row, replace_row, row_of
+from discriminative.records.tracking import Tracker
+from discriminative.settings import LearningSettings
+from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.dataset import Dataset
+from discriminative.tokens.drawing import in_batches
+from discriminative.tokens.files import (
+    read_origin,
+    read_token,
+    token_tensors,
+    write_pipeline,
+    write_web_ui,
+)
+from evaluate import evaluate
+from trainer import OnUpdate, Training, train
+
+COLUMNS = 8  # of a grid of images
+
+
+@dataclass
+class LearnedToken:
+    """A class's token, as a session hands it out.
+
+    Args:
+        token: the word with its vectors (N, width).
+        plan: the class that it is of.
+        training: how it was learned; None where it was loaded.
+    """
+
+    token: ClassToken
+    plan: Plan
+    training: Training | None = None
+
+    @property
+    def path(self) -> Path:
+        """The token's file, where it was learned."""
+        return self.plan.folder.token
+
+
+class Session:
+    """Models and classifiers, each loaded when it is first needed, and kept.
+
+    Args:
+        model: a short name, a hub id, a folder, or a Stable Diffusion pipeline of diffusers. A pipeline's parts are
+            frozen and put into evaluation mode; they are shared, not copied.
+        classifier: the guide: a name, several with commas, a :class:`Classifier`, or a module that takes images
+            (B, 3, H, W) in [0, 1] to logits (B, K).
+        judge: that only evaluates, named likewise; None is the guide's own.
+        labels: K names, of a module as classifier.
+        recipe: its preprocessing; None has images as they come.
+        preset: "default" or "paper".
+        options: further options of ``RunConfig`` by their names, ``output_path`` and ``device`` among them.
+
+    Raises:
+        UsageError: an option is not known, or not allowed.
+    """
+
+    def __init__(
+        self,
+        model: Any = "sd1.4",
+        classifier: str | Classifier | torch.nn.Module | None = None,
+        judge: str | Classifier | None = None,
+        labels: list[str] | None = None,
+        recipe: Recipe | None = None,
+        preset: str = "default",
+        **options,
+    ):
+        models = None if isinstance(model, str | Path) else models_of(model)
+        name = str(model) if models is None else pipeline_name(model)
+        if isinstance(classifier, torch.nn.Module):
+            classifier = as_classifier(classifier, labels, recipe)
+        loaded = [c for c in (classifier, judge) if isinstance(c, Classifier)]
+        given = {"model": name, "classifier": name_of(classifier), "judge": name_of(judge)} | options
+        unknown = sorted(set(given) - set(RunConfig.__dataclass_fields__))
+        if unknown:
+            raise UsageError(f"no option is called {unknown[0]!r}")
+        config = with_preset(preset, given)
+        # All that needs a class is checked when one is named.
+        validate(replace(config, list_classes=True, train=False, evaluate=False, export=None))
+        self.start(Sources(config, models, {c.name: c for c in loaded}))
+
+    @classmethod
+    def of(cls, sources: Sources) -> "Session":
+        """A session of what plans were made from."""
+        session = cls.__new__(cls)
+        session.start(sources)
+        return session
+
+    def start(self, sources: Sources) -> None:
+        """Take over the sources; nothing is loaded yet."""
+        self.sources = sources
+        self.config = sources.config
+        self.loaded: dict[str, Classifier] = dict(sources.classifiers)
+
+    # Models and classifiers.
+
+    def classifier(self, name: str, flag: str = "classifier") -> Classifier:
+        """A classifier by its name.
+
+        Raises:
+            UsageError: it cannot be loaded.
+        """
+        if name not in self.loaded:
+            self.loaded[name] = load_classifier(name, self.sources.device, self.sources.dtype, flag)
+        return self.loaded[name]
+
+    @cached_property
+    def clip(self) -> TextSimilarity | None:
+        """The model of text similarity, where one is named."""
+        name = self.config.clip_model
+        return TextSimilarity(name, self.sources.device) if name else None
+
+    @cached_property
+    def models(self) -> DiffusionModels:
+        """The frozen parts of the pipeline."""
+        config = self.config
+        device = self.sources.device
+        dtype = self.sources.dtype
+        models = self.sources.models
+        if models is None:
+            models = load_models(config.model, device, dtype, self.sources.checkpointed, config.scheduler)
+        if config.compile:
+            models.compile()
+        return models
+
+    def load_tiny_vae(self, config: RunConfig) -> None:
+        """Load the small decoder that training is to have, where one is named."""
+        if config.tiny_vae and self.models.tiny_vae is None:
+            self.models.tiny_vae = load_tiny_vae(config.tiny_vae, self.sources.device, self.sources.dtype)
+            if config.compile:
+                self.models.tiny_vae.decoder.compile(dynamic=False)
+
+    def load_all(self) -> None:
+        """Load what the options need: what is missing ends the run, not one class."""
+        config = self.config
+        # Classifiers come first: they are small, and what is wrong with them is better told first.
+        if config.train or config.evaluate or config.export_dataset:
+            for name in self.sources.guides:
+                self.classifier(name)
+        if self.sources.judges(config):
+            self.classifier(self.sources.judge, "judge")
+        if config.evaluate and config.clip_model:
+            self.clip  # noqa: B018 (loads it)
+        self.models  # noqa: B018 (loads them)
+        if config.train:
+            self.load_tiny_vae(config)
+
+    # One class, as planned.
+
+    def guides(self, plan: Plan) -> list[Guide]:
+        """The guides, asked for the plan's class."""
+        return [Guide(self.classifier(name), target) for name, target in plan.guides.items()]
+
+    def judge(self, plan: Plan) -> Guide | None:
+        """The judge, asked for the plan's class; None where there is none, or where it does not know the class."""
+        if not (self.sources.judges(plan.config) and plan.judge_target is not None):
+            return None
+        return Guide(self.classifier(plan.judge, "judge"), plan.judge_target)
+
+    def token(self, plan: Plan) -> ClassToken:
+        """The class's token, with a tokenizer of its own, which knows no other class's word."""
+        config = plan.config
+        number = config.num_vectors if plan.vectors is None else len(plan.vectors)
+        models = replace(self.models, tokenizer=self.models.fresh_tokenizer())
+        token = ClassToken(models, config.placeholder_token, config.initializer_token, number)
+        if plan.vectors is not None:
+            token.load(plan.vectors)
+        return token
+
+    def train(
+        self,
+        plan: Plan,
+        token: ClassToken,
+        on_update: OnUpdate | None = None,
+        learning: LearningSettings | None = None,
+    ) -> Training:
+        """Train, then write the token and how it came about.
+
+        Args:
+            on_update: is given each update's log row and images (N, 3, H, W) in [0, 1].
+            learning: the trainer's settings; None is those of the options.
+        """
+        config = plan.config
+        folder = plan.folder
+        settings = learning or config.learning()
+        tracker = None
+        if config.report_to != "none":
+            place = Path(config.output_path) / "tracking"
+            tracker = Tracker(config.report_to, place, f"{folder.name}/{config.exp_id}", asdict(config))
+
+        def note(row: dict, images: torch.Tensor) -> None:
+            for use in (tracker.log if tracker else None, on_update):
+                if use:
+                    use(row, images)
+
+        try:
+            training = train(settings, token, self.guides(plan), plan.class_name, folder, note)
+        finally:
+            if tracker:
+                tracker.close()
+        folder.forget_token()  # what was made of an earlier one would pass for this one's
+        write_tensors(folder.token, token_tensors(token), origin(config, plan.label, plan.class_name))
+        write_json(folder.config, record_of(plan, settings, training))
+        folder.partial_token.unlink(missing_ok=True)
+        remove_row(config.output_path, config.class_index, plan.label, config.exp_id)
+        return training
+
+    def export(self, plan: Plan, token: ClassToken) -> dict[str, Path]:
+        """Write the token in other tools' formats, where that was asked for; what is where."""
+        config = plan.config
+        folder = plan.folder
+        written = {}
+        if "a1111" in config.exports:
+            path = folder.web_ui / f"{config.placeholder_token}.safetensors"
+            said = origin(config, plan.label, plan.class_name)
+            if not config.train:
+                said = read_origin(Path(config.token_path or folder.token))
+            write_web_ui(path, token, said)
+            written["a1111"] = path
+        if "pipeline" in config.exports:
+            write_pipeline(folder.pipeline, token)
+            written["pipeline"] = folder.pipeline
+        return written
+
+    def run_evaluation(self, plan: Plan, token: ClassToken) -> dict[str, Any]:
+        """Evaluate, and put the class's row into the summary; what ``evaluation.json`` holds."""
+        config = plan.config
+        clip = self.clip if config.clip_model else None
+        options = evaluation_options(config)
+        guides = self.guides(plan)
+        result = evaluate(
+            config, token, guides, self.judge(plan), plan.class_name, plan.folder, clip, options
+        )
+        self.summarize(plan)
+        return result
+
+    def summarize(self, plan: Plan) -> Path:
+        """Put the class's row into the summary, whose path it gives."""
+        row = row_of(read_json(plan.folder.result), plan.folder, plan.config.exp_id)
+        return replace_row(plan.config.output_path, row)
+
+    def generate(self, plan: Plan, token: ClassToken) -> list[Path]:
+        """Sample images of the plan's prompts, singly and as a grid; the folders that they are in.
+
+        One prompt has the folder of prompts to itself, several are numbered below it.
+        """
+        config = plan.config
+        images = plan.folder.prompt_images
+        seeds = list(range(config.seed, config.seed + config.num_images))
+        for pattern in ("**/*.png", "**/prompt.json"):
+            clear(images, pattern)
+        for placeholder, vectors in plan.others.items():
+            token.join(placeholder, vectors)
+        folders = []
+        for number, prompt in enumerate(plan.to_draw, start=1):
+            out = images if len(plan.to_draw) == 1 else images / f"{number:02d}"
+            drawn = []
+
+            def use(part: torch.Tensor, chunk: list[int], out: Path = out, drawn: list = drawn) -> None:
+                for seed, image in zip(chunk, part, strict=True):
+                    write_image(out / f"{seed:04d}.png", to_pil(image))
+                drawn += part
+
+            in_batches(token, [prompt] * len(seeds), seeds, config.sampler, config.eval_batch_size, use)
+            write_image(out / "grid.png", grid(torch.stack(drawn), columns=min(COLUMNS, len(drawn))))
+            write_json(out / "prompt.json", {"prompt": prompt, "seeds": seeds})
+            folders.append(out)
+        return folders
+
+    def fill_dataset(self, plan: Plan, token: ClassToken) -> tuple[int, int]:
+        """Bring the class's data set to its number of images; how many it holds, and how many were thrown away now."""
+        config = plan.config
+        made_with = dataset_options(config, token.vector)
+        judge = self.judge(plan)
+        dataset = Dataset(plan.folder.dataset, self.guides(plan), judge, made_with, read_dataset_record)
+        thrown_away = dataset.fill(
+            token,
+            plan.class_name,
+            config.export_dataset,
+            config.sampler,
+            config.eval_batch_size,
+            only_correct=config.keep == "correct",
+        )
+        return len(dataset.rows), thrown_away
+
+    # For users of Python.
+
+    def plan(
+        self,
+        class_index: int | str,
+        vectors: torch.Tensor | None = None,
+        learning: LearningSettings | None = None,
+        **options,
+    ) -> Plan:
+        """What is to be done with one class, checked.
+
+        Raises:
+            UsageError: something is wrong with it.
+        """
+        config = replace(self.config, class_index=class_index, **options)
+        validate(config)
+        check_inputs(config)
+        return make_plan(config, self.sources, vectors=vectors, learning=learning)
+
+    def learn(
+        self,
+        class_index: int | str,
+        on_update: OnUpdate | None = None,
+        constants: dict[str, float] | None = None,
+        **options,
+    ) -> LearnedToken:
+        """Learn a class's token, and write it with its records below ``output_path``.
+
+        Args:
+            class_index: the class's number, from 1, or its name.
+            on_update: is given each update's log row and images (N, 3, H, W) in [0, 1].
+            constants: settings of the training that are no options, such as ``fine_rate``.
+            options: of ``RunConfig``, for this class alone.
+
+        Raises:
+            UsageError: an option is not allowed, or there is no such class.
+            WorkError: the training failed.
+        """
+        learning = replace(self.config, **options).learning(**(constants or {}))
+        plan = self.plan(class_index, learning=learning, train=True, **options)
+        learning = plan.config.learning(**(constants or {}))
+        self.load_tiny_vae(plan.config)
+        token = self.token(plan)
+        training = self.train(plan, token, on_update, learning)
+        return LearnedToken(token, replace(plan, vectors=token.vector.detach().cpu().clone()), training)
+
+    def evaluate(self, learned: LearnedToken, **options) -> dict[str, Any]:
+        """The same unseen seeds with and without the token; what ``evaluation.json`` holds, "verdict" in one line.
+
+        Raises:
+            UsageError: an option is not allowed.
+            WorkError: a logit is not finite.
+        """
+        plan = self.plan(
+            learned.plan.config.class_index,
+            vectors=learned.plan.vectors,
+            **(changed(learned, self.config) | {"evaluate": True} | options),
+        )
+        return self.run_evaluation(plan, learned.token)
+
+    def draw(
+        self, learned: LearnedToken, prompt: str, seeds: Sequence[int] = range(4), **options
+    ) -> list[Image.Image]:
+        """Images of a prompt in which {token} and {class} are filled in, one from each seed.
+
+        Raises:
+            UsageError: a prompt is too long, or {token:...} names a class without a token.
+        """
+        plan = self.plan(
+            learned.plan.config.class_index,
+            vectors=learned.plan.vectors,
+            **(changed(learned, self.config) | {"prompt": prompt} | options),
+        )
+        token = self.token(plan)
+        for placeholder, vectors in plan.others.items():
+            token.join(placeholder, vectors)
+        images = []
+        for text in plan.to_draw:
+            in_batches(
+                token,
+                [text] * len(seeds),
+                list(seeds),
+                plan.config.sampler,
+                plan.config.eval_batch_size,
+                lambda part, _: images.extend(to_pil(image) for image in part),
+            )
+        return images
+
+    def save(self, learned: LearnedToken, path: str | Path) -> None:
+        """Write the token as a file that :meth:`load` and diffusers' ``load_textual_inversion`` read."""
+        plan = learned.plan
+        write_tensors(
+            Path(path), token_tensors(learned.token), origin(plan.config, plan.label, plan.class_name)
+        )
+
+    def load(self, path: str | Path, class_index: int | str | None = None) -> LearnedToken:
+        """A token from its file.
+
+        Args:
+            class_index: the class that it is of; None is what the file says.
+
+        Raises:
+            UsageError: the file holds no token, or does not say of which class it is.
+        """
+        _, vectors = read_token(Path(path))
+        said = read_origin(Path(path)).get("class_index", "")
+        if class_index is None and not said.isdecimal():
+            raise UsageError(f"{path}: does not say of which class it is; give class_index")
+        plan = self.plan(class_index or int(said), vectors=vectors, prompt="{token} {class}")
+        return LearnedToken(self.token(plan), replace(plan, to_draw=()))
+
+
+def record_of(plan: Plan, settings: LearningSettings, training: Training) -> dict[str, Any]:
+    """What ``config.json`` holds: the options, the constants, and how the training ended."""
+    return {
+        "version": VERSION,
+        "config": asdict(plan.config),
+        "constants": settings.constants,
+        "class_name": plan.label,
+        "classifier": plan.config.classifier,
+        "training": {
+            "updates": len(training.rows),
+            "kept_after_updates": training.kept_updates,
+            "stopped_by": training.stopped_by,
+            "images": training.images,
+            "seconds": round(training.seconds, 2),
+            "precision": training.precision,
+        },
+    }
+
+
+def changed(learned: LearnedToken, config: RunConfig) -> dict[str, Any]:
+    """The options that a token was learned with and that are other ones now; not what was to be done."""
+    then = asdict(learned.plan.config)
+    names = (
+        "prompt_name",
+        "exp_id",
+        "output_path",
+        "height",
+        "width",
+        "guidance_scale",
+        "num_inference_steps",
+    )
+    return {name: then[name] for name in names if then[name] != getattr(config, name)}
+
+
+def as_classifier(module: torch.nn.Module, labels: list[str] | None, recipe: Recipe | None) -> Classifier:
+    """A module as a classifier.
+
+    Raises:
+        UsageError: without labels.
+    """
+    if not labels:
+        raise UsageError("classifier: a module was given without labels; give labels=[...], one a logit")
+    as_it_is = Recipe(None, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    frozen = module.requires_grad_(False).eval()
+    return Classifier(type(module).__name__, frozen, list(labels), recipe or as_it_is)
+
+
+def name_of(classifier: str | Classifier | None) -> str | None:
+    """A classifier's name."""
+    return classifier.name if isinstance(classifier, Classifier) else classifier
+
+
+def pipeline_name(pipeline: Any) -> str:
+    """The id or folder that a pipeline was loaded from."""
+    return str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)

@@ -1,0 +1,175 @@
+"""What ``run.py`` does with its options: plan, load, carry out class by class, and say so in lines."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from apps.plan import Plan, Sources, describe, is_sweep, make_plans, works
+from apps.provenance import changed_settings, is_evaluated
+from apps.session import Session
+from config import RunConfig
+from discriminative.diffusion.memory import is_out_of_memory
+from discriminative.errors import UsageError, WorkError
+from discriminative.guides.labels import prompt_class_name
+from discriminative.records.report import write_report
+from discriminative.tokens.class_token import ClassToken
+from evaluate import templates_of
+from trainer import Training
+
+
+def work(config: RunConfig) -> int:
+    """Plan, and do what the plans say; returns the exit code, 1 where a class failed.
+
+    Raises:
+        UsageError, WorkError: in one line what was wrong.
+    """
+    if config.list_classes:
+        list_classes(config)
+        return 0
+    failed = 0
+    if works(config):
+        sources = Sources(config)
+        plans, wrong = make_plans(config, sources)
+        for line in wrong:
+            print(f"run.py: failed: {line}", file=sys.stderr)
+        if config.dry_run:
+            print("\n".join(describe(plan, sources) for plan in plans))
+        else:
+            failed = run(plans, sources, is_sweep(config))
+        failed += len(wrong)
+    if config.report and not config.dry_run:
+        print(f"report: {write_report(config.output_path)}")
+    return 1 if failed else 0
+
+
+def run(plans: list[Plan], sources: Sources, sweep: bool) -> int:
+    """Do what the plans say, one class after the other, with models that are loaded once.
+
+    Args:
+        sweep: what is there already is left out, and a class that fails does not end the run.
+
+    Returns:
+        how many classes failed.
+
+    Raises:
+        UsageError, WorkError: in one line what was wrong; of a sweep, what keeps all classes from being done.
+    """
+    session = Session.of(sources)
+    failed = 0
+    with told_out_of_memory(sources.device):
+        session.load_all()
+    for plan in plans:
+        try:
+            with told_out_of_memory(sources.device):
+                carry_out(plan, session, resume=sweep)
+        except Exception as error:
+            if not sweep:
+                raise
+            if not isinstance(error, (WorkError, UsageError, OSError)):
+                traceback.print_exc()  # a fault of the program, which the other classes need not have
+            message = f"run.py: failed: class {plan.config.class_index} ({plan.label}): {error}"
+            print(message, file=sys.stderr, flush=True)
+            failed += 1
+    return failed
+
+
+@contextmanager
+def told_out_of_memory(device: torch.device) -> Iterator[None]:
+    """Raises WorkError where the block runs out of a device's memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "try --memory 8gb, or a smaller --height and --width"
+        raise WorkError(f"out of memory on {device}; {advice}") from error
+
+
+def carry_out(plan: Plan, session: Session, resume: bool) -> None:
+    """One class's steps, in their order.
+
+    Args:
+        resume: leave out an evaluation that is there already.
+    """
+    config = plan.config
+    tell_class(plan, session)
+    for change in changed_settings(config, plan.folder):
+        print(f"note: not as the token was learned: {change}")
+    token = session.token(plan)
+    if config.train and plan.vectors is None:
+        tell_training(plan, session.train(plan, token))
+    for name, path in session.export(plan, token).items():
+        print(f"{'for AUTOMATIC1111 and ComfyUI' if name == 'a1111' else name}: {path}")
+    if config.evaluate:
+        evaluate(plan, session, token, resume)
+    draw(plan, session, token)
+
+
+def evaluate(plan: Plan, session: Session, token: ClassToken, resume: bool) -> None:
+    """Evaluate, or say that it is done already; one row in the summary."""
+    config = plan.config
+    templates = templates_of(config)
+    if resume and plan.vectors is not None and is_evaluated(config, plan.folder, plan.vectors, templates):
+        print(f"evaluated already: {plan.folder.result}")
+    else:
+        for template in templates:
+            if "{token}" not in template:
+                print(f"note: {template!r} does not hold {{token}}, so the token is not used in it")
+        if plan.folder.result.exists():
+            print(f"note: replaces the evaluation that is there, {plan.folder.result}, and its images")
+        tell_evaluation(plan, session.run_evaluation(plan, token))
+    print(f"summary: {session.summarize(plan)}")
+
+
+def draw(plan: Plan, session: Session, token: ClassToken) -> None:
+    """Images of the user's prompts, and the data set."""
+    for prompt in plan.to_draw:
+        if plan.config.placeholder_token not in prompt:
+            print(f"note: {prompt!r} does not hold {{token}}, so the token is not used in it")
+    if plan.to_draw:
+        for prompt, images in zip(plan.to_draw, session.generate(plan, token), strict=True):
+            print(f"images of {prompt!r}: {images}")
+    if plan.config.export_dataset:
+        number, thrown_away = session.fill_dataset(plan, token)
+        print(f"data set: {plan.folder.dataset}, {number} images; {thrown_away} thrown away")
+
+
+def tell_class(plan: Plan, session: Session) -> None:
+    """The line that begins a class."""
+    config = plan.config
+    precision = str(session.sources.dtype).removeprefix("torch.")
+    where = f"model {config.model} on {session.sources.device} in {precision}"
+    print(f"class {config.class_index} of {config.classifier}: {plan.label}; {where}", flush=True)
+
+
+def tell_training(plan: Plan, training: Training) -> None:
+    """How the training ended, and where its results are."""
+    kept = f"kept the token after {training.kept_updates}, stopped by {training.stopped_by}"
+    cost = f"{round(training.seconds, 2)} s, {training.precision}"
+    print(f"training: {len(training.rows)} updates, {kept}, {cost}")
+    print(f"token: {plan.folder.token}\ntraining images: {plan.folder.train_images}")
+
+
+def tell_evaluation(plan: Plan, result: dict) -> None:
+    """The closing lines: where everything is, and the verdict."""
+    folder = plan.folder
+    print(f"evaluation: {folder.result}\nimages: {folder.eval_images}, and side by side {folder.grid}")
+    for prompt in result["prompts"][1:]:
+        before, after = (prompt["arms"][arm]["guide"]["accuracy"] for arm in ("baseline", "token"))
+        print(f"{prompt['template']!r}: guide {before:.2f} -> {after:.2f}")
+    if not plan.judge:
+        print("not judged: the guide brings no judge, or one that guides too; --judge names one")
+    elif plan.judge_target is None:
+        print(f"not judged: {plan.judge} has no label, or several, for {plan.label!r}")
+    print(f"{result['verdict']}   ({result['test_size']} seeds)")
+
+
+def list_classes(config: RunConfig) -> None:
+    """Print number, label and name in the prompts of every class of the guide."""
+    sources = Sources(config)
+    for name in sources.guides:
+        for i, label in enumerate(sources.labels(name), start=1):
+            print(f"{i:>5}  {label}  ->  {prompt_class_name(label)}")
