@@ -83,7 +83,6 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
 
     from classifiers import load_classifier
     from discriminative.diffusion.models import load_models
-    from discriminative.diffusion.sampler import draw
     from discriminative.guides.classifier import Guide
     from discriminative.guides.labels import prompt_class_name
     from discriminative.hub import quiet_libraries
@@ -115,8 +114,8 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
             config, token, [Guide(g, class_index - 1) for g in guides], name, RunFolder(folder, "c", "e")
         )
     prompt = fill(TEMPLATES[0], token.placeholder, name)
-    images = draw(
-        token, [prompt] * len(TUNING_SEEDS), list(TUNING_SEEDS), sampler_settings(config)
+    images = token.sample(
+        [prompt] * len(TUNING_SEEDS), list(TUNING_SEEDS), sampler_settings(config)
     )  # (40, 3, 64, 64)
     with torch.no_grad():
         (guide_logits, _), (judge_logits, features) = (

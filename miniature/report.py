@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from classifiers import load_classifier
 from discriminative.diffusion.models import load_models
-from discriminative.diffusion.sampler import SamplerSettings, draw
+from discriminative.diffusion.sampler import SamplerSettings
 from discriminative.guides.classifier import verdicts
 from discriminative.hub import MINIATURE
 from discriminative.records.files import grid, write_image, write_json
@@ -71,7 +71,7 @@ def prompt_figures(prompt: str, number: int) -> tuple[dict, torch.Tensor]:
     seeds = list(range(number))
     images = torch.cat(
         [
-            draw(token, [prompt] * len(s), s, SETTINGS)
+            token.sample([prompt] * len(s), s, SETTINGS)
             for s in (seeds[i : i + BATCH] for i in range(0, number, BATCH))
         ]
     )

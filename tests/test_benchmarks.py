@@ -53,12 +53,11 @@ def test_ours_and_the_reference_draw_the_same_images():
     reference = Reference(models, Guide(tiny_classifier(), 0), "tiger cat", PAPER)
     theirs = reference.image(reference.prompts[0], torch.Generator().manual_seed(5))
     token = ClassToken(models, "newclas", "a")
-    from discriminative.diffusion.sampler import draw
     from discriminative.tokens.objective import sampler_settings
 
     torch.testing.assert_close(
         theirs.detach(),
-        draw(token, reference.prompts[:1], [5], sampler_settings(PAPER)),
+        token.sample(reference.prompts[:1], [5], sampler_settings(PAPER)),
         rtol=1e-4,
         atol=1e-5,
     )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from apps.plan import prompts_to_draw
 from config import RunConfig
-from discriminative.diffusion.sampler import SamplerSettings, draw
+from discriminative.diffusion.sampler import SamplerSettings
 from discriminative.errors import UsageError, WorkError
 from discriminative.guides.classifier import Guide
 from discriminative.records.layout import RunFolder
@@ -49,23 +49,23 @@ def test_prompts_name_tokens_of_other_classes(tmp_path):
 def test_a_second_token_in_a_prompt_is_its_own_word():
     """Each token's vectors stand for it alone, however many it has, and words that are no tokens draw as before."""
     token, alone = (ClassToken(tiny_models(), "newclas", "a") for _ in range(2))
-    plain = draw(token, ["a photo of cat"], [3], FAST)
+    plain = token.sample(["a photo of cat"], [3], FAST)
     words = torch.cat([token.word_mean("tiger"), token.word_mean("bat")])
     token.load(token.word_mean("blue"))
     token.join("classtoken7", words)
     assert torch.equal(
-        draw(token, ["a newclas photo of classtoken7"], [3], FAST),
-        draw(alone, ["a blue photo of tiger bat"], [3], FAST),
+        token.sample(["a newclas photo of classtoken7"], [3], FAST),
+        alone.sample(["a blue photo of tiger bat"], [3], FAST),
     )
-    assert torch.equal(draw(token, ["a photo of cat"], [3], FAST), plain)
+    assert torch.equal(token.sample(["a photo of cat"], [3], FAST), plain)
 
 
 def test_a_token_whose_name_begins_anothers_stays_apart():
     token, alone = (ClassToken(tiny_models(), "newclas", "a") for _ in range(2))
     token.join("classtoken28", torch.cat([token.word_mean("tiger"), token.word_mean("bat")]))
     token.join("classtoken283", token.word_mean("blue"))
-    drawn = draw(token, ["classtoken28 of classtoken283"], [3], FAST)
-    assert torch.equal(drawn, draw(alone, ["tiger bat of blue"], [3], FAST))
+    drawn = token.sample(["classtoken28 of classtoken283"], [3], FAST)
+    assert torch.equal(drawn, alone.sample(["tiger bat of blue"], [3], FAST))
 
 
 def dataset_of(path):

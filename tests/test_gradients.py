@@ -16,7 +16,7 @@ from discriminative.diffusion.gradients import (
     prediction_shares,
     token_gradients,
 )
-from discriminative.diffusion.sampler import SamplerSettings, decode, draw, draw_noise
+from discriminative.diffusion.sampler import SamplerSettings, decode, draw_noise
 from discriminative.settings import Stage, parse_stages
 from discriminative.tokens.class_token import ClassToken
 from experiments.speed.footprint import LiveBytes
@@ -270,7 +270,7 @@ def test_skip_with_the_last_step_alone_is_the_papers_gradient(token):
 @pytest.mark.parametrize("path", [p for p in PATHS if p.mode in ("last", "skip")], ids=str)
 def test_images_of_the_modes_that_finish_are_the_sampled_images(token, path):
     torch.testing.assert_close(
-        of(token, path).images, draw(token, PROMPTS, SEEDS, SETTINGS), rtol=1e-4, atol=1e-5
+        of(token, path).images, token.sample(PROMPTS, SEEDS, SETTINGS), rtol=1e-4, atol=1e-5
     )
 
 

@@ -9,7 +9,7 @@ from conftest import weight_hashes
 
 from classifiers import load_classifier
 from discriminative.diffusion.models import load_models
-from discriminative.diffusion.sampler import SamplerSettings, draw
+from discriminative.diffusion.sampler import SamplerSettings
 from discriminative.hub import MINIATURE
 from discriminative.seeds import evaluation_seeds
 from discriminative.tokens.class_token import ClassToken
@@ -212,7 +212,9 @@ def test_the_stock_pipeline_draws_our_image_bit_for_bit(token):
     theirs = pipeline(
         "A photo of a bat", num_inference_steps=8, guidance_scale=7.0, latents=noise, output_type="pt"
     ).images
-    ours = draw(token, ["A photo of a bat"], [11], SamplerSettings(num_inference_steps=8, guidance_scale=7.0))
+    ours = token.sample(
+        ["A photo of a bat"], [11], SamplerSettings(num_inference_steps=8, guidance_scale=7.0)
+    )
     assert torch.equal(ours, theirs)
 
 
@@ -232,8 +234,8 @@ def test_guide_and_judge_know_unseen_renders(name):
 def test_plain_nouns_are_drawn_as_themselves_and_a_word_mostly_as_its_common_sense(token):
     guide = load_classifier("miniature", CPU, torch.float32)
     seeds = evaluation_seeds(12)
-    frogs = draw(token, ["A photo of a frog"] * 12, seeds, SamplerSettings())
-    bats = draw(token, ["A photo of a bat"] * 12, seeds, SamplerSettings())
+    frogs = token.sample(["A photo of a frog"] * 12, seeds, SamplerSettings())
+    bats = token.sample(["A photo of a bat"] * 12, seeds, SamplerSettings())
     with torch.no_grad():
         assert (guide.logits(frogs).argmax(1) == guide.labels.index("frog")).sum() >= 10
         assert (guide.logits(bats).argmax(1) == guide.labels.index("bat, fruit bat")).sum() >= 6

@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import SHORT_TRAINING, learned, tiny_models
 
-from discriminative.diffusion.sampler import draw
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Classifier
 from discriminative.precision import has_bf16_units, make_scaler, trains_in_bf16
@@ -87,7 +86,7 @@ def test_without_auto_everything_is_float32(units, token, guides, folder, calls)
 def test_what_is_shown_after_a_training_is_float32(fails, units, token, guides, folder, calls):
     """The stock pipeline's images, bit for bit; after a training that failed too."""
     settings = sampler_settings(CONFIG)
-    before = draw(token, ["cat"], [5], settings)  # (1, 3, H, W)
+    before = token.sample(["cat"], [5], settings)  # (1, 3, H, W)
     handle = token.models.vae.decoder.register_forward_hook(lambda *_: 1 / 0 if fails else None)
     if fails:
         with pytest.raises(ZeroDivisionError):
@@ -95,7 +94,7 @@ def test_what_is_shown_after_a_training_is_float32(fails, units, token, guides, 
     else:
         train(CONFIG, token, guides, "cat", folder)
     handle.remove()
-    assert torch.equal(before, draw(token, ["cat"], [5], settings))
+    assert torch.equal(before, token.sample(["cat"], [5], settings))
     assert calls["unet"][-1] == calls["decoder"][-1] == (False, False)
 
 
@@ -114,9 +113,9 @@ def test_a_unet_in_bf16_keeps_its_channels_first(token):
 
 def test_bf16_draws_the_same_images_but_for_rounding(token):
     settings = sampler_settings(CONFIG)
-    exact = draw(token, ["cat"] * 2, [5, 6], settings)  # (2, 3, H, W)
+    exact = token.sample(["cat"] * 2, [5, 6], settings)  # (2, 3, H, W)
     with token.models.bf16_without_gradient(True):
-        coarse = draw(token, ["cat"] * 2, [5, 6], settings)  # (2, 3, H, W)
+        coarse = token.sample(["cat"] * 2, [5, 6], settings)  # (2, 3, H, W)
     assert coarse.dtype == torch.float32
     assert 0 < (coarse - exact).abs().mean() < 0.02
 

@@ -27,15 +27,15 @@ PROMPTS, SEEDS = ["a photo of newclas cat", "a photo of newclas bat"], [3, 4]
 
 
 def test_an_image_follows_from_its_own_seed_whatever_stands_beside_it(token):
-    alone = draw(token, PROMPTS[:1], SEEDS[:1], SETTINGS)
-    beside = draw(token, PROMPTS, SEEDS, SETTINGS)
+    alone = token.sample(PROMPTS[:1], SEEDS[:1], SETTINGS)
+    beside = token.sample(PROMPTS, SEEDS, SETTINGS)
     torch.testing.assert_close(alone[0], beside[0], rtol=1e-4, atol=1e-5)
     assert torch.equal(draw_noise([7, 8, 9], (4, 2, 2))[1], draw_noise([8], (4, 2, 2))[0])
 
 
 def test_sampling_leaves_no_state_behind(token):
-    first = draw(token, PROMPTS, SEEDS, SETTINGS)
-    assert torch.equal(first, draw(token, PROMPTS, SEEDS, SETTINGS))
+    first = token.sample(PROMPTS, SEEDS, SETTINGS)
+    assert torch.equal(first, token.sample(PROMPTS, SEEDS, SETTINGS))
     assert token.models.scheduler.timesteps is None or len(token.models.scheduler.timesteps) == 1000
 
 
@@ -68,7 +68,7 @@ def test_training_stands_at_the_same_timesteps_whether_or_not_the_model_names_th
 def test_without_guidance_only_the_conditional_half_runs(token):
     sizes = []
     handle = token.models.unet.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
-    draw(token, PROMPTS, SEEDS, SamplerSettings(num_inference_steps=3, guidance_scale=1.0))
+    token.sample(PROMPTS, SEEDS, SamplerSettings(num_inference_steps=3, guidance_scale=1.0))
     handle.remove()
     assert sizes == [2] * 4
 
@@ -87,9 +87,9 @@ def test_outside_the_guidance_interval_only_the_conditional_half_runs(token):
 
 
 def test_decoding_a_few_at_a_time_draws_the_same(token):
-    whole = draw(token, PROMPTS, SEEDS, SETTINGS)
-    singly = draw(
-        token, PROMPTS, SEEDS, SamplerSettings(num_inference_steps=6, guidance_scale=3.0, decode_batch_size=1)
+    whole = token.sample(PROMPTS, SEEDS, SETTINGS)
+    singly = token.sample(
+        PROMPTS, SEEDS, SamplerSettings(num_inference_steps=6, guidance_scale=3.0, decode_batch_size=1)
     )
     torch.testing.assert_close(singly, whole)
 
@@ -118,9 +118,9 @@ def test_another_scheduler_draws_as_if_the_model_had_it(token, kind):
         own.models.scheduler.config, timestep_spacing=TRAINING_SPACING
     )
     own.load(token.vector)
-    pictures = draw(token, PROMPTS, SEEDS, settings)
-    assert torch.equal(pictures, draw(own, PROMPTS, SEEDS, SETTINGS))
-    assert torch.equal(pictures, draw(token, PROMPTS, SEEDS, SETTINGS)) == (kind == "pndm")
+    pictures = token.sample(PROMPTS, SEEDS, settings)
+    assert torch.equal(pictures, own.sample(PROMPTS, SEEDS, SETTINGS))
+    assert torch.equal(pictures, token.sample(PROMPTS, SEEDS, SETTINGS)) == (kind == "pndm")
 
 
 @pytest.mark.parametrize("scheduler", ALL)

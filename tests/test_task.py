@@ -11,6 +11,7 @@ from conftest import tiny_classifier
 from config import with_preset
 from discriminative.guides.classifier import Guide
 from discriminative.seeds import evaluation_seeds, training_seeds, turn, validation_seeds
+from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.objective import Task, counted, sampler_settings
 
 IDLE = torch.amp.GradScaler("cpu", enabled=False)
@@ -54,7 +55,8 @@ def test_training_draws_with_its_own_sampler_and_evaluation_with_the_models(
 ):
     drawn = []
     monkeypatch.setattr(
-        "discriminative.tokens.objective.draw",
+        ClassToken,
+        "sample",
         lambda token, prompts, seeds, settings: drawn.append(settings) or torch.rand(3, 3, 16, 16),
     )
     config = replace(CONFIG, training_scheduler="dpmsolver++", training_steps=12, confirm_size=0)
@@ -76,7 +78,8 @@ def test_training_draws_with_its_own_sampler_and_evaluation_with_the_models(
 def test_guidance_ends_sooner_in_a_validation_alone(token, guides, monkeypatch, interval, end, expected):
     drawn = []
     monkeypatch.setattr(
-        "discriminative.tokens.objective.draw",
+        ClassToken,
+        "sample",
         lambda token, prompts, seeds, settings: drawn.append(settings) or torch.rand(3, 3, 16, 16),
     )
     config = replace(CONFIG, guidance_interval=interval, validation_guidance_end=end)
@@ -94,7 +97,8 @@ def test_guidance_ends_sooner_in_a_validation_alone(token, guides, monkeypatch, 
 def test_most_of_the_validation_has_the_prompt_of_the_evaluation(token, guides, monkeypatch):
     prompts = []
     monkeypatch.setattr(
-        "discriminative.tokens.objective.draw",
+        ClassToken,
+        "sample",
         lambda token, drawn, seeds, settings: prompts.extend(drawn) or torch.rand(len(seeds), 3, 16, 16),
     )
     Task(

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from discriminative.diffusion.models import load_models
-from discriminative.diffusion.sampler import SamplerSettings, draw
+from discriminative.diffusion.sampler import SamplerSettings
 from discriminative.diffusion.schedulers import SCHEDULERS
 from discriminative.hub import MINIATURE
 from discriminative.tokens.class_token import ClassToken
@@ -53,7 +53,7 @@ def ours(records, scheduler=None) -> torch.Tensor:
     models = load_models("miniature", CPU, torch.float32, scheduler_choice=scheduler)
     token = ClassToken(models, "newclas", "a", len(vector))
     token.load(vector)
-    return draw(token, [PROMPT], [3], SamplerSettings(num_inference_steps=4, guidance_scale=7.0))
+    return token.sample([PROMPT], [3], SamplerSettings(num_inference_steps=4, guidance_scale=7.0))
 
 
 def stock(folder):

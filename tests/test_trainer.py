@@ -9,7 +9,6 @@ import torch
 from conftest import SHORT_TRAINING as CONFIG
 from conftest import learned, tiny_classifier, weight_hashes
 
-from discriminative.diffusion.sampler import draw
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
 from discriminative.records.layout import RunFolder
@@ -26,12 +25,12 @@ def test_every_weight_and_every_other_prompt_is_bit_identical_after_training(
 ):
     frozen = (models.text_encoder, models.unet, models.vae, guides[0].classifier.model)
     before, start = weight_hashes(*frozen), token.vector.detach().clone()
-    picture = draw(token, ["a photo of cat"], [5], sampler_settings(CONFIG))
+    picture = token.sample(["a photo of cat"], [5], sampler_settings(CONFIG))
     training = train(
         replace(CONFIG, gradient_mode=mode, choose_by="loss"), token, guides, "tiger cat", folder
     )
     assert weight_hashes(*frozen) == before
-    assert torch.equal(picture, draw(token, ["a photo of cat"], [5], sampler_settings(CONFIG)))
+    assert torch.equal(picture, token.sample(["a photo of cat"], [5], sampler_settings(CONFIG)))
     assert not torch.equal(start, training.last_vector)
     assert all(p.grad is None for m in frozen for p in m.parameters())
 
