@@ -1,0 +1,182 @@
+"""What would show on a graphics card alone: the precision of each part, and a card that others use too."""
+
+import pytest
+import torch
+from conftest import SHORT_TRAINING, tiny_models
+from safetensors.torch import load_file
+from tiny_folders import save_sd1, save_timm
+
+import gradients
+from architecture import SD_1_4
+from class_token import ClassToken, token_tensors
+from classifiers import Guide, load_classifier
+from config import RunConfig, UsageError
+from export import write_web_ui
+from memory import choose, room, with_memory
+from models import load_models, resolve_device, resolve_dtype
+from sampler import SamplerSettings, Walk, draw
+from task import Task
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+HALVES = [torch.float16, torch.bfloat16]
+GB = 1e9
+
+
+# --- precision
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model's folder in float32, and a classifier's."""
+    root = tmp_path_factory.mktemp("saved")
+    return {"model": save_sd1(root / "sd1"), "classifier": save_timm(root / "timm")}
+
+
+def precisions(module) -> set[torch.dtype]:
+    return {p.dtype for p in module.parameters()}
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
+def test_the_text_encoder_is_in_float32_whatever_the_other_parts_are_in(saved, dtype):
+    models = load_models(saved["model"], CPU, dtype)
+    assert precisions(models.text_encoder) == {torch.float32}
+    assert precisions(models.unet) == precisions(models.vae) == {dtype}
+    assert models.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_the_tokens_vector_and_files_are_in_float32_and_what_the_unet_gets_is_not(saved, tmp_path, dtype):
+    token = ClassToken(load_models(saved["model"], CPU, dtype), "newclas", "a", 2)
+    assert token.vector.dtype == torch.float32
+    token.load(torch.full((2, 16), 1 + 2.0**-20))  # which no half precision holds
+    assert token.encode(["a newclas cat"]).dtype == dtype
+    write_web_ui(tmp_path / "newclas.safetensors", token, {})
+    (written,) = load_file(tmp_path / "newclas.safetensors").values()
+    for vectors in (written, token_tensors(token)["newclas"]):
+        assert vectors.dtype == torch.float32
+        assert (vectors == 1 + 2.0**-20).all()
+
+
+def test_an_update_in_half_precision_leaves_a_gradient_in_float32(saved):
+    models = load_models(saved["model"], CPU, torch.bfloat16)
+    token = ClassToken(models, "newclas", "a")
+    guide = Guide(load_classifier(saved["classifier"], CPU, torch.bfloat16), 0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    images, losses, *_ = Task(SHORT_TRAINING, token, [guide], "cat").accumulate(0, scaler)
+    assert token.vector.grad.dtype == torch.float32
+    assert token.vector.grad.isfinite().all()
+    assert token.vector.grad.abs().sum() > 0
+    assert losses.dtype == torch.float32
+    assert draw(token, ["a cat"], [0], SamplerSettings(num_inference_steps=2)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_classifier_computes_in_half_precision_and_tells_float32(saved, dtype):
+    classifier = load_classifier(saved["classifier"], CPU, dtype)
+    assert precisions(classifier.model) == {dtype}
+    seen = []
+    classifier.model.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    logits, features = classifier.look(torch.rand(2, 3, 40, 40))
+    assert seen == [dtype]
+    assert (logits.dtype, features.dtype) == (torch.float32, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("scheduler", ["PNDMScheduler", "DDIMScheduler"])
+def test_the_noise_of_the_last_step_is_not_rounded_away_in_half_precision(scheduler, dtype):
+    """The share of noise is .0017 there: as 1 less a share of signal in half precision it is far off."""
+    models = tiny_models(scheduler, dtype)
+    token = ClassToken(models, "newclas", "a")
+    noise = torch.zeros(1, *models.latent_shape(None, None))
+    walk = Walk(
+        models, token.encode(["a"]), token.unconditional, noise, SamplerSettings(num_inference_steps=20)
+    )
+    last = len(walk.timesteps) - 1
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    signal = (1 - betas).cumprod(0)[walk.timesteps[last]].item()
+    clean = walk.clean(last, noise.to(dtype), torch.ones_like(noise).to(dtype))
+    expected = -(((1 - signal) / signal) ** 0.5)
+    assert clean.dtype == dtype
+    assert clean.float().mean().item() == pytest.approx(expected, rel=0.01)
+
+
+def test_further_noises_of_the_last_step_have_the_right_share_in_half_precision(saved, monkeypatch):
+    asked = []
+    alpha_bar_at = gradients.alpha_bar_at
+    noted = lambda scheduler, i, dtype: asked.append(dtype) or alpha_bar_at(scheduler, i, dtype)  # noqa: E731
+    monkeypatch.setattr(gradients, "alpha_bar_at", noted)
+    token = ClassToken(load_models(saved["model"], CPU, torch.bfloat16), "newclas", "a")
+    guide = Guide(load_classifier(saved["classifier"], CPU, torch.bfloat16), 0)
+    config = RunConfig(gradient_mode="lv", training_steps=3, images_per_update=1)
+    Task(config, token, [guide], "cat").accumulate(0, torch.amp.GradScaler("cpu", enabled=False))
+    assert asked == [torch.float32]
+
+
+# --- what a card is and what it has
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Make believe that there is a card with so much free and so much in all."""
+
+    def of(free: float, total: float) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (int(free * GB), int(total * GB)))
+
+    return of
+
+
+def test_no_more_of_a_card_is_taken_than_others_have_left(card):
+    card(free=6, total=24)
+    assert room(CUDA) == 6 * GB
+
+
+def test_of_an_empty_card_a_share_is_taken(card):
+    card(free=24, total=24)
+    assert room(CUDA) == pytest.approx(0.95 * 24 * GB)
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "expected"),
+    [
+        (79, 80, "max"),
+        (9, 80, "12gb"),  # 8.6 are needed for 12gb, 12.1 for 16gb
+        (13, 80, "16gb"),
+        (2, 80, "8gb"),  # the smallest, where none fits
+        (24.9, 25, "24gb"),  # 24.4 are needed for max, and a share of 25 is 23.8
+    ],
+)
+def test_auto_goes_by_what_is_free(card, free, total, expected):
+    card(free, total)
+    assert choose(SD_1_4, CUDA, torch.float16) == expected
+    assert with_memory(RunConfig(), SD_1_4, CUDA, torch.float16).memory == expected
+
+
+def test_what_the_user_names_is_not_changed_by_what_is_free(card):
+    card(free=2, total=80)
+    assert with_memory(RunConfig(memory="24gb"), SD_1_4, CUDA, torch.float16).memory == "24gb"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("auto", torch.float16), ("no", torch.float32), ("fp16", torch.float16)]
+)
+def test_auto_is_half_precision_on_a_card(given, expected):
+    assert resolve_dtype(given, CUDA) == expected
+
+
+def test_bf16_is_refused_on_a_card_that_only_imitates_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "an old card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    assert resolve_dtype("bf16", CUDA) == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    with pytest.raises(UsageError, match="an old card only imitates"):
+        resolve_dtype("bf16", CUDA)
+
+
+def test_a_card_that_is_not_there_is_refused_and_auto_takes_one_that_is(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == CUDA
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match="2 CUDA devices"):
+        resolve_device("cuda:2")
