@@ -2,7 +2,7 @@
 
     python -m experiments.arbiter results/classes/pipeline_token/0020_*/*/learned_embeds.safetensors --out results/arbiter
 
-The images are those of ``measure.py``. How many count is what a validation would make of them (``--validation_certainty``). A picture of
+The images are those of ``measure.py``. How many count is what a validation would make of them (``validation_certainty``). A picture of
 those on which guide and judge differ is written for each token.
 """
 
@@ -20,7 +20,7 @@ from discriminative.records.pictures import Shown, framed
 from discriminative.tokens.files import read_origin
 from discriminative.tokens.objective import counted
 from discriminative.tokens.prompts import TEMPLATES, fill
-from experiments.measure import Bench, existing_file
+from experiments.measure import Measured, existing_file
 
 WHO = ("guide", "judge", "judge2")
 SHOWN = 8  # images in a row of a picture
@@ -33,7 +33,7 @@ def look(path: Path) -> tuple[dict, dict[str, list[Shown]]]:
     Returns:
         the figures; and the first images on which they part, in a row for each classifier, with its verdict.
     """
-    bench = Bench(int(read_origin(path)["class_index"]), path)
+    bench = Measured(int(read_origin(path)["class_index"]), path)
     images = bench.draw(fill(TEMPLATES[0], bench.word, bench.class_name))  # (N, 3, 64, 64)
     third = load_classifier("miniature-judge2", torch.device("cpu"), torch.float32)
     logits = torch.cat([finite(bench.guide.logits(part)) for part in images.split(50)])  # (N, K)
@@ -45,7 +45,9 @@ def look(path: Path) -> tuple[dict, dict[str, list[Shown]]]:
     right = {who: labels == bench.target for who, labels in said.items()}
     losses = F.cross_entropy(logits, torch.full((len(images),), bench.target), reduction="none")  # (N,)
     counts = torch.tensor(
-        counted(losses.tolist(), right["guide"].tolist(), bench.config.validation_certainty)
+        counted(
+            losses.tolist(), right["guide"].tolist(), bench.config.learning().validation.validation_certainty
+        )
     )  # (N,)
     parted = right["guide"] != right["judge"]  # (N,)
     row = {"class_index": bench.target + 1, "token": str(path), "images": len(images)}

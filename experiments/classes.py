@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apps.provenance import is_learned
-from config import RunConfig, with_preset
+from config import RunConfig
 from discriminative.records.layout import RunFolder, class_folder
 from experiments import tables
 from miniature.scenes import CLASSES, SceneClass
-from run import boolean, build_parser
+from run import boolean, build_parser, options_of
 
 ROOT = Path(__file__).parent.parent
 AMBIGUOUS = [c for kind in ("rare", "common") for c in CLASSES if c.kind == kind]
@@ -88,7 +88,7 @@ def plan(scene_class: SceneClass, seed: int, output_path: str, extra: list[str])
     todo |= {"model": "miniature", "classifier": "miniature", "judge": "miniature-judge"}
     argv = [word for flag, value in todo.items() for word in (f"--{flag}", str(value))] + extra
     given = vars(build_parser().parse_args(argv))
-    config = with_preset(given.pop("preset"), given)
+    config = options_of(given)
     exp_id = f"{config.exp_id}_seed{seed}"
     return Run(scene_class, [*argv, "--exp_id", exp_id], replace(config, exp_id=exp_id))
 

@@ -30,9 +30,9 @@ from miniature.scenes import CLASSES, HUES, with_article
 
 SEEDS = range(100)
 OTHER_TEMPLATES = (
-    "a picture of {}",
-    "a painting of {}",
-    "{}",
+    "a picture of {token} {class}",
+    "a painting of {token} {class}",
+    "{token} {class}",
 )  # of the model's captions, none of which a token is trained on
 COLOURS = ("red", "green", "blue", "purple")
 SHOWN = 6
@@ -51,7 +51,7 @@ def background(image: np.ndarray) -> str:
     return str(names[np.bincount(found, minlength=len(names)).argmax()])
 
 
-class Bench:
+class Measured:
     """The miniature with its guide and judge, for one class.
 
     Args:
@@ -60,27 +60,25 @@ class Bench:
 
     def __init__(self, class_index: int, path: Path | None):
         to = torch.device("cpu"), torch.float32
-        self.target, self.config = (
-            class_index - 1,
-            with_preset("default", {"model": "miniature", "eval_batch_size": 50}),
-        )
-        self.guide, self.judge = (load_classifier(name, *to) for name in ("miniature", "miniature-judge"))
+        self.target = class_index - 1
+        self.config = with_preset("default", {"model": "miniature", "eval_batch_size": 50})
+        self.guide = load_classifier("miniature", *to)
+        self.judge = load_classifier("miniature-judge", *to)
         self.class_name = prompt_class_name(self.guide.labels[self.target])
-        name, vector = read_token(path) if path else (self.config.placeholder_token, None)
-        self.token = ClassToken(
-            load_models("miniature", *to),
-            name,
-            self.config.initializer_token,
-            1 if vector is None else len(vector),
-        )
         self.word = self.config.initializer_token
+        name = self.config.placeholder_token
+        vector = None
+        if path:
+            name, vector = read_token(path)
+            self.word = name
+        number = 1 if vector is None else len(vector)
+        self.token = ClassToken(load_models("miniature", *to), name, self.config.initializer_token, number)
         if path:
             self.token.load(vector)
-            self.word = name
 
     def draw(self, prompt: str, number: int = len(SEEDS)) -> torch.Tensor:
         """Images (N, 3, 64, 64) of the first seeds."""
-        return draw_all(self.config, self.token, prompt, list(SEEDS)[:number])
+        return draw_all(self.token, prompt, list(SEEDS)[:number], self.config.sampler, 50)
 
     def right(self, images: torch.Tensor, classifier=None) -> torch.Tensor:
         """Which of the images (N, 3, 64, 64) are of the class, (N,), by the guide unless told otherwise."""
@@ -94,7 +92,8 @@ class Bench:
 
     def prompt_following(self) -> dict[str, float]:
         """Share of images on the background that was asked for, and, of them all, of the class."""
-        on, of_class = [], []
+        on = []
+        of_class = []
         for colour in COLOURS:
             images = self.draw(
                 f"{fill(TEMPLATES[0], self.word, self.class_name)} on a {colour} background", 10
@@ -116,7 +115,7 @@ def existing_file(text: str) -> Path:
     return Path(text)
 
 
-def measured(bench: Bench, prompt: str) -> tuple[dict, torch.Tensor]:
+def measured(bench: Measured, prompt: str) -> tuple[dict, torch.Tensor]:
     """Right images by guide and judge, counted over the seeds, and their diversity; and the images (N, 3, 64, 64)."""
     images = bench.draw(prompt)
     counts = {
@@ -127,7 +126,7 @@ def measured(bench: Bench, prompt: str) -> tuple[dict, torch.Tensor]:
 
 def measure(class_index: int, path: Path | None, out: Path) -> None:
     """Write what is measured to ``out``, and the first images beside it."""
-    bench = Bench(class_index, path)
+    bench = Measured(class_index, path)
     result, images = measured(bench, fill(TEMPLATES[0], bench.word, bench.class_name))
     result |= bench.prompt_following()
     if path:

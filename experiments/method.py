@@ -14,10 +14,11 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
 
-from config import with_preset
+from config import RunConfig, with_preset
 from experiments.paired import difference, pairs, ratio
 from miniature.scenes import CLASSES
 from run import boolean
@@ -33,7 +34,7 @@ TUNING_SEEDS = range(
 # What each differs in from the defaults of the day. "default" is whatever stands in config.py.
 SETTINGS = {
     "default": {},
-    "drawn as evaluated": {"training_scheduler": "same", "training_steps": 0, "jump_at": "0@8;0.13"},
+    "drawn as evaluated": {"training_sampler": "same", "jump_at": "0@8;0.13"},
     **{
         f"start {start}": {"start": start}
         for start in ("class", "vocabulary", "initializer", "class+vocabulary")
@@ -43,31 +44,23 @@ SETTINGS = {
     "two stages": {"jump_at": "0@8;0.07@15"},
     "second stage .5": {"jump_at": "0@8;0.5@15"},
     "second stage last step": {"jump_at": "0@8;1@12"},
-    "second stage anywhere": {"jump_at": "0@8;0.07-1@12"},
-    "two places together": {"jump_at": "0@8;0.07,1@15", "normalize_steps": True},
-    "skip, three places": {"gradient_mode": "skip", "jump_at": "0.1,0.5,1", "normalize_steps": True},
+    "skip": {"gradient_mode": "skip", "jump_at": "1"},
     "last": {"gradient_mode": "last"},
     **{f"rate {rate}": {"relative_rate": rate} for rate in (0.03, 0.08)},
     **{f"bound {bound}": {"max_token_norm": bound} for bound in (0.0, 1.15, 1.6)},
     "full rate to the end": {"fine_rate": 1.0},
     "12 images an update": {"images_per_update": 12, "relative_rate": 0.02},
-    "one template": {"num_templates": 1},
-    "average .8": {"token_ema": 0.8},
     "augment": {"augment": True},
     "noises of 4 updates": {"noise_pool": 4},
-    **{f"validation in {steps} steps": {"training_steps": steps} for steps in (6, 8)},
+    **{f"validation in {steps} steps": {"training_sampler": f"dpmsolver++@{steps}"} for steps in (6, 8)},
     "stop at .95": {"stop_validation_accuracy": 0.95},
     "enough .93": {"enough_validation_accuracy": 0.93},
     "float32": {"mixed_precision": "no"},
-    "best not confirmed": {"confirm_best": False},
     **{f"certainty {share}": {"validation_certainty": share} for share in (0.0, 0.85)},
     "validation of 6 first": {"validation_size": 6, "confirm_size": 42},
-    **{f"trajectory of {updates} updates": {"reuse_trajectory": updates} for updates in (2, 4)},
-    "validation guided to half": {"validation_guidance_end": 0.5},
-    "guidance .1 to .8": {"guidance_interval": "0.1,0.8"},
     "two guides": {"classifier": "miniature,miniature-judge2"},
 }
-# Defaults of before, by which rows of then are named.
+# Defaults of before, by which rows of then are named; rows of options that went have names of their own.
 SETTINGS |= {
     "enough .93, bound 1.6": SETTINGS["enough .93"] | SETTINGS["bound 1.6"],
     "enough .93, certainty 0": SETTINGS["enough .93"] | SETTINGS["certainty 0.0"],
@@ -75,6 +68,7 @@ SETTINGS |= {
     | SETTINGS["certainty 0.0"]
     | SETTINGS["two guides"],
 }
+OPTIONS = {f.name for f in fields(RunConfig)}
 
 
 def one_run(setting: str, class_index: int, seed: int) -> dict:
@@ -89,38 +83,30 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
     from discriminative.records.layout import RunFolder
     from discriminative.records.scores import spread
     from discriminative.tokens.class_token import ClassToken
-    from discriminative.tokens.objective import sampler_settings
     from discriminative.tokens.prompts import TEMPLATES, fill
     from trainer import train
 
     torch.set_num_threads(1)
     quiet_libraries()
-    given = {
-        "model": "miniature",
-        "class_index": class_index,
-        "seed": seed,
-        "eval_batch_size": 40,
-        "classifier": "miniature",
-    }
-    config, to = with_preset("default", given | SETTINGS[setting]), (torch.device("cpu"), torch.float32)
+    to = torch.device("cpu"), torch.float32
+    given = {"model": "miniature", "classifier": "miniature", "eval_batch_size": 40}
+    given |= {"class_index": class_index, "seed": seed}
+    changes = SETTINGS[setting]
+    config = with_preset("default", given | {k: v for k, v in changes.items() if k in OPTIONS})
+    learning = config.learning(**{k: v for k, v in changes.items() if k not in OPTIONS})
     guides = [load_classifier(name, *to) for name in config.classifier.split(",")]
-    guide, judge = guides[0], load_classifier("miniature-judge", *to)
-    token = ClassToken(
-        load_models("miniature", *to), config.placeholder_token, config.initializer_token, config.num_vectors
-    )
-    name = prompt_class_name(guide.labels[class_index - 1])
+    judge = load_classifier("miniature-judge", *to)
+    models = load_models("miniature", *to)
+    token = ClassToken(models, config.placeholder_token, config.initializer_token, config.num_vectors)
+    name = prompt_class_name(guides[0].labels[class_index - 1])
+    asked = [Guide(guide, class_index - 1) for guide in guides]
     with tempfile.TemporaryDirectory() as folder:
-        training = train(
-            config, token, [Guide(g, class_index - 1) for g in guides], name, RunFolder(folder, "c", "e")
-        )
+        training = train(learning, token, asked, name, RunFolder(folder, "c", "e"))
     prompt = fill(TEMPLATES[0], token.placeholder, name)
-    images = token.sample(
-        [prompt] * len(TUNING_SEEDS), list(TUNING_SEEDS), sampler_settings(config)
-    )  # (40, 3, 64, 64)
+    images = token.sample([prompt] * len(TUNING_SEEDS), list(TUNING_SEEDS), config.sampler)  # (40, 3, 64, 64)
     with torch.no_grad():
-        (guide_logits, _), (judge_logits, features) = (
-            c.look(images) for c in (guide, judge)
-        )  # (40, K), (40, D)
+        guide_logits, _ = guides[0].look(images)  # (40, K)
+        judge_logits, features = judge.look(images)  # (40, K), (40, D)
     right = guide_logits.argmax(1) == class_index - 1  # (40,)
     return {
         "setting": setting,

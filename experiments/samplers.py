@@ -21,86 +21,76 @@ from discriminative.diffusion.models import load_models
 from discriminative.guides.classifier import Guide
 from discriminative.guides.labels import prompt_class_name
 from discriminative.hub import quiet_libraries
-from discriminative.precision import has_bf16_units
+from discriminative.precision import bf16_without_gradient, channels_last, has_bf16_units
 from discriminative.records.files import write_lines
 from discriminative.seeds import validation_seeds
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.files import read_origin, read_token
-from discriminative.tokens.objective import Task, sampler_settings
+from discriminative.tokens.objective import Objective
 from experiments.measure import existing_file
 
 WAYS = (0.6, 1.0)  # of the way from the start to the token
-# Scheduler, steps, the place on the trajectory where guidance ends, and precision.
-EVALUATION = (None, 30, 1.0, "float32")
+# Scheduler, steps and precision.
+EVALUATION = (None, 30, "float32")
 CHEAPER = [(None, 15), ("ddim", 12), *(("dpmsolver++", n) for n in (15, 12, 10, 8, 6, 5))]
-SAMPLERS = [EVALUATION, *((*sampler, *EVALUATION[2:]) for sampler in CHEAPER)]
-SAMPLERS += [
-    ("dpmsolver++", 12, 1.0, "bf16"),
-    *(("dpmsolver++", 12, end, "float32") for end in (0.75, 0.5, 0.25)),
-]
+SAMPLERS = [EVALUATION, *((*sampler, "float32") for sampler in CHEAPER), ("dpmsolver++", 12, "bf16")]
 
 
 def verdicts_of(path: Path, samplers: list[tuple]) -> list[dict]:
     """Rows of one token: by way and sampler the guide's verdicts, one for each seed, and seconds an image."""
-    to, number = (torch.device("cpu"), torch.float32), int(read_origin(path)["class_index"])
+    to = torch.device("cpu"), torch.float32
+    number = int(read_origin(path)["class_index"])
     config = with_preset("default", {"model": "miniature", "eval_batch_size": 12})
     guide = load_classifier("miniature", *to)
     name = prompt_class_name(guide.labels[number - 1])
     token = ClassToken(load_models("miniature", *to), config.placeholder_token, config.initializer_token)
-    (_, vectors), start = read_token(path), token.start_vector(config.starts[0], name)
-    task, rows = Task(config, token, [Guide(guide, number - 1)], name), []
+    learning = config.learning()
+    vectors = read_token(path)[1]
+    start = token.start_vector(learning.starts[0], name)
+    rows = []
     for way in WAYS:
         token.load(start + way * (vectors - start))
         for sampler in samplers:
-            scheduler, steps, end, precision = sampler
-            drawn = {"scheduler": scheduler, "num_inference_steps": steps, "guidance_interval": (0.0, end)}
-            task.validation_settings = replace(sampler_settings(config), **drawn)
+            scheduler, steps, precision = sampler
+            drawn = replace(config.sampler, scheduler=scheduler, num_inference_steps=steps)
+            objective = Objective(replace(learning, sampler=drawn), token, [Guide(guide, number - 1)], name)
             began = time.perf_counter()
-            layout = nullcontext() if sampler == EVALUATION else token.models.channels_last()
-            with token.models.bf16_without_gradient(precision == "bf16"), layout, torch.no_grad():
-                found = task.score_drawn(validation_seeds(config.validation_size))
+            layout = nullcontext() if sampler == EVALUATION else channels_last(token.models)
+            with bf16_without_gradient(token.models, precision == "bf16"), layout, torch.no_grad():
+                found = objective.score_seeds(validation_seeds(learning.validation.validation_size))
             seconds = (time.perf_counter() - began) / len(found)
             right = [ok for _, _, ok in found]
-            rows.append(
-                {
-                    "class_index": number,
-                    "way": way,
-                    "sampler": list(sampler),
-                    "right": right,
-                    "seconds": seconds,
-                }
-            )
+            named = {"class_index": number, "way": way, "sampler": list(sampler)}
+            rows.append(named | {"right": right, "seconds": seconds})
     return rows
+
+
+def sampler_of(row: dict) -> tuple:
+    """A row's sampler; those of version 0.2.0 also have the place on the trajectory where guidance ended."""
+    scheduler, steps, *rest = row["sampler"]
+    end = next((part for part in rest if isinstance(part, float)), 1.0)
+    precision = next((part for part in rest if isinstance(part, str)), "float32")
+    return scheduler, steps, precision + (f", guidance to {end:g}" if end < 1 else "")
 
 
 def print_table(rows: list[dict]) -> None:
     """A line for each sampler: how often it gives the evaluation's verdict."""
-    for r in rows:
-        r["sampler"] = (*r["sampler"], *EVALUATION[len(r["sampler"]) :])  # older rows name fewer of its parts
-    base = {(r["class_index"], r["way"]): r for r in rows if r["sampler"] == EVALUATION}
+    by_sampler = {}
+    for row in rows:
+        by_sampler.setdefault(sampler_of(row), {})[row["class_index"], row["way"]] = row
+    base = by_sampler[EVALUATION]
     mixed = {key for key, r in base.items() if 0 < sum(r["right"]) < len(r["right"])}
-    head = (
-        "scheduler",
-        "steps",
-        "guidance to",
-        "precision",
-        "same verdict",
-        "... of half-learned tokens",
-        "accuracy, difference",
-        "seconds, ratio",
-    )
+    head = ("scheduler", "steps", "precision", "same verdict", "... of half-learned tokens")
+    head += ("accuracy, difference", "seconds, ratio")
     print(f"| {' | '.join(head)} |\n|" + "-|" * len(head))
-    for sampler in SAMPLERS:
-        mine = {(r["class_index"], r["way"]): r for r in rows if r["sampler"] == sampler}
-        if not mine:
-            continue  # rows of an earlier list
+    for sampler, mine in by_sampler.items():
         same = {
-            k: mean(a == b for a, b in zip(r["right"], base[k]["right"], strict=True))
-            for k, r in mine.items()
+            key: mean(a == b for a, b in zip(r["right"], base[key]["right"], strict=True))
+            for key, r in mine.items()
         }
-        difference = mean(mean(r["right"]) - mean(base[k]["right"]) for k, r in mine.items())
+        difference = mean(mean(r["right"]) - mean(base[key]["right"]) for key, r in mine.items())
         cost = mean(r["seconds"] for r in mine.values()) / mean(r["seconds"] for r in base.values())
-        hard = mean(same[k] for k in mixed) if mixed else float("nan")
+        hard = mean(same[key] for key in mixed) if mixed else float("nan")
         named = " | ".join(map(str, (sampler[0] or "own (PNDM)", *sampler[1:])))
         print(f"| {named} | {mean(same.values()):.3f} | {hard:.3f} | {difference:+.3f} | {cost:.2f} |")
 

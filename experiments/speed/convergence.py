@@ -22,8 +22,10 @@ from statistics import fmean
 
 import torch
 
+from apps.earlier import read_record
 from classifiers import load_classifier
 from config import RunConfig, with_preset
+from discriminative import VERSION
 from discriminative.diffusion.models import load_models
 from discriminative.guides.classifier import Guide
 from discriminative.guides.labels import prompt_class_name
@@ -34,7 +36,7 @@ from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.drawing import draw_all
 from discriminative.tokens.files import read_token, token_tensors
 from discriminative.tokens.prompts import TEMPLATES, fill
-from experiments.measure import SEEDS, Bench
+from experiments.measure import SEEDS, Measured
 from experiments.method import TUNING_CLASSES, finished, read
 from experiments.speed import common
 from experiments.speed.reference import bytes_of, learn_class
@@ -45,7 +47,7 @@ GOOD, IMAGES, EVERY = 0.9, 50, 10
 PART = 10  # images that are drawn before a token that cannot be good any more is given up
 
 
-def judged(bench: Bench, vector: torch.Tensor, at_least: float = 0.0) -> dict[str, float]:
+def judged(bench: Measured, vector: torch.Tensor, at_least: float = 0.0) -> dict[str, float]:
     """Accuracy by guide and judge on unseen seeds of a token's vector (1, width), among the images drawn.
 
     Args:
@@ -56,9 +58,8 @@ def judged(bench: Bench, vector: torch.Tensor, at_least: float = 0.0) -> dict[st
     bench.token.load(vector)
     prompt = fill(TEMPLATES[0], bench.token.placeholder, bench.class_name)
     for first in range(0, IMAGES, PART):
-        images = draw_all(
-            bench.config, bench.token, prompt, list(SEEDS[first : first + PART])
-        )  # (PART, 3, 64, 64)
+        seeds = list(SEEDS[first : first + PART])
+        images = draw_all(bench.token, prompt, seeds, bench.config.sampler)  # (PART, 3, 64, 64)
         for who, verdicts in right.items():
             verdicts += bench.right(images, getattr(bench, who)).tolist()
         reachable = IMAGES - max(verdicts.count(False) for verdicts in right.values())
@@ -82,7 +83,7 @@ class Point:
     vector: torch.Tensor
 
 
-def first_good(bench: Bench, points: list[Point], kept: torch.Tensor) -> dict:
+def first_good(bench: Measured, points: list[Point], kept: torch.Tensor) -> dict:
     """What the first good token had cost, and its accuracy; where none is good, all that was spent, and the accuracy of ``kept``."""
     judgements = ((point, judged(bench, point.vector, GOOD)) for point in points)
     point, told = next(((p, told) for p, told in judgements if is_good(told)), (points[-1], None))
@@ -104,11 +105,11 @@ def ours(config: RunConfig) -> dict:
 
     with tempfile.TemporaryDirectory() as out:
         folder = RunFolder(out, "c", "e")
-        training = train(config, token, [guide], name, folder, note)
+        training = train(config.learning(), token, [guide], name, folder, note)
         write_tensors(folder.token, token_tensors(token), {})
         seconds = time.perf_counter() - begin
         size = bytes_of(folder.records)  # without images, which the reference writes none of
-    kept, bench = token.vector.detach(), Bench(config.class_index, None)
+    kept, bench = token.vector.detach(), Measured(config.class_index, None)
     points.append(Point(len(training.rows), training.images, seconds, kept))
     to_the_end = {"updates": len(training.rows), "images": training.images, "seconds": seconds} | judged(
         bench, kept
@@ -128,7 +129,7 @@ def reference(config: RunConfig) -> dict:
     points = [
         Point(n, n * config.images_per_update, rows[n - 1]["seconds"], rows[n - 1]["vector"]) for n in tried
     ]
-    return first_good(Bench(config.class_index, None), points, rows[kept - 1]["vector"]) | {
+    return first_good(Measured(config.class_index, None), points, rows[kept - 1]["vector"]) | {
         "bytes_on_disk": size
     }
 
@@ -192,10 +193,10 @@ def identity(row: dict) -> tuple:
 
 
 def is_of_today(row: dict) -> bool:
-    """Whether a row's token was learned with what its way is told today; options that came since had their defaults."""
-    return asdict(RunConfig()) | row["options"] == asdict(
-        options(row["way"], row["class_index"], row["seed"])
-    )
+    """Whether a row's token was learned with what its way is told today."""
+    today = options(row["way"], row["class_index"], row["seed"])
+    then, constants = read_record(row | {"config": row["options"]})
+    return asdict(RunConfig()) | then == asdict(today) and constants == today.learning().constants
 
 
 def options(way: str, class_index: int, seed: int) -> RunConfig:
@@ -222,6 +223,7 @@ def one_row(way: str, class_index: int, seed: int) -> dict:
     """Learn one class in one way, and judge it; the figures as one row."""
     config = options(way, class_index, seed)
     named = {"way": way, "class_index": class_index, "seed": seed, "options": asdict(config)}
+    named |= {"version": VERSION, "constants": config.learning().constants}
     return named | WAYS[way][0](config) | common.environment(torch.device("cpu"))
 
 

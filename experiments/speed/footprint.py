@@ -10,6 +10,7 @@ How memory grows with the number of last steps that the gradient goes through is
 
 import argparse
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,12 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from classifiers import load_classifier
-from discriminative.diffusion.gradients import GradientPath, gradient_of, judge, token_gradients
+from config import RunConfig
+from discriminative.diffusion.gradients import decode_and_score, gradient_of
 from discriminative.diffusion.memory import SETTINGS, Setting
 from discriminative.diffusion.models import load_models
-from discriminative.diffusion.sampler import SamplerSettings, Walk, chunks, decode, predict_clean
+from discriminative.diffusion.sampler import Walk, chunks, decode, predict_clean
 from discriminative.guides.classifier import Guide
+from discriminative.settings import GradientPath, SamplerSettings
 from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.objective import token_gradient
 from discriminative.tokens.prompts import TEMPLATES, fill
 from experiments.speed import common
 from experiments.speed.sd_shapes import build_guide, build_models, making
@@ -62,7 +66,7 @@ def needs(
     """
     nowhere, settings = (
         torch.device("meta"),
-        SamplerSettings(decode_batch_size=setting.decode_batch_size, tiny_vae=tiny_vae),
+        replace(RunConfig().sampler, decode_batch_size=setting.decode_batch_size, tiny_vae=tiny_vae),
     )
     models, guide = build_models(1.0, nowhere, dtype, setting.checkpointed), build_guide(1.0, nowhere, dtype)
     models.device = torch.device("cpu")
@@ -82,8 +86,8 @@ def needs(
         clean = predict_clean(
             walk.start, walk.guided(0, walk.start), torch.tensor(0.01), "epsilon"
         )  # (B, C, h, w)
-        from_images, _ = judge(walk, clean, lambda images, chunk: score(guide, images), 1.0)
-        gradient_of(clean, walk.cond, from_images)
+        scored = decode_and_score(walk, clean, lambda images, chunk: class_loss(guide, images), 1.0)
+        gradient_of(clean, walk.cond, scored.gradient)
         update, live.peak = live.peak, live.now
     walk = walk_of(models, setting.eval_batch_size, settings)
     with FakeTensorMode(allow_non_fake_inputs=True), live, torch.no_grad():
@@ -106,8 +110,8 @@ def put_on_cpu(module: torch.nn.Module) -> None:
             setattr(part, name, torch.empty_like(buffer, device="cpu"))
 
 
-def score(guide, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``task.Task.score`` does."""
+def class_loss(guide, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``Objective.class_loss`` does."""
     logits = guide.classifier.logits(images)  # (B, K)
     target = torch.full((len(logits),), guide.target)
     return F.cross_entropy(logits, target, reduction="none"), logits.argmax(1) == target
@@ -131,13 +135,13 @@ def of_last_steps(images: int) -> dict[int, int]:
     prompts, seeds = [fill(TEMPLATES[0], "newclas", "bat")] * images, list(range(images))
     for steps in (1, 2, 5):
         with LiveBytes() as live:
-            token_gradients(
+            token_gradient(
                 token,
                 prompts,
                 seeds,
-                SamplerSettings(),
+                RunConfig().sampler,
                 GradientPath("last", steps),
-                lambda x, _: score(guide, x),
+                lambda x, _: class_loss(guide, x),
                 1.0,
             )
         peaks[steps] = live.peak

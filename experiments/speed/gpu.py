@@ -23,10 +23,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from apps.plan import checkpointed, with_memory
 from config import RunConfig, with_preset
-from discriminative.diffusion.inspect import SD_1_4
-from discriminative.diffusion.memory import SETTINGS, peak_bytes
+from discriminative.diffusion.memory import SETTINGS, checkpointed, peak_bytes
 from discriminative.guides.classifier import Guide
 from discriminative.hub import quiet_libraries
 from discriminative.precision import resolve_dtype
@@ -40,7 +38,7 @@ from experiments.speed.update import stages_of
 from run import boolean
 from trainer import Training, train
 
-TINY = {"height": 64, "width": 64, "num_inference_steps": 3, "training_steps": 3}
+TINY = {"height": 64, "width": 64, "num_inference_steps": 3, "training_sampler": "dpmsolver++@3"}
 
 
 class Operations(TorchDispatchMode):
@@ -78,7 +76,7 @@ class Bed:
     @property
     def paper_changes(self) -> dict:
         """Small shapes of the paper's trajectory, which has no sampler of training's own."""
-        return {k: v for k, v in self.changes.items() if k != "training_steps"}
+        return {k: v for k, v in self.changes.items() if k != "training_sampler"}
 
     def cases(self) -> dict[str, RunConfig]:
         """One update of each kind."""
@@ -88,17 +86,19 @@ class Bed:
 
     def update(self, config: RunConfig, memory: str = "max") -> Training:
         """One whole update of ours under a setting of ``--memory``."""
-        config = with_memory(replace(config, memory=memory), SD_1_4, self.device, self.dtype)
+        setting = SETTINGS[memory]
+        sizes = {"decode_batch_size": setting.decode_batch_size, "eval_batch_size": setting.eval_batch_size}
+        learning = replace(config, **sizes).learning()
         for name in ("unet", "vae"):
             module = getattr(self.token.models, name)
             (
                 module.enable_gradient_checkpointing
-                if name in checkpointed(config)
+                if name in checkpointed(memory)
                 else module.disable_gradient_checkpointing
             )()
         # The figure is drawn once a training, not once an update.
         with tempfile.TemporaryDirectory() as folder, mock.patch("trainer.show_evolution"):
-            return train(config, self.token, [self.guide], "tiger cat", RunFolder(folder, "c", "e"))
+            return train(learning, self.token, [self.guide], "tiger cat", RunFolder(folder, "c", "e"))
 
     def peak(self, work: Callable[[], object]) -> dict[str, float]:
         """GB at the peak of ``work``: of tensors; on CUDA also of all that the process holds on the card."""
@@ -146,7 +146,10 @@ def memory(bed: Bed) -> dict:
     }
     # At the small shapes a trajectory has no five steps.
     numbers = (1, 2) if bed.tiny else (1, 2, 5)
-    steps = {k: bed.peak(lambda k=k: bed.update(replace(cases["paper"], gradient_steps=k))) for k in numbers}
+    steps = {
+        k: bed.peak(lambda k=k: bed.update(replace(cases["paper"], gradient_mode=f"last:{k}")))
+        for k in numbers
+    }
     return {"settings": found, "gradient_steps": steps}
 
 

@@ -57,18 +57,17 @@ class Reference:
             self.table[self.row] = self.table[
                 self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(config.initializer_token)[0])
             ]
-        rate = config.update_learning_rate(0)
+        chosen = config.learning().optimizer
+        rate = chosen.step_size(config.images_per_update, 0)
         self.optimizer = torch.optim.AdamW(
             [self.table],
             lr=rate,
-            betas=config.betas,
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
+            betas=(chosen.adam_beta1, chosen.adam_beta2),
+            eps=chosen.adam_epsilon,
+            weight_decay=chosen.weight_decay,
         )
         self.scaler = torch.amp.GradScaler(models.device.type, enabled=models.dtype == torch.float16)
-        self.prompts = [
-            fill(t, config.placeholder_token, class_name) for t in TEMPLATES[: config.num_templates]
-        ]
+        self.prompts = [fill(t, config.placeholder_token, class_name) for t in TEMPLATES]
 
     def encode(self, prompt: str) -> torch.Tensor:
         """``encoder_hidden_states`` (1, L, D)."""

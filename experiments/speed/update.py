@@ -4,7 +4,7 @@
 
 Everything runs in this process, in turns. "ours, ..." is a whole update: images, scores, gradient, optimiser, log and pictures. "bare, ..."
 are the calls of text encoder, UNet, VAE decoder and guide that this update made, with their shapes and gradients, and nothing else.
-"float32, ..." is our update with ``--mixed_precision no``, "channels first, ..." that without ``DiffusionModels.channels_last`` too.
+"float32, ..." is our update with ``--mixed_precision no``, "channels first, ..." that without ``precision.channels_last`` too.
 """
 
 import argparse
@@ -21,10 +21,11 @@ import torch
 from classifiers import load_classifier
 from config import RunConfig, with_preset
 from discriminative.diffusion.memory import peak_bytes
-from discriminative.diffusion.models import DiffusionModels, load_models
+from discriminative.diffusion.models import load_models
 from discriminative.guides.classifier import Guide
 from discriminative.guides.labels import prompt_class_name
 from discriminative.hub import quiet_libraries
+from discriminative.precision import bf16_without_gradient, channels_last
 from discriminative.records.layout import RunFolder
 from discriminative.tokens.class_token import ClassToken
 from experiments.speed import common
@@ -93,7 +94,8 @@ def replay(calls: list[tuple], token: ClassToken) -> None:
     coarse = any(
         call[-1] for call in calls
     )  # as while they were recorded: it decides how the UNet lies in memory
-    with token.spliced(), token.models.bf16_without_gradient(coarse), token.models.channels_last():
+    models = token.models
+    with token.spliced(), bf16_without_gradient(models, coarse), channels_last(models):
         for module, args, kwargs, with_gradient, in_bf16 in calls:
             args, kwargs = [fresh(a) for a in args], {k: fresh(v) for k, v in kwargs.items()}
             with (
@@ -128,7 +130,7 @@ def measure(rounds: int) -> dict:
         for case, config in cases_of_ours().items():
 
             def learn(config=config, on_update=None):
-                train(config, token, [guide], name, RunFolder(out, "c", "e"), on_update)
+                train(config.learning(), token, [guide], name, RunFolder(out, "c", "e"), on_update)
 
             def ours(config=config, learn=learn):
                 return second_update(lambda on_update: learn(replace(config, max_epochs=2), on_update))
@@ -137,7 +139,7 @@ def measure(rounds: int) -> dict:
                 return ours(replace(config, mixed_precision="no"))
 
             def channels_first(float32=float32):
-                with mock.patch.object(DiffusionModels, "channels_last", nullcontext):
+                with mock.patch("discriminative.precision.channels_last", nullcontext):
                     return float32()
 
             calls = record_calls(parts, learn)
