@@ -19,6 +19,7 @@ from config import RunConfig
 from discriminative.diffusion.memory import peak_bytes
 from discriminative.guides.classifier import Classifier, Guide
 from discriminative.guides.similarity import TextSimilarity
+from discriminative.records.evaluation import EvaluationRecord
 from discriminative.records.files import (
     image_files,
     read_image,
@@ -38,7 +39,6 @@ from discriminative.tokens.prompts import TEMPLATES, fill, read_prompts
 
 SHOWN = 8  # pairs in the picture that sets with and without the token one above the other
 TOP = 5  # labels in "top 5", and of those most often predicted
-FOOLING_GAP = 0.2  # guide over judge, with the token and beyond what it is without, from where a token is said to fool the guide
 
 
 @dataclass
@@ -173,25 +173,20 @@ def arm_prompts(config: RunConfig, template: str, class_name: str) -> dict[str, 
     return {arm: prompt for arm, prompt in prompts.items() if arm != "plain" or prompt != prompts["baseline"]}
 
 
-def guide_over_judge(arm: dict[str, Any]) -> float:
-    """How much more of an arm's images the guide takes for the class than the judge does; 0 without a judge."""
-    return arm["guide"]["accuracy"] - arm["judge"]["accuracy"] if arm["judge"] else 0.0
-
-
 def verdict(result: dict[str, Any]) -> str:
     """The evaluation in one line."""
-    parts, first = [], result["prompts"][0]
+    parts = []
+    first = EvaluationRecord(result).first
     for who in ("guide", "judge"):
-        before, after = (first["arms"][arm][who] for arm in ("baseline", "token"))
+        before = first.share("baseline", who)
+        after = first.share("token", who)
         if after:
-            low, high = after["accuracy_interval"]
-            parts.append(f"{who} {before['accuracy']:.2f} -> {after['accuracy']:.2f} [{low:.2f}, {high:.2f}]")
-    parts.append(f"p={first['paired']['guide']['p_value']:.1g}")
-    if first["diversity_ratio"] is not None:
-        parts.append(f"diversity {first['diversity_ratio']:.2f}x")
-    with_token, without = (guide_over_judge(first["arms"][arm]) for arm in ("token", "baseline"))
-    fooled = round(min(with_token, with_token - without), 9) > FOOLING_GAP  # .9 - .7 is a little more than .2
-    warning = "; the token fools the guide: the judge does not see the class" if fooled else ""
+            told = f"{who} {before.accuracy:.2f} -> {after.accuracy:.2f}"
+            parts.append(f"{told} [{after.low:.2f}, {after.high:.2f}]")
+    parts.append(f"p={first.p_value:.1g}")
+    if first.diversity_ratio is not None:
+        parts.append(f"diversity {first.diversity_ratio:.2f}x")
+    warning = "; the token fools the guide: the judge does not see the class" if first.fools_the_guide else ""
     return f"{result['class_name']}: {', '.join(parts)}{warning}"
 
 

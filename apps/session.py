@@ -27,10 +27,10 @@ from discriminative.errors import UsageError
 from discriminative.guides.classifier import Classifier, Guide
 from discriminative.guides.preprocess import Recipe
 from discriminative.guides.similarity import TextSimilarity
+from discriminative.records.evaluation import EvaluationRecord
 from discriminative.records.files import (
     clear,
     grid,
-    read_json,
     to_pil,
     write_image,
     write_json,
@@ -274,8 +274,7 @@ class Session:
 
     def summarize(self, plan: Plan) -> Path:
         """Put the class's row into the summary, whose path it gives."""
-        row = row_of(read_json(plan.folder.result), plan.folder, plan.config.exp_id)
-        return replace_row(plan.config.output_path, row)
+        return replace_row(plan.config.output_path, row_of(EvaluationRecord.read(plan.folder)))
 
     def generate(self, plan: Plan, token: ClassToken) -> list[Path]:
         """Sample images of the plan's prompts, singly and as a grid; the folders that they are in.

@@ -14,6 +14,7 @@ from config import RunConfig
 from discriminative.diffusion.memory import is_out_of_memory
 from discriminative.errors import UsageError, WorkError
 from discriminative.guides.labels import prompt_class_name
+from discriminative.records.evaluation import EvaluationRecord
 from discriminative.records.report import write_report
 from discriminative.tokens.class_token import ClassToken
 from evaluate import templates_of
@@ -157,14 +158,16 @@ def tell_evaluation(plan: Plan, result: dict) -> None:
     """The closing lines: where everything is, and the verdict."""
     folder = plan.folder
     print(f"evaluation: {folder.result}\nimages: {folder.eval_images}, and side by side {folder.grid}")
-    for prompt in result["prompts"][1:]:
-        before, after = (prompt["arms"][arm]["guide"]["accuracy"] for arm in ("baseline", "token"))
-        print(f"{prompt['template']!r}: guide {before:.2f} -> {after:.2f}")
+    record = EvaluationRecord(result)
+    for prompt in record.prompts[1:]:
+        before = prompt.share("baseline", "guide").accuracy
+        after = prompt.share("token", "guide").accuracy
+        print(f"{prompt.template!r}: guide {before:.2f} -> {after:.2f}")
     if not plan.judge:
         print("not judged: the guide brings no judge, or one that guides too; --judge names one")
     elif plan.judge_target is None:
         print(f"not judged: {plan.judge} has no label, or several, for {plan.label!r}")
-    print(f"{result['verdict']}   ({result['test_size']} seeds)")
+    print(f"{record.verdict}   ({result['test_size']} seeds)")
 
 
 def list_classes(config: RunConfig) -> None:

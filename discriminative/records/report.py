@@ -8,45 +8,15 @@ import html
 import io
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from discriminative.errors import WorkError
-from discriminative.records.files import read_json, write_text
+from discriminative.records.evaluation import EvaluationRecord, Share, read_all
+from discriminative.records.files import write_text
 
 PLOT_ROWS = 120  # classes in the plot at most; the table has all
 PICTURE_WIDTH = 1200  # pixels
 CONFUSED = 3  # labels of the plain prompt that are told
-
-
-def evaluations(output_path: Path) -> list[dict[str, Any]]:
-    """What every ``evaluation.json`` holds, with where its pictures are, by class and experiment.
-
-    Raises:
-        WorkError: there is none, or one of another version.
-    """
-    found = []
-    for path in sorted((output_path / "pipeline_token").glob("*/*/evaluation.json")):
-        result = read_json(path)
-        if "prompts" not in result or "verdict" not in result:
-            raise WorkError(
-                f"{path}: was written by another version; evaluate that class again, or move it away"
-            )
-        name, exp_id = path.parts[-3:-1]
-        images = output_path / "img" / name / ("" if exp_id == "default" else exp_id)
-        training = path.with_name("config.json")
-        result |= {
-            "folder": name,
-            "exp_id": exp_id,
-            "grid": images / "grid.png",
-            "evolution": images / "evolution.png",
-        }
-        result["training"] = read_json(training) if training.exists() and not result["token_path"] else {}
-        found.append(result)
-    if not found:
-        raise WorkError(f"there is no evaluation below {output_path}; make one with --evaluate True")
-    return sorted(found, key=lambda r: (r["class_index"], r["exp_id"]))
 
 
 def embedded(picture: Image.Image) -> str:
@@ -65,7 +35,7 @@ def image_tag(path: Path, alt: str) -> str:
         return f'<img alt="{html.escape(alt)}" src="{embedded(picture)}">'
 
 
-def plot(results: list[dict[str, Any]]) -> str:
+def plot(results: list[EvaluationRecord]) -> str:
     """Accuracy with its interval for each class, by guide and judge, and the baseline's, as a picture in the page."""
     from matplotlib.figure import Figure
 
@@ -73,19 +43,17 @@ def plot(results: list[dict[str, Any]]) -> str:
     figure = Figure(figsize=(12, 1.6 + 0.3 * len(shown)), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for who, offset, colour in (("guide", -0.12, "#3465a4"), ("judge", 0.12, "#2a9d4a")):
-        points = [
-            (i, r["prompts"][0]["arms"]["token"][who])
-            for i, r in enumerate(shown)
-            if r["prompts"][0]["arms"]["token"][who]
-        ]
+        found = {i: r.first.share("token", who) for i, r in enumerate(shown)}
+        points = {i + offset: share for i, share in found.items() if share}
         if points:
-            at, share = [i + offset for i, _ in points], [p["accuracy"] for _, p in points]
-            low = [max(0.0, p["accuracy"] - p["accuracy_interval"][0]) for _, p in points]
-            high = [max(0.0, p["accuracy_interval"][1] - p["accuracy"]) for _, p in points]
+            centres = [share.accuracy for share in points.values()]
+            low = [max(0.0, share.accuracy - share.low) for share in points.values()]
+            high = [max(0.0, share.high - share.accuracy) for share in points.values()]
+            label = f"with the token, {who}"
             axes.errorbar(
-                share, at, xerr=[low, high], fmt="o", color=colour, capsize=3, label=f"with the token, {who}"
+                centres, list(points), xerr=[low, high], fmt="o", color=colour, capsize=3, label=label
             )
-    before = [r["prompts"][0]["arms"]["baseline"]["guide"]["accuracy"] for r in shown]
+    before = [r.first.share("baseline", "guide").accuracy for r in shown]
     axes.plot(before, range(len(shown)), "x", color="#c8372d", label="without, guide")
     axes.set_yticks(range(len(shown)), [title_of(r)[:40] for r in shown], parse_math=False)
     axes.set_ylim(len(shown) - 0.5, -0.5)
@@ -98,59 +66,46 @@ def plot(results: list[dict[str, Any]]) -> str:
     return f'<img alt="accuracy class by class" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def title_of(result: dict[str, Any]) -> str:
+def title_of(result: EvaluationRecord) -> str:
     """ "283 tiger cat (default)"."""
-    return f"{result['class_index']} {result['class_name']}" + (
-        "" if result["exp_id"] == "default" else f" ({result['exp_id']})"
-    )
+    exp_id = result.folder.exp_id
+    return f"{result.class_index} {result.class_name}" + ("" if exp_id == "default" else f" ({exp_id})")
 
 
-def share(value: float | None, interval: list[float] | None = None) -> str:
-    """A cell with a share, which sorts by its number."""
-    if value is None:
+def share_cell(share: Share | None) -> str:
+    """A cell with a share and its interval, which sorts by its number."""
+    if share is None:
         return "<td></td>"
-    told = f" <small>{interval[0]:.2f}–{interval[1]:.2f}</small>" if interval else ""
-    return f'<td data-value="{value}">{value:.2f}{told}</td>'
+    interval = f" <small>{share.low:.2f}–{share.high:.2f}</small>"
+    return f'<td data-value="{share.accuracy}">{share.accuracy:.2f}{interval}</td>'
 
 
-HEADINGS = (
-    "class",
-    "experiment",
-    "guide, without",
-    "guide, with",
-    "judge, without",
-    "judge, with",
-    "p",
-    "diversity",
-    "updates",
-    "seconds",
-)
+def number_cell(value: float | None, form: str) -> str:
+    """A cell with a number, which it sorts by."""
+    return "<td></td>" if value is None else f'<td data-value="{value}">{value:{form}}</td>'
 
 
-def table_row(result: dict[str, Any]) -> str:
+HEADINGS = ("class", "experiment", "guide, without", "guide, with", "judge, without", "judge, with")
+HEADINGS += ("p", "diversity", "updates", "seconds")
+
+
+def table_row(result: EvaluationRecord) -> str:
     """One class in the table."""
-    first = result["prompts"][0]
-    link = f'<a href="#{anchor(result)}">{result["class_index"]} {text(result["class_name"])}</a>'
-    cells = [f'<td data-value="{result["class_index"]}">{link}</td>']
-    cells.append(f"<td>{text(result['exp_id'])}</td>")
-    for who in ("guide", "judge"):
-        for arm in ("baseline", "token"):
-            found = first["arms"][arm][who]
-            cells.append(share(found["accuracy"], found["accuracy_interval"]) if found else share(None))
-    p_value, training = first["paired"]["guide"]["p_value"], result["training"].get("training", {})
-    cells.append(f'<td data-value="{p_value}">{p_value:.1g}</td>')
-    cells.append(share(first["diversity_ratio"]))
-    numbers = [training.get(key) for key in ("updates", "seconds")]
+    first = result.first
+    link = f'<a href="#{anchor(result)}">{result.class_index} {text(result.class_name)}</a>'
+    cells = [f'<td data-value="{result.class_index}">{link}</td>', f"<td>{text(result.folder.exp_id)}</td>"]
     cells += [
-        "<td></td>" if number is None else f'<td data-value="{number}">{number:.0f}</td>'
-        for number in numbers
+        share_cell(first.share(arm, who)) for who in ("guide", "judge") for arm in ("baseline", "token")
     ]
+    cells += [number_cell(first.p_value, ".1g"), number_cell(first.diversity_ratio, ".2f")]
+    training = result.training.get("training", {})
+    cells += [number_cell(training.get(key), ".0f") for key in ("updates", "seconds")]
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def anchor(result: dict[str, Any]) -> str:
+def anchor(result: EvaluationRecord) -> str:
     """The class's place in the page."""
-    return text(f"{result['folder']}-{result['exp_id']}")
+    return text(f"{result.folder.name}-{result.folder.exp_id}")
 
 
 def text(value: object) -> str:
@@ -158,48 +113,45 @@ def text(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def confusion(results: list[dict[str, Any]]) -> str:
+def confusion(results: list[EvaluationRecord]) -> str:
     """What the prompt without the token drew instead."""
     rows = []
     for r in results:
-        seen = r["prompts"][0]["arms"]["baseline"]
-        drawn = ", ".join(
-            f"{text(label)} {part:.2f}" for label, part in seen["guide"]["predicted"][:CONFUSED]
-        )
-        rows.append(f"<tr><td>{text(title_of(r))}</td><td>{text(seen['prompt'])}</td><td>{drawn}</td></tr>")
+        seen = r.first.predicted("baseline")[:CONFUSED]
+        drawn = ", ".join(f"{text(label)} {part:.2f}" for label, part in seen)
+        prompt = text(r.first.prompt("baseline"))
+        rows.append(f"<tr><td>{text(title_of(r))}</td><td>{prompt}</td><td>{drawn}</td></tr>")
     head = (
         "<tr><th>class</th><th>prompt without the token</th><th>what the guide saw, share of images</th></tr>"
     )
     return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def gallery(results: list[dict[str, Any]]) -> str:
+def gallery(results: list[EvaluationRecord]) -> str:
     """Each class's verdict, pictures, and the other prompts."""
     parts = []
     for r in results:
         others = ""
-        for prompt in r["prompts"][1:]:
-            before, after = (prompt["arms"][arm]["guide"]["accuracy"] for arm in ("baseline", "token"))
-            others += f"<li>{text(prompt['template'])}: guide {before:.2f} → {after:.2f}</li>"
+        for prompt in r.prompts[1:]:
+            before = prompt.share("baseline", "guide").accuracy
+            after = prompt.share("token", "guide").accuracy
+            others += f"<li>{text(prompt.template)}: guide {before:.2f} → {after:.2f}</li>"
         others = f"<ul>{others}</ul>" if others else ""
-        pictures = image_tag(r["grid"], f"{r['class_name']} without and with the token")
-        evolution = image_tag(r["evolution"], f"{r['class_name']} over the updates")
+        pictures = image_tag(r.folder.grid, f"{r.class_name} without and with the token")
+        evolution = image_tag(r.folder.evolution, f"{r.class_name} over the updates")
         more = f"<details><summary>how it was learned</summary>{evolution}</details>" if evolution else ""
-        head = f"<h3>{text(title_of(r))}</h3><p>{text(r['verdict'])}</p>"
+        head = f"<h3>{text(title_of(r))}</h3><p>{text(r.verdict)}</p>"
         parts.append(f'<section id="{anchor(r)}">{head}{others}{pictures}{more}</section>')
     return "".join(parts)
 
 
-def settings(results: list[dict[str, Any]]) -> str:
+def settings(results: list[EvaluationRecord]) -> str:
     """The options of every experiment, those that all its classes share."""
     by_experiment = defaultdict(list)
     for r in results:
-        chosen = (
-            r["training"].get("config", {})
-            | {k: r[k] for k in ("model", "classifier", "judge", "test_size")}
-            | r["settings"]
-        )
-        by_experiment[r["exp_id"]].append(chosen)
+        evaluated = {k: r.content[k] for k in ("model", "classifier", "judge", "test_size")}
+        chosen = r.training.get("config", {}) | evaluated | r.content["settings"]
+        by_experiment[r.folder.exp_id].append(chosen)
     parts = []
     for exp_id, all_chosen in by_experiment.items():
         shared = {k: v for k, v in all_chosen[0].items() if all(other.get(k) == v for other in all_chosen)}
@@ -242,11 +194,11 @@ def write_report(output_path: str | Path) -> Path:
         WorkError: there is nothing to report.
     """
     output_path = Path(output_path)
-    results = evaluations(output_path)
+    results = read_all(output_path)
     head = "".join(f'<th scope="col"><button type="button">{name}</button></th>' for name in HEADINGS)
     rows = "".join(table_row(r) for r in results)
     left_out = f"<p>The first {PLOT_ROWS} of {len(results)} classes.</p>" if len(results) > PLOT_ROWS else ""
-    fooled = [r for r in results if "fools the guide" in r["verdict"]]
+    fooled = [r for r in results if r.first.fools_the_guide]
     warning = (
         f"<p><strong>Tokens that fool the guide:</strong> {', '.join(text(title_of(r)) for r in fooled)}</p>"
         if fooled

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from discriminative.errors import UsageError
-from discriminative.records.files import read_json, write_text
-from discriminative.records.layout import RunFolder
+from discriminative.records.evaluation import EvaluationRecord
+from discriminative.records.files import write_text
 
 COLUMNS = (
     *("class_index", "class_name", "exp_id", "model", "classifier", "judge", "test_size"),
@@ -58,25 +58,23 @@ def read(output_path: str) -> list[dict[str, str]]:
     return rows
 
 
-def row_of(result: dict[str, Any], folder: RunFolder, exp_id: str) -> dict[str, Any]:
+def row_of(record: EvaluationRecord) -> dict[str, Any]:
     """An evaluation, and the training before it where it was here, as a row."""
-    first = result["prompts"][0]
-    with_token, without = (first["arms"][arm] for arm in ("token", "baseline"))
-    row = {
-        key: result[key] for key in ("class_index", "class_name", "model", "classifier", "judge", "test_size")
-    } | {"exp_id": exp_id}
+    named = ("class_index", "class_name", "model", "classifier", "judge", "test_size")
+    row = {key: record.content[key] for key in named} | {"exp_id": record.folder.exp_id}
+    first = record.first
     for who in ("guide", "judge"):
-        if with_token[who]:
-            low, high = with_token[who]["accuracy_interval"]
-            row |= {f"{who}_without": without[who]["accuracy"], f"{who}_with": with_token[who]["accuracy"]}
-            row |= {f"{who}_low": low, f"{who}_high": high}
-    row |= {"p_value": first["paired"]["guide"]["p_value"], "diversity_ratio": first["diversity_ratio"]}
-    if folder.config.exists() and not result["token_path"]:
-        training = read_json(folder.config).get("training", {})
-        row |= {key: training.get(key) for key in ("updates", "images", "stopped_by")} | {
-            "training_seconds": training.get("seconds")
-        }
-    return row | {"evaluation_seconds": round(result["seconds"], 2)}
+        with_token = first.share("token", who)
+        if with_token:
+            row[f"{who}_without"] = first.share("baseline", who).accuracy
+            row[f"{who}_with"] = with_token.accuracy
+            row[f"{who}_low"] = with_token.low
+            row[f"{who}_high"] = with_token.high
+    row |= {"p_value": first.p_value, "diversity_ratio": first.diversity_ratio}
+    training = record.training.get("training", {})
+    row |= {key: training.get(key) for key in ("updates", "images", "stopped_by")}
+    row["training_seconds"] = training.get("seconds")
+    return row | {"evaluation_seconds": round(record.content["seconds"], 2)}
 
 
 def remove_row(output_path: str, class_index: int, class_name: str, exp_id: str) -> None:
