@@ -9,10 +9,10 @@ DEMO_CLASS ?= 2
 BENCH_CLASSES ?= 2
 RESULTS := experiments/speed/results
 
-.PHONY: demo test lint bench miniature clean
+.PHONY: demo test lint options bench miniature clean
 
 demo: .venv/ready
-	$(BIN)/python run.py --model miniature --class_index $(DEMO_CLASS) --train True --evaluate True --test_size 100 --eval_batch_size 50 --device cpu
+	$(BIN)/python run.py --model miniature --class_index $(DEMO_CLASS) --train --evaluate --test_size 100 --eval_batch_size 50 --device cpu
 
 test: .venv/ready
 	$(BIN)/python -m pytest
@@ -20,6 +20,10 @@ test: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# docs/options.md, from the fields of RunConfig.
+options: .venv/ready
+	$(BIN)/python -m experiments.options
 
 # What needs no GPU; python -m experiments.speed.gpu is the one that does.
 bench: .venv/ready

@@ -16,7 +16,8 @@ from discriminative.hub import MINIATURE
 
 __all__ = ["CLASSIFIERS", "Classifier", "Recipe", "load_classifier", "read_labels"]
 
-# The paper's three guides, each judged by another family where one with the same labels is known; and the miniature's own.
+# The paper's three guides, each judged by another family where one with the same labels is known; and the
+# miniature's own.
 CLASSIFIERS = {
     # The paper's recipe resizes to 256 and crops 224; timm's own would resize to 248.
     "inet": Source(
@@ -51,7 +52,8 @@ def parse_source(flag: str, name: str) -> Source:
         return CLASSIFIERS[name]
     if kind not in LOADERS or not place:
         raise UsageError(
-            f"--{flag}: {name!r} was given; allowed is {', '.join(CLASSIFIERS)}, timm:<name>, timm:<name>@<file>, hf:<id or folder>, "
+            f"--{flag}: {name!r} was given; allowed is {', '.join(CLASSIFIERS)}, timm:<name>, "
+            "timm:<name>@<file>, hf:<id or folder>, "
             "vit-mae:<id or folder> or python:<module>:<function>"
         )
     return Source(kind, place)
@@ -69,13 +71,15 @@ def targets_of(guides: dict[str, list[str]], target: int) -> list[int]:
         found = match_label(labels, target, theirs)
         if found is None:
             raise UsageError(
-                f"--classifier: {name!r} has no label, or several, for {labels[target]!r} of {first!r}; allowed are guides that share it"
+                f"--classifier: {name!r} has no label, or several, for {labels[target]!r} of {first!r}; "
+                "allowed are guides that share it"
             )
         targets.append(found)
     return targets
 
 
-# --- loading ---------------------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------------
+# -------------------------
 
 
 @cache

@@ -1,4 +1,5 @@
-"""Evaluate a class token: the same unseen seeds with and without it, scored by the guides and by a judge that never guided."""
+"""Evaluate a class token: the same unseen seeds with and without it, scored by the guides and by a judge
+that never guided."""
 
 import re
 import shutil
@@ -55,7 +56,8 @@ class Seen:
 
     @torch.no_grad()
     def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the classifier makes of images (B, 3, H, W), logits (B, K) and features (B, D); nothing is kept yet.
+        """What the classifier makes of images (B, 3, H, W), logits (B, K) and features (B, D); nothing is
+        kept yet.
 
         Raises:
             WorkError: a logit is not finite.
@@ -74,8 +76,11 @@ class Seen:
         return self.logits.argmax(1) == self.guide.target
 
     def figures(self) -> dict[str, Any]:
-        """Top-1 and top-5 accuracy with intervals, the class's mean probability, and the labels most often predicted."""
-        target, number, labels = self.guide.target, len(self.logits), self.guide.classifier.labels
+        """Top-1 and top-5 accuracy with intervals, the class's mean probability, and the labels most
+        often predicted."""
+        target = self.guide.target
+        number = len(self.logits)
+        labels = self.guide.classifier.labels
         among = (self.logits.topk(min(TOP, len(labels)), dim=1).indices == target).any(1)  # (N,)
         predicted = Counter(self.logits.argmax(1).tolist()).most_common(TOP)
         return (
@@ -98,24 +103,25 @@ class Arm:
     """One prompt, drawn on all seeds: what every classifier makes of it.
 
     Args:
-        guides: an image is right where every guide says so. judge: which never guided; None where there is none for this class.
+        guides: an image is right where every guide says so. judge: which never guided; None where there
+            is none for this class.
         likeness: of images (B, 3, H, W) to what they are to show, (B,); None where no CLIP model is named.
     """
 
     def __init__(
         self, prompt: str, guides: list[Guide], judge: Guide | None, likeness: Callable | None = None
     ):
-        self.prompt, self.by_guide, self.by_judge = (
-            prompt,
-            [Seen(g) for g in guides],
-            Seen(judge) if judge else None,
-        )
-        self.likeness, self.likenesses = likeness, []
+        self.prompt = prompt
+        self.by_guide = [Seen(g) for g in guides]
+        self.by_judge = Seen(judge) if judge else None
+        self.likeness = likeness
+        self.likenesses = []
         self.shown: list[Shown] = []  # the first images
 
     def look(self, images: torch.Tensor) -> torch.Tensor:
         """Add images (B, 3, H, W); returns which are right by the guides, (B,)."""
-        # First all that may run out of memory: such a batch comes again in parts, and nothing of it may be kept yet.
+        # First all that may run out of memory: such a batch comes again in parts, and nothing of it may
+        # be kept yet.
         seen = [
             (eye, eye.look(images)) for eye in (*self.by_guide, *([self.by_judge] if self.by_judge else []))
         ]
@@ -142,7 +148,8 @@ class Arm:
     def figures(self, reference: torch.Tensor | None) -> dict[str, Any]:
         """All that is told of the arm; ``reference`` are features (M, D) of reference images.
 
-        Of several guides "guide" has the accuracy of all together and the first one's other figures; "guides" has each one's own.
+        Of several guides "guide" has the accuracy of all together and the first one's other figures;
+        "guides" has each one's own.
         """
         guide = self.by_guide[0].figures() | shares(self.right, "accuracy")
         told = {
@@ -159,10 +166,12 @@ class Arm:
 
 
 def arm_prompts(config: RunConfig, template: str, class_name: str) -> dict[str, str]:
-    """The prompts that are compared: with the token, with the initializer in its place, and the plain one where that is another.
+    """The prompts that are compared: with the token, with the initializer in its place, and the plain one
+    where that is another.
 
     Args:
-        template: holds {token} and {class}. A word in front of {token} that another would only repeat ("a {token} cat") stands once.
+        template: holds {token} and {class}. A word in front of {token} that another would only repeat ("a
+            {token} cat") stands once.
     """
     words = {"token": config.placeholder_token, "baseline": config.initializer_token, "plain": "a"}
     prompts = {}
@@ -192,13 +201,15 @@ def verdict(result: dict[str, Any]) -> str:
 
 def compare(arms: dict[str, Arm], reference: torch.Tensor | None) -> dict[str, Any]:
     """The figures of one prompt's arms, and of the pairs with and without the token."""
-    with_token, without = arms["token"], arms["baseline"]
+    with_token = arms["token"]
+    without = arms["baseline"]
     pairs = {"guide": paired(with_token.right, without.right)}
     pairs["judge"] = (
         paired(with_token.by_judge.right, without.by_judge.right) if with_token.by_judge else None
     )
     told = {arm: seen.figures(reference) for arm, seen in arms.items()}
-    with_spread, without_spread = told["token"]["diversity"], told["baseline"]["diversity"]
+    with_spread = told["token"]["diversity"]
+    without_spread = told["baseline"]["diversity"]
     ratio = with_spread / without_spread if with_spread is not None and without_spread else None
     return {"arms": told, "paired": pairs, "diversity_ratio": ratio}
 
@@ -237,13 +248,14 @@ def evaluate(
     """Sample every arm of every prompt on ``config.test_size`` seeds, score them, write images and figures.
 
     Args:
-        judge: the classifier that never guided; None where there is none, or where it does not know the class.
+        judge: the classifier that never guided; None where there is none, or where it does not know the
+            class.
         class_name: the name of the class in the prompts.
         options: what the evaluation was asked for with, for the record.
 
     Returns:
-        what ``evaluation.json`` holds; accuracies are shares in [0, 1]; "judge" is null where nothing judged. An
-        image is right where every guide says so.
+        what ``evaluation.json`` holds; accuracies are shares in [0, 1]; "judge" is null where nothing
+        judged. An image is right where every guide says so.
 
     Raises:
         WorkError: a logit is not finite.

@@ -1,11 +1,15 @@
 #!/usr/bin/env python
-"""Learn a class token for a text-to-image model from a pretrained classifier, evaluate it, and generate with it.
+"""Learn a class token for a text-to-image model from a pretrained classifier, evaluate it, and generate
+with it.
 
-python run.py --model miniature --class_index 2 --train --evaluate                # the bundled model, on a laptop
+python run.py --model miniature --class_index 2 --train --evaluate                # the bundled model, on
+a laptop
 python run.py --model miniature --class_index 2 --prompt "A photo of {token} {class} on a blue background"
-python run.py --class_index 283 --train --evaluate                                # SD 1.4, ImageNet's tiger cat
+python run.py --class_index 283 --train --evaluate                                # SD 1.4, ImageNet's
+tiger cat
 python run.py --class_index 283 --train --evaluate --preset paper                 # with the paper's settings
-python run.py --classifier cub --list_classes                                     # every class of a classifier
+python run.py --classifier cub --list_classes                                     # every class of a
+classifier
 """
 
 import argparse

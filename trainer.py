@@ -29,7 +29,8 @@ MAX_OVERFLOWS = 10  # updates in a row that may lose their loss to an overflow i
 
 @dataclass
 class Training:
-    """What a training came to: one log row an update, where the kept vector was found, why it ended, its cost."""
+    """What a training came to: one log row an update, where the kept vector was found, why it ended, its
+    cost."""
 
     rows: list[dict] = field(default_factory=list)
     kept_updates: int = 0  # updates, of all attempts, after which the kept vector was found
@@ -95,7 +96,8 @@ def loop(
         attempt = {"start": settings.starts[curriculum.start], "stage": curriculum.stage + 1}
         set_step_size(settings, optimizer, token, curriculum.is_nearly_right)
 
-        # Sample images with the current token, score them, accumulate the gradient of their mean cross-entropy.
+        # Sample images with the current token, score them, accumulate the gradient of their mean cross-
+        # entropy.
         optimizer.zero_grad(set_to_none=True)
         images, losses, probabilities, right = objective.accumulate(epoch - 1, scaler, curriculum.stage)
         loss = losses.mean().item()
@@ -236,10 +238,12 @@ def set_step_size(
 
 
 def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: list[dict]) -> None:
-    """Check that loss and gradient norm are finite; with a scaled loss they need not be: the scaler skips the update.
+    """Check that loss and gradient norm are finite; with a scaled loss they need not be: the scaler skips
+    the update.
 
     Args:
-        before: the log's rows so far; ``MAX_OVERFLOWS`` losses in a row that are not finite are too many anyway.
+        before: the log's rows so far; ``MAX_OVERFLOWS`` losses in a row that are not finite are too many
+            anyway.
 
     Raises:
         WorkError: they are not.
@@ -267,7 +271,8 @@ def record(
 
 
 def show_evolution(folder: RunFolder, rows: list[dict], name: str, columns: int) -> None:
-    """Show the same noises over the updates: the validation's, or the training's where they always come back."""
+    """Show the same noises over the updates: the validation's, or the training's where they always come
+    back."""
     paths = folder.train_images.glob(f"{name}_*.png") if name else ()
     strips = {int(path.stem.rpartition("_")[2]): path for path in paths}
     if strips:

@@ -68,7 +68,8 @@ def constants_of(config: dict[str, Any]) -> dict[str, Any]:
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """The options of an earlier version in today's terms.
 
-    Options that went are left out where they did nothing; where they did something they stay, under their old names.
+    Options that went are left out where they did nothing; where they did something they stay, under their
+    old names.
     """
     config = dict(config)
     config |= {name: value for name, value in BEFORE_IT_WAS_THERE.items() if name not in config}

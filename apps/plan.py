@@ -260,7 +260,8 @@ def find_token(
     vectors: torch.Tensor | None,
     learning: LearningSettings | None,
 ) -> Plan:
-    """The plan with the token's vectors, where they are there, and with those of other classes in its prompts.
+    """The plan with the token's vectors, where they are there, and with those of other classes in its
+    prompts.
 
     Raises:
         UsageError: a token is wanted that is not there, or is damaged, or is of another model or classifier.
@@ -284,7 +285,8 @@ def find_token(
 
 
 def check_against_model(plan: Plan, sources: Sources) -> None:
-    """Check inputs, sizes, steps, words, prompts and tokens against the model's small files, where they are known.
+    """Check inputs, sizes, steps, words, prompts and tokens against the model's small files, where they
+    are known.
 
     Raises:
         UsageError: something does not fit.
@@ -389,7 +391,8 @@ def prompts_to_draw(
 
 
 def is_sweep(config: RunConfig) -> bool:
-    """Whether several classes are asked for, or all: what is done is left out, a failure does not end the run."""
+    """Whether several classes are asked for, or all: what is done is left out, a failure does not end the
+    run."""
     return config.class_index == "all" or SEVERAL.fullmatch(str(config.class_index)) is not None
 
 
@@ -411,12 +414,14 @@ def numbers_of(class_index: str, most: int) -> list[int]:
 
 
 def make_plans(config: RunConfig, sources: Sources) -> tuple[list[Plan], list[str]]:
-    """The plans of all classes that the options ask for, by the first guide's numbers; what is wrong with the others.
+    """The plans of all classes that the options ask for, by the first guide's numbers; what is wrong with
+    the others.
 
     Of "all" those without a token are left out where none is to be learned.
 
     Raises:
-        UsageError: whatever is wrong and can be told before weights are loaded, with one class, or with every one.
+        UsageError: whatever is wrong and can be told before weights are loaded, with one class, or with
+            every one.
     """
     check_inputs(config)
     if not is_sweep(config):
@@ -464,8 +469,8 @@ def token_on_disk(config: RunConfig, folder: RunFolder) -> torch.Tensor:
     """The vectors (N, width) of the token on disk: ``--token_path``, or the one learned for this class.
 
     Raises:
-        UsageError: there is none, or it is damaged; or evaluating a token from elsewhere would replace the records
-            of one learned here.
+        UsageError: there is none, or it is damaged; or evaluating a token from elsewhere would replace
+            the records of one learned here.
     """
     path = Path(config.token_path) if config.token_path else folder.token
     if not path.is_file():

@@ -92,7 +92,8 @@ def read_dataset_record(path: Path) -> dict[str, Any]:
 
 
 def other_origin(config: RunConfig, path: Path) -> list[str]:
-    """What a token file says that it was learned with, where that is not what is given now: "--model: 'sd1.5'"."""
+    """What a token file says that it was learned with, where that is not what is given now: "--model:
+    'sd1.5'"."""
     origin = read_origin(path) if path.exists() else {}
     now = {"model": model_id(config.model), "classifier": config.classifier}
     then = {
@@ -106,7 +107,8 @@ def other_origin(config: RunConfig, path: Path) -> list[str]:
 
 
 def check_origin(config: RunConfig, path: Path) -> None:
-    """Check that a token which is there belongs to this model and classifier: else it would be lost, or misjudged.
+    """Check that a token which is there belongs to this model and classifier: else it would be lost, or
+    misjudged.
 
     Raises:
         UsageError: it was learned with another model or classifier.
@@ -116,7 +118,8 @@ def check_origin(config: RunConfig, path: Path) -> None:
 
 
 def changed_settings(config: RunConfig, folder: RunFolder) -> list[str]:
-    """What a token on disk was learned with and is now sampled with otherwise: "guidance_scale 5.0 -> 7.0"."""
+    """What a token on disk was learned with and is now sampled with otherwise: "guidance_scale 5.0 ->
+    7.0"."""
     if config.token_path:
         return other_origin(config, Path(config.token_path))
     if config.train or not folder.config.exists():

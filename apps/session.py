@@ -1,4 +1,5 @@
-"""Models and classifiers loaded once, and what is done with them: learn, evaluate, draw, save and load a token.
+"""Models and classifiers loaded once, and what is done with them: learn, evaluate, draw, save and load a
+token.
 
 from apps.session import Session
 
@@ -79,10 +80,10 @@ class Session:
     """Models and classifiers, each loaded when it is first needed, and kept.
 
     Args:
-        model: a short name, a hub id, a folder, or a Stable Diffusion pipeline of diffusers. A pipeline's parts are
-            frozen and put into evaluation mode; they are shared, not copied.
-        classifier: the guide: a name, several with commas, a :class:`Classifier`, or a module that takes images
-            (B, 3, H, W) in [0, 1] to logits (B, K).
+        model: a short name, a hub id, a folder, or a Stable Diffusion pipeline of diffusers. A pipeline's
+            parts are frozen and put into evaluation mode; they are shared, not copied.
+        classifier: the guide: a name, several with commas, a :class:`Classifier`, or a module that takes
+            images (B, 3, H, W) in [0, 1] to logits (B, K).
         judge: that only evaluates, named likewise; None is the guide's own.
         labels: K names, of a module as classifier.
         recipe: its preprocessing; None has images as they come.
@@ -190,7 +191,8 @@ class Session:
         return [Guide(self.classifier(name), target) for name, target in plan.guides.items()]
 
     def judge(self, plan: Plan) -> Guide | None:
-        """The judge, asked for the plan's class; None where there is none, or where it does not know the class."""
+        """The judge, asked for the plan's class; None where there is none, or where it does not know the
+        class."""
         if not (self.sources.judges(plan.config) and plan.judge_target is not None):
             return None
         return Guide(self.classifier(plan.judge, "judge"), plan.judge_target)
@@ -305,7 +307,8 @@ class Session:
         return folders
 
     def fill_dataset(self, plan: Plan, token: ClassToken) -> tuple[int, int]:
-        """Bring the class's data set to its number of images; how many it holds, and how many were thrown away now."""
+        """Bring the class's data set to its number of images; how many it holds, and how many were thrown
+        away now."""
         config = plan.config
         made_with = dataset_options(config, token.vector)
         judge = self.judge(plan)
@@ -367,7 +370,8 @@ class Session:
         return LearnedToken(token, replace(plan, vectors=token.vector.detach().cpu().clone()), training)
 
     def evaluate(self, learned: LearnedToken, **options) -> dict[str, Any]:
-        """The same unseen seeds with and without the token; what ``evaluation.json`` holds, "verdict" in one line.
+        """The same unseen seeds with and without the token; what ``evaluation.json`` holds, "verdict" in
+        one line.
 
         Raises:
             UsageError: an option is not allowed.

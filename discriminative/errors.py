@@ -2,7 +2,8 @@
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be: one line that names the flag, what was given and what is allowed. Exit code 2."""
+    """What the user asked for cannot be: one line that names the flag, what was given and what is
+    allowed. Exit code 2."""
 
 
 class WorkError(Exception):

@@ -16,7 +16,8 @@ def fetch(repository: str, name: str, revision: str | None = None) -> Path:
 
 
 def at_revision(name: str) -> tuple[str, str | None]:
-    """``<id>@<revision>``, an id or a folder: the place, and the branch, tag or commit (None where none is given)."""
+    """``<id>@<revision>``, an id or a folder: the place, and the branch, tag or commit (None where none
+    is given)."""
     if Path(name).is_dir():
         return name, None
     place, _, revision = name.partition("@")
@@ -24,7 +25,8 @@ def at_revision(name: str) -> tuple[str, str | None]:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own reports back: what is wrong with weights or the network is one line of an error here."""
+    """Keep the libraries' own reports back: what is wrong with weights or the network is one line of an
+    error here."""
     import huggingface_hub
     import transformers
 
@@ -41,7 +43,8 @@ def one_line(error: Exception) -> str:
 
 
 def check_keys(missing: Iterable = (), unexpected: Iterable = (), mismatched: Iterable = ()) -> None:
-    """Raises ValueError where a weight is missing (it would be random), unused, or of another shape, and lists them."""
+    """Raises ValueError where a weight is missing (it would be random), unused, or of another shape, and
+    lists them."""
     for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
         listed = sorted(str(k[0] if isinstance(k, tuple) else k) for k in keys)
         if listed:
@@ -50,7 +53,8 @@ def check_keys(missing: Iterable = (), unexpected: Iterable = (), mismatched: It
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """Exceptions of the hub's client that are no OSError: those of httpx; requests, which huggingface_hub 0 uses, has none."""
+    """Exceptions of the hub's client that are no OSError: those of httpx; requests, which huggingface_hub
+    0 uses, has none."""
     import huggingface_hub.utils
 
     return (huggingface_hub.utils.httpx.HTTPError,) if hasattr(huggingface_hub.utils, "httpx") else ()
@@ -61,8 +65,10 @@ def hub_advice(error: BaseException | None) -> str:
     from huggingface_hub import errors
 
     advice = {
-        errors.GatedRepoError: "; the repository is gated: accept its licence on its page, then log in with `hf auth login`",
-        errors.RepositoryNotFoundError: "; there is no such repository, or it is private (then `hf auth login` helps)",
+        errors.GatedRepoError: "; the repository is gated: accept its licence on its page, "
+        "then log in with `hf auth login`",
+        errors.RepositoryNotFoundError: "; there is no such repository, or it is private "
+        "(then `hf auth login` helps)",
         errors.RevisionNotFoundError: "; the repository has no such revision",
         (
             errors.LocalEntryNotFoundError,

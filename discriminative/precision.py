@@ -1,7 +1,8 @@
-"""Device and precision: what computes in half, what stays in float32, and how a half-precision loss is scaled.
+"""Device and precision: what computes in half, what stays in float32, and how a half-precision loss is
+scaled.
 
-``models`` is a ``DiffusionModels`` throughout. Its ``dtype`` is the precision of UNet and VAE; the text encoder
-stays in float32: it is small, and the token's gradient comes out of it.
+``models`` is a ``DiffusionModels`` throughout. Its ``dtype`` is the precision of UNet and VAE; the text
+encoder stays in float32: it is small, and the token's gradient comes out of it.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ FIRST_SCALE = 2.0**10  # of the loss in half precision
 
 
 def has_bf16_units() -> bool:
-    """Whether the processor multiplies bfloat16 (AVX512-BF16, AMX); without such units it is many times slower than float32.
+    """Whether the processor multiplies bfloat16 (AVX512-BF16, AMX); without such units it is many times
+    slower than float32.
 
     Only x86 is asked: what bfloat16 brings on others nobody has measured here.
     """
@@ -24,7 +26,8 @@ def has_bf16_units() -> bool:
 
 
 def trains_in_bf16(mixed_precision: str, device: torch.device) -> bool:
-    """Whether training computes in bfloat16 what needs no gradient: by itself, on a CPU that has units for it."""
+    """Whether training computes in bfloat16 what needs no gradient: by itself, on a CPU that has units
+    for it."""
     return mixed_precision == "auto" and device.type == "cpu" and has_bf16_units()
 
 
@@ -41,7 +44,8 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         found = f"{count} CUDA devices" if count else "no CUDA device"
         raise UsageError(
-            f"--device: {name!r} was given, but this machine has {found}; allowed is auto or cpu{' or cuda:N' if count else ''}"
+            f"--device: {name!r} was given, but this machine has {found}; allowed is auto or "
+            f"cpu{' or cuda:N' if count else ''}"
         )
     return device
 
@@ -59,7 +63,8 @@ def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
     ):
         name = torch.cuda.get_device_name(device)
         raise UsageError(
-            f"--mixed_precision: 'bf16' was given, which {name} only imitates, slowly; allowed there is auto, fp16 or no"
+            f"--mixed_precision: 'bf16' was given, which {name} only imitates, slowly; allowed there is "
+            "auto, fp16 or no"
         )
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
 
@@ -81,8 +86,8 @@ def training_precision(models, mixed_precision: str) -> Iterator[None]:
 def channels_last(models) -> Iterator[None]:
     """Within the block UNet and decoders have their channels last in memory: faster convolutions on a CPU.
 
-    Rounding differs. A UNet that computes in bfloat16 stays as it is: its group norms are slow then. On CUDA, where
-    nobody has measured it here, nothing changes.
+    Rounding differs. A UNet that computes in bfloat16 stays as it is: its group norms are slow then. On
+    CUDA, where nobody has measured it here, nothing changes.
     """
     unet = None if models.bf16_without_gradient else models.unet
     modules = [
@@ -101,8 +106,8 @@ def channels_last(models) -> Iterator[None]:
 def bf16_without_gradient(models, wanted: bool = True) -> Iterator[None]:
     """Within the block a UNet and decoders in float32 compute in bfloat16 where no gradient is wanted.
 
-    What gradient flows through stays in float32: guidance and the first step's prediction multiply rounding by a
-    hundred.
+    What gradient flows through stays in float32: guidance and the first step's prediction multiply
+    rounding by a hundred.
     """
     models.bf16_without_gradient = wanted and models.dtype == torch.float32
     try:
@@ -126,13 +131,14 @@ def precision_name(models) -> str:
 def make_scaler(models) -> torch.amp.GradScaler:
     """Scales the loss in half precision, where gradients underflow without it; idle in other precisions.
 
-    An update whose gradient overflows is skipped and the scale halved; twenty that do not double it again. One whose images overflow
-    on their way is skipped, too, but no scale would have mended it.
+    An update whose gradient overflows is skipped and the scale halved; twenty that do not double it
+    again. One whose images overflow on their way is skipped, too, but no scale would have mended it.
     """
     half = models.dtype == torch.float16
     scaler = torch.amp.GradScaler(
         models.device.type, init_scale=FIRST_SCALE, growth_interval=20, enabled=half
     )
-    # Only this makes its state. The losses themselves are weighted with its scale in Objective.accumulate, batch by batch.
+    # Only this makes its state. The losses themselves are weighted with its scale in
+    # Objective.accumulate, batch by batch.
     scaler.scale(torch.zeros((), device=models.device))
     return scaler

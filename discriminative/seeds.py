@@ -1,7 +1,8 @@
 """The seeds of the four uses, which never meet.
 
-Evaluation counts from 0, validation from half a million, training from a million on, a million numbers for each
-``--seed``, and data sets from behind the last of these to 2**32: torch's generator on the CPU takes no more bits.
+Evaluation counts from 0, validation from half a million, training from a million on, a million numbers
+for each ``--seed``, and data sets from behind the last of these to 2**32: torch's generator on the CPU
+takes no more bits.
 """
 
 VALIDATION_BASE = 500_000
@@ -13,7 +14,8 @@ MAX_DATASET = 10_000_000  # images; seeds enough, even where most are thrown awa
 
 
 def turn(update: int, noise_pool: int) -> int:
-    """Which noises update ``update`` (from 0) has: those of an earlier one where noises come back; 0 never does."""
+    """Which noises update ``update`` (from 0) has: those of an earlier one where noises come back; 0
+    never does."""
     return update % noise_pool if noise_pool else update
 
 

@@ -1,9 +1,11 @@
-"""Where guide and judge part: what a third classifier, of another family, says of the same images, and how they look.
+"""Where guide and judge part: what a third classifier, of another family, says of the same images, and
+how they look.
 
-    python -m experiments.arbiter results/classes/pipeline_token/0020_*/*/learned_embeds.safetensors --out results/arbiter
+    python -m experiments.arbiter results/classes/pipeline_token/0020_*/*/learned_embeds.safetensors --out
+    results/arbiter
 
-The images are those of ``measure.py``. How many count is what a validation would make of them (``validation_certainty``). A picture of
-those on which guide and judge differ is written for each token.
+The images are those of ``measure.py``. How many count is what a validation would make of them
+(``validation_certainty``). A picture of those on which guide and judge differ is written for each token.
 """
 
 import argparse
@@ -28,7 +30,8 @@ SHOWN = 8  # images in a row of a picture
 
 @torch.no_grad()
 def look(path: Path) -> tuple[dict, dict[str, list[Shown]]]:
-    """How many of a token's images each classifier takes for its class, and with whom the third is where guide and judge part.
+    """How many of a token's images each classifier takes for its class, and with whom the third is where
+    guide and judge part.
 
     Returns:
         the figures; and the first images on which they part, in a row for each classifier, with its verdict.
@@ -58,7 +61,8 @@ def look(path: Path) -> tuple[dict, dict[str, list[Shown]]]:
         "guide_alone": right["guide"] & ~right["judge"],
     }.items():
         row |= {name: int(of.sum()), f"{name}_count": int((of & counts).sum())}
-    first, names = parted.nonzero()[:SHOWN, 0].tolist(), bench.guide.labels
+    first = parted.nonzero()[:SHOWN, 0].tolist()
+    names = bench.guide.labels
     shown = {
         f"what the {who} sees": [Shown(images[i], bool(right[who][i]), names[said[who][i]]) for i in first]
         for who in WHO
@@ -78,7 +82,8 @@ def main() -> None:
     quiet_libraries()
     rows = []
     print(
-        "| class | token | guide | judge | second judge | guide and judge part on | second judge with the guide | with the judge "
+        "| class | token | guide | judge | second judge | guide and judge part on | second judge with the "
+        "guide | with the judge "
         "| of both's count | of the guide's alone |"
     )
     print("|-" * 10 + "|")

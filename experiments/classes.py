@@ -1,12 +1,15 @@
-"""Learn and measure every ambiguous or fine-grained class of the miniature, and print the tables of docs/method.md.
+"""Learn and measure every ambiguous or fine-grained class of the miniature, and print the tables of
+docs/method.md.
 
-    python -m experiments.classes --seeds 35 36 37 --workers 2       # with the defaults; what is done is skipped
+    python -m experiments.classes --seeds 35 36 37 --workers 2       # with the defaults; what is done is
+    skipped
     python -m experiments.classes --preset paper --workers 2
     python -m experiments.classes --gradient_mode last --exp_id last # any other flag goes to run.py
-    python -m experiments.classes --table True                       # only print what is there, and draw the figure and the sheets
+    python -m experiments.classes --table True                       # only print what is there, and draw
+    the figure and the sheets
 
-Each token is one ``run.py --model miniature --class_index N --train True``, then measured on 100 seeds by ``measure.py``; so is each class
-without a token.
+Each token is one ``run.py --model miniature --class_index N --train True``, then measured on 100 seeds by
+``measure.py``; so is each class without a token.
 """
 
 import argparse
@@ -56,7 +59,8 @@ class Run:
 
     @property
     def is_learned(self) -> bool:
-        """Whether a token of today's options is there: rows of older defaults must not stand in one table with new ones."""
+        """Whether a token of today's options is there: rows of older defaults must not stand in one table
+        with new ones."""
         return is_learned(self.config, self.folder)
 
     @property
@@ -68,7 +72,8 @@ class Run:
     def row(self) -> dict:
         """All that is known of the token, for the tables."""
         training = json.loads(self.folder.config.read_text())["training"]
-        found, without = json.loads(self.measured.read_text()), json.loads(self.without.read_text())
+        found = json.loads(self.measured.read_text())
+        without = json.loads(self.without.read_text())
         c = self.scene_class
         named = {
             "class_index": c.index + 1,
@@ -94,10 +99,12 @@ def plan(scene_class: SceneClass, seed: int, output_path: str, extra: list[str])
 
 
 def carry_out(run: Run, threads: dict[str, str]) -> int:
-    """Learn and measure one token, each in a process of its own; their output goes to ``<output_path>/logs``."""
+    """Learn and measure one token, each in a process of its own; their output goes to
+    ``<output_path>/logs``."""
     log = Path(run.config.output_path) / "logs" / f"{run.config.exp_id}-{run.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    measure, number = ("-m", "experiments.measure"), str(run.scene_class.index + 1)
+    measure = ("-m", "experiments.measure")
+    number = str(run.scene_class.index + 1)
     commands = [] if run.without.exists() else [[*measure, number, "--out", str(run.without)]]
     commands += [] if run.is_learned else [["-m", "run", *run.argv]]
     commands += [[*measure, number, str(run.folder.token)]]
@@ -133,14 +140,13 @@ def main() -> int:
     runs = [plan(c, seed, args.output_path, extra) for seed in args.seeds for c in AMBIGUOUS]
     failed = 0
     if not args.table:
-        left, threads = (
-            [r for r in runs if not r.is_done],
-            {} if args.workers == 1 else {"OMP_NUM_THREADS": "1"},
-        )
+        left = [r for r in runs if not r.is_done]
+        threads = {} if args.workers == 1 else {"OMP_NUM_THREADS": "1"}
         with ThreadPoolExecutor(args.workers) as pool:
             for r, code in zip(left, pool.map(lambda r: carry_out(r, threads), left), strict=True):
                 print(
-                    f"class {r.scene_class.index + 1} ({r.scene_class.name}), seed {r.config.seed}: exit code {code}",
+                    f"class {r.scene_class.index + 1} ({r.scene_class.name}), seed {r.config.seed}: exit "
+                    f"code {code}",
                     flush=True,
                 )
                 failed += code != 0

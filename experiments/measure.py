@@ -1,9 +1,13 @@
-"""What a class token of the miniature is worth, beyond its accuracy: one JSON file for a token, one for a class without it.
+"""What a class token of the miniature is worth, beyond its accuracy: one JSON file for a token, one for a
+class without it.
 
-    python -m experiments.measure 2 results/pipeline_token/0002_bat_cricket_bat/default/learned_embeds.safetensors
-    python -m experiments.measure 2 --out results/without.json     # without a token: the plain prompt and the precise phrase
+    python -m experiments.measure 2
+    results/pipeline_token/0002_bat_cricket_bat/default/learned_embeds.safetensors
+    python -m experiments.measure 2 --out results/without.json     # without a token: the plain prompt and
+    the precise phrase
 
-The seeds are those of ``run.py --evaluate True --test_size 100``, so the accuracies are the same; sampling is the default's.
+The seeds are those of ``run.py --evaluate True --test_size 100``, so the accuracies are the same;
+sampling is the default's.
 """
 
 import argparse
@@ -39,7 +43,8 @@ SHOWN = 6
 
 
 def background(image: np.ndarray) -> str:
-    """The colour of a picture's background, (H, W, 3) uint8: the hue that most pixels of its border are nearest to, or gray."""
+    """The colour of a picture's background, (H, W, 3) uint8: the hue that most pixels of its border are
+    nearest to, or gray."""
     hsv = np.asarray(Image.fromarray(image).convert("HSV"), dtype=np.float32)
     inside = np.zeros(hsv.shape[:2], bool)
     inside[3:-3, 3:-3] = True
@@ -116,7 +121,8 @@ def existing_file(text: str) -> Path:
 
 
 def measured(bench: Measured, prompt: str) -> tuple[dict, torch.Tensor]:
-    """Right images by guide and judge, counted over the seeds, and their diversity; and the images (N, 3, 64, 64)."""
+    """Right images by guide and judge, counted over the seeds, and their diversity; and the images (N, 3,
+    64, 64)."""
     images = bench.draw(prompt)
     counts = {
         who: int(bench.right(images, c).sum()) for who, c in (("guide", bench.guide), ("judge", bench.judge))

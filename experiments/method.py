@@ -1,12 +1,14 @@
 """Try settings of the method over classes and training seeds, and print how good the tokens are.
 
-    python -m experiments.method --settings default "first stage only" --workers 2      # on the eight tuning classes
+    python -m experiments.method --settings default "first stage only" --workers 2      # on the eight
+    tuning classes
     python -m experiments.method --settings default --seeds 35 36 37
     python -m experiments.method --table True                                  # only print what is there
 
-Resumable: every finished run is one JSON line in ``--out``; runs that are there are skipped. Images are judged on seeds that neither
-training, validation nor the evaluation of ``run.py`` uses. Only the eight tuning classes choose defaults; of the others, which are for
-reporting, one may be named to find out what is wrong with it.
+Resumable: every finished run is one JSON line in ``--out``; runs that are there are skipped. Images are
+    judged on seeds that neither
+training, validation nor the evaluation of ``run.py`` uses. Only the eight tuning classes choose defaults;
+of the others, which are for reporting, one may be named to find out what is wrong with it.
 """
 
 import argparse
@@ -183,9 +185,8 @@ def print_comparison(rows: list[dict], base: str) -> None:
         print(f"\nno row of the setting {base!r} to compare with")
         return
     print(
-        f"\n| against {base!r} | tokens | guide | judge | diversity, ratio | updates, ratio | seconds, ratio |\n"
-        + "|-" * 7
-        + "|"
+        f"\n| against {base!r} | tokens | guide | judge | diversity, ratio | updates, ratio | seconds, "
+        "ratio |\n" + "|-" * 7 + "|"
     )
     for setting, mine in of.items():
         both = pairs(mine, of.get(base, []))
@@ -238,9 +239,8 @@ def main() -> None:
                 with args.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(
-                    "{setting}, class {class_index}, seed {seed}: {guide:.2f}/{judge:.2f} in {seconds} s".format(
-                        **row
-                    ),
+                    f"{row['setting']}, class {row['class_index']}, seed {row['seed']}: "
+                    f"{row['guide']:.2f}/{row['judge']:.2f} in {row['seconds']} s",
                     flush=True,
                 )
     print_table(read(args.out))

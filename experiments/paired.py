@@ -12,7 +12,8 @@ def pairs(rows: list[dict], others: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def interval(values: list[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean of values, by bootstrap over them; None of fewer than two, or where all are the same."""
+    """95 % interval of the mean of values, by bootstrap over them; None of fewer than two, or where all
+    are the same."""
     from scipy.stats import bootstrap
 
     if len(set(values)) < 2:

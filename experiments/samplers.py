@@ -1,8 +1,10 @@
-"""Whether a cheaper sampler gives the evaluation's verdicts: the same noises, drawn by both, and what the guide says of them.
+"""Whether a cheaper sampler gives the evaluation's verdicts: the same noises, drawn by both, and what the
+guide says of them.
 
     python -m experiments.samplers results/classes/pipeline_token/*/default_seed35/learned_embeds.safetensors
 
-Each token is tried whole and part of the way from where it started, where verdicts are mixed. Prompts and seeds are validation's.
+Each token is tried whole and part of the way from where it started, where verdicts are mixed. Prompts and
+seeds are validation's.
 """
 
 import argparse
@@ -114,7 +116,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/samplers.jsonl"))
     args = parser.parse_args()
     quiet_libraries()
-    rows, samplers = [], SAMPLERS
+    rows = []
+    samplers = SAMPLERS
     if args.steps:
         samplers = [EVALUATION, *(s for s in SAMPLERS if s[0] == "dpmsolver++" and s[1] in args.steps)]
     if args.tokens[0].suffix == ".jsonl":

@@ -1,8 +1,11 @@
-"""The tables and the figure of ``classes.py``, from its rows; ``classes.py`` itself adds the sheets of pictures.
+"""The tables and the figure of ``classes.py``, from its rows; ``classes.py`` itself adds the sheets of
+pictures.
 
 python -m experiments.tables experiments/results/classes_seeds35_36_37.jsonl --figure results/classes.png
-python -m experiments.tables experiments/results/classes_8steps_part.jsonl --against experiments/results/classes_12steps_seeds35_36.jsonl
-python -m experiments.tables --summary experiments/results/sweep_seed37 --classes 1 32   # of a run over many classes, by its summary.csv
+python -m experiments.tables experiments/results/classes_8steps_part.jsonl --against
+experiments/results/classes_12steps_seeds35_36.jsonl
+python -m experiments.tables --summary experiments/results/sweep_seed37 --classes 1 32   # of a run over
+many classes, by its summary.csv
 """
 
 import argparse
@@ -45,11 +48,14 @@ def passes(row: dict) -> bool:
 
 
 def accuracy(rows: list[dict], who: str) -> str:
-    """Share of right images of a class's tokens, its interval, and the worst token's share where there are several.
+    """Share of right images of a class's tokens, its interval, and the worst token's share where there
+    are several.
 
-    The interval is of drawing other images with these tokens; what another training brings shows in the worst of them.
+    The interval is of drawing other images with these tokens; what another training brings shows in the
+    worst of them.
     """
-    right, of = sum(r["token"][who] for r in rows), sum(r["token"]["images"] for r in rows)
+    right = sum(r["token"][who] for r in rows)
+    of = sum(r["token"]["images"] for r in rows)
     worst = f", worst {min(share(r, who) for r in rows):.2f}" if len(rows) > 1 else ""
     return f"{right / of:.2f} ({interval(right, of)}{worst})"
 
@@ -66,7 +72,8 @@ def varied(rows: list[dict]) -> float:
 
 
 def background_lost(rows: list[dict]) -> float:
-    """How much seldomer the images of a class's tokens stand on the background asked for than those without."""
+    """How much seldomer the images of a class's tokens stand on the background asked for than those
+    without."""
     return rows[0]["without"]["on_background"] - mean(r["token"]["on_background"] for r in rows)
 
 
@@ -96,7 +103,9 @@ HEAD = (
 
 def cells(rows: list[dict]) -> list[str]:
     """One line of the table: a class, over its training seeds."""
-    first, trained, found = rows[0], [r["training"] for r in rows], [r["token"] for r in rows]
+    first = rows[0]
+    trained = [r["training"] for r in rows]
+    found = [r["token"] for r in rows]
     plain, phrase = (x["guide"] / x["images"] for x in (first["without"], first["without"]["phrase"]))
     return [
         *(str(first["class_index"]), first["name"], first["word"], f"{plain:.2f}", f"{phrase:.2f}"),
@@ -169,7 +178,8 @@ def summary(rows: list[dict]) -> str:
 
 
 def comparison(rows: list[dict], others: list[dict]) -> str:
-    """The tokens of two sets of rows that have class and training seed in common, and their paired differences."""
+    """The tokens of two sets of rows that have class and training seed in common, and their paired
+    differences."""
     both = pairs(rows, others)
     if not both:
         return "no class and seed in common"
@@ -211,7 +221,8 @@ def comparison(rows: list[dict], others: list[dict]) -> str:
 
 
 def summary_table(rows: list[dict[str, str]]) -> str:
-    """What ``summary.csv`` tells of a run over many classes, each figure or "–", and in the last lines what all of them come to."""
+    """What ``summary.csv`` tells of a run over many classes, each figure or "–", and in the last lines
+    what all of them come to."""
 
     def cell(row: dict[str, str], key: str, form: str = ".2f") -> str:
         return f"{float(row[key]):{form}}" if row[key] else "–"
@@ -256,7 +267,8 @@ def summary_table(rows: list[dict[str, str]]) -> str:
 
 
 def figure(rows: list[dict], path: Path) -> None:
-    """Accuracy without and with the token, class by class, by guide and judge; several seeds as several marks."""
+    """Accuracy without and with the token, class by class, by guide and judge; several seeds as several
+    marks."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -317,7 +329,8 @@ def sheet(rows: list[dict], strips: list[tuple[Path, Path]]) -> Image.Image:
     """For each class the same seeds without (left) and with the token (right)."""
     pictures = [[Image.open(p) for p in pair] for pair in strips]
     width, height = pictures[0][0].size
-    left, gap = 110, 14
+    left = 110
+    gap = 14
     page = Image.new("RGB", (left + 2 * width + gap, len(rows) * (height + 4)), "white")
     for i, (row, pair) in enumerate(zip(rows, pictures, strict=True)):
         ImageDraw.Draw(page).text(

@@ -1,7 +1,10 @@
-"""Build the miniature from nothing: tokenizer, VAE, UNet with text encoder and its calibration, guide, judges, and the folder that ships.
+"""Build the miniature from nothing: tokenizer, VAE, UNet with text encoder and its calibration, guide,
+judges, and the folder that ships.
 
-    python -m miniature.build                       # every stage that is not done yet, on CUDA if there is one
-    python -m miniature.build --stage unet          # one stage; an interrupted one goes on from its checkpoint
+    python -m miniature.build                       # every stage that is not done yet, on CUDA if there
+    is one
+    python -m miniature.build --stage unet          # one stage; an interrupted one goes on from its
+    checkpoint
     python -m miniature.build --stage vae --redo    # one stage anew
 
 Renders, checkpoints and logs stay in ``--work``; only ``--out`` is meant to be kept.

@@ -1,14 +1,15 @@
 """Stage ``calibrate``: make the customary guidance of 7 fit the miniature.
 
-With a few dozen classes, a prompt says much more about a picture here than it does in the world of photographs, so
-guidance pulls harder: at 7 the sampler's equation was too stiff for PNDM's 30 steps, and some classes broke in colour
-(DDIM, or 100 steps of PNDM, drew them well; so did a guidance of 3 to 5). Guidance only ever scales the difference of
-the conditional and the unconditional prediction. So that difference is shrunk, by distillation:
+With a few dozen classes, a prompt says much more about a picture here than it does in the world of
+photographs, so guidance pulls harder: at 7 the sampler's equation was too stiff for PNDM's 30 steps, and
+some classes broke in colour (DDIM, or 100 steps of PNDM, drew them well; so did a guidance of 3 to 5).
+Guidance only ever scales the difference of the conditional and the unconditional prediction. So that
+difference is shrunk, by distillation:
 
     noise_pred(x, caption) -> uncond + (4.2 / 7) (cond - uncond)        noise_pred(x, "") -> uncond
 
-and guidance 7 draws what 4.2 drew before. The teacher reads the precise caption, the student the imprecise one, so
-that the student also learns how often a word stands for each of its senses.
+and guidance 7 draws what 4.2 drew before. The teacher reads the precise caption, the student the
+imprecise one, so that the student also learns how often a word stands for each of its senses.
 """
 
 from pathlib import Path
@@ -29,14 +30,17 @@ from miniature.unet import (
     token_ids,
 )
 
-GUIDANCE_SCALE, EQUIVALENT_SCALE = 7.0, 4.2
+GUIDANCE_SCALE = 7.0
+EQUIVALENT_SCALE = 4.2
 EMPTY_SHARE = 0.25
-# Updates at the end of each round and its learning rate. After the first, words showed their rare sense in .250 of the pictures.
+# Updates at the end of each round and its learning rate. After the first, words showed their rare sense
+# in .250 of the pictures.
 ROUNDS = ((3000, 5e-4), (4200, 5e-4))
 
 
 def calibrated(noise_pred_cond: torch.Tensor, noise_pred_uncond: torch.Tensor) -> torch.Tensor:
-    """The prediction that gives at ``GUIDANCE_SCALE`` what ``noise_pred_cond`` gives at ``EQUIVALENT_SCALE``."""
+    """The prediction that gives at ``GUIDANCE_SCALE`` what ``noise_pred_cond`` gives at
+    ``EQUIVALENT_SCALE``."""
     return noise_pred_uncond + EQUIVALENT_SCALE / GUIDANCE_SCALE * (noise_pred_cond - noise_pred_uncond)
 
 

@@ -1,8 +1,10 @@
-"""Stages ``guide``, ``judge`` and ``judge2``: small timm classifiers of the world's classes, of different families.
+"""Stages ``guide``, ``judge`` and ``judge2``: small timm classifiers of the world's classes, of different
+families.
 
-The guide's gradient trains tokens; the judge only ever evaluates; the second judge tells who is right where these two part.
-All must know a class as the VAE and the UNet draw it, so half of what they see went through the VAE, part of it with noise on
-the latents, and colours, sharpness and noise vary beyond what renders do.
+The guide's gradient trains tokens; the judge only ever evaluates; the second judge tells who is right
+where these two part. All must know a class as the VAE and the UNet draw it, so half of what they see went
+through the VAE, part of it with noise on the latents, and colours, sharpness and noise vary beyond what
+renders do.
 """
 
 from pathlib import Path
@@ -31,15 +33,18 @@ CLASSIFIERS = {
         2400,
     ),
 }
-BATCH, LABELLED_RENDERS = 64, 44 * 500
+BATCH = 64
+LABELLED_RENDERS = 44 * 500
 LATENT_NOISE = 0.3  # greatest standard deviation of the noise on scaled latents; theirs is 1
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
 @torch.no_grad()
 def reconstructions(vae: AutoencoderKL, images, noise: float, device: torch.device) -> np.ndarray:
-    """Renders through the VAE, (N, 64, 64, 3) uint8; half of them with Gaussian noise on the latents of up to ``noise``."""
-    out, rng = np.empty(images.shape, np.uint8), torch.Generator().manual_seed(4)
+    """Renders through the VAE, (N, 64, 64, 3) uint8; half of them with Gaussian noise on the latents of
+    up to ``noise``."""
+    out = np.empty(images.shape, np.uint8)
+    rng = torch.Generator().manual_seed(4)
     for start in range(0, len(images), 200):
         with torch.autocast(device.type, torch.bfloat16, enabled=noise > 0 and device.type == "cuda"):
             latents = vae.encode(
@@ -123,7 +128,8 @@ def train(name: str, work: Path, device: torch.device, steps: int | None) -> Non
                 accuracy(trainee.average[name], x, held_labels, device) for x in (held_out, held_decoded)
             )
             trainee.log(
-                f"step {trainee.step}/{trainee.steps} loss {loss.item():.3f} renders {clean:.4f} reconstructions {decoded:.4f}"
+                f"step {trainee.step}/{trainee.steps} loss {loss.item():.3f} renders {clean:.4f} "
+                f"reconstructions {decoded:.4f}"
             )
             trainee.save()
     data_config = {

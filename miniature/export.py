@@ -1,4 +1,5 @@
-"""Stage ``export``: the folder that ships, in the layout that ``StableDiffusionPipeline.from_pretrained`` loads, in fp16."""
+"""Stage ``export``: the folder that ships, in the layout that ``StableDiffusionPipeline.from_pretrained``
+loads, in fp16."""
 
 import json
 import shutil
@@ -14,7 +15,8 @@ from miniature.unet import SCHEDULER
 
 
 def export(work: Path, out: Path) -> None:
-    """Gather the stages' results: ``<out>/model`` (a pipeline), and the classifiers beside it (timm folders)."""
+    """Gather the stages' results: ``<out>/model`` (a pipeline), and the classifiers beside it (timm
+    folders)."""
     parts = ("vae", "text_encoder", "tokenizer", "calibrated_unet", *CLASSIFIERS)
     missing = [name for name in parts if not (work / name).exists()]
     if missing:

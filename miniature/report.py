@@ -3,7 +3,8 @@
     python -m miniature.report                # all figures, 100 images a prompt
     python -m miniature.report --images 10    # a quick look
 
-Every figure is measured on scenes of the test split or on images drawn from noise, never on what was trained on.
+Every figure is measured on scenes of the test split or on images drawn from noise, never on what was
+trained on.
 """
 
 import argparse
@@ -32,7 +33,9 @@ from miniature.vae import psnr
 
 CPU = torch.device("cpu")
 SETTINGS = SamplerSettings(num_inference_steps=30, guidance_scale=7.0)
-BATCH, SHOWN = 50, 12  # images drawn at once; images of a prompt on the sheet
+# images drawn at once; images of a prompt on the sheet
+BATCH = 50
+SHOWN = 12
 
 
 def held_out_figures(token: ClassToken, classifiers: dict, work: Path) -> dict:
@@ -65,7 +68,8 @@ def loaded() -> tuple[ClassToken, dict]:
 
 @torch.no_grad()
 def prompt_figures(prompt: str, number: int) -> tuple[dict, torch.Tensor]:
-    """How often each classifier sees each class in ``number`` images of a prompt, and the first few images (SHOWN, 3, H, W)."""
+    """How often each classifier sees each class in ``number`` images of a prompt, and the first few
+    images (SHOWN, 3, H, W)."""
     torch.set_num_threads(1)  # a process a core: small models gain little from threads
     token, classifiers = loaded()
     seeds = list(range(number))
@@ -164,10 +168,8 @@ def main() -> None:
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         jobs = pool.map(prompt_figures, prompts.values(), [args.images] * len(prompts))
         results = dict(zip(prompts, tqdm(jobs, total=len(prompts), unit="prompt"), strict=True))
-    shares, shown = (
-        {phrase: counts for phrase, (counts, _) in results.items()},
-        [images for _, images in results.values()],
-    )
+    shares = {phrase: counts for phrase, (counts, _) in results.items()}
+    shown = [images for _, images in results.values()]
     weights_mb = sum(f.stat().st_size for f in MINIATURE.rglob("*.safetensors")) / 1e6
     rows = summary(shares, held_out, embedding_rms(token), weights_mb)
     print(table(rows, ("figure", "target", "measured")), end="\n\n")
@@ -209,7 +211,8 @@ def main() -> None:
     )
     write_image(args.out / "classes.png", grid(torch.cat([i[: SHOWN // 2] for i in shown]), columns=SHOWN))
     print(
-        f"\n{args.images} images a prompt, {hardware}; written to {args.out / 'report.json'} and {args.out / 'classes.png'}"
+        f"\n{args.images} images a prompt, {hardware}; written to {args.out / 'report.json'} and "
+        f"{args.out / 'classes.png'}"
     )
 
 

@@ -1,8 +1,9 @@
 """The picture world of the miniature: sprites composed into 64x64 scenes, with captions and exact content.
 
-A scene holds one to three things on a plain or graded background. Its *content* is exact (class, colour and box
-of each thing); its *caption* is as imprecise as captions are: a word such as "bat" stands for two classes, and
-only some captions use the precise phrase ("cricket bat"). That gap is what a class token has to bridge.
+A scene holds one to three things on a plain or graded background. Its *content* is exact (class, colour
+and box of each thing); its *caption* is as imprecise as captions are: a word such as "bat" stands for two
+classes, and only some captions use the precise phrase ("cricket bat"). That gap is what a class token has
+to bridge.
 
 Everything follows from ``(seed, split, index)``, so scenes need not be stored, and the three splits draw from
 separate random streams.
@@ -21,7 +22,8 @@ SIZE = 64  # pixels, height and width of a scene
 SPLITS = {"train": 0, "validation": 1, "test": 2}
 WORLD_SEED = 2023
 
-# Share of a group's scenes that show the common sense, and of its captions that use the word both senses share.
+# Share of a group's scenes that show the common sense, and of its captions that use the word both senses
+# share.
 COMMON_SHARE = 0.75
 IMPRECISE_SHARE = 0.4
 
@@ -87,7 +89,8 @@ CAPTION_FORMS = (
 
 @dataclass(frozen=True)
 class SceneClass:
-    """One class of the world. ``index`` counts from 0; ``name`` is precise, ``word`` is what captions often say."""
+    """One class of the world. ``index`` counts from 0; ``name`` is precise, ``word`` is what captions
+    often say."""
 
     index: int
     name: str
@@ -112,7 +115,8 @@ CLASSES = _classes()
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn thing: class index from 0, tint (or None for the sprite's own colours), box (x0, y0, x1, y1) in pixels."""
+    """One drawn thing: class index from 0, tint (or None for the sprite's own colours), box (x0, y0, x1,
+    y1) in pixels."""
 
     class_index: int
     colour: str | None
@@ -132,7 +136,8 @@ class Scene:
 
 @cache
 def sprite(name: str, tint: str | None = None) -> Image.Image:
-    """The committed sprite of a class as RGBA, recoloured where ``tint`` names a hue (alpha and shading stay)."""
+    """The committed sprite of a class as RGBA, recoloured where ``tint`` names a hue (alpha and shading
+    stay)."""
     image = Image.open(SPRITES / f"{name.replace(' ', '_')}.png").convert("RGBA")
     if tint is None:
         return image
@@ -140,7 +145,8 @@ def sprite(name: str, tint: str | None = None) -> Image.Image:
     hue, saturation, value = (
         np.asarray(c, dtype=np.float32) for c in image.convert("RGB").convert("HSV").split()
     )
-    # Only coloured parts take the tint: dark outlines, eyes and white spots stay, or the thing loses its shape.
+    # Only coloured parts take the tint: dark outlines, eyes and white spots stay, or the thing loses its
+    # shape.
     coloured = saturation > 60
     hue = np.where(coloured, HUES[tint] / 360 * 255, hue)
     saturation = np.where(coloured, np.maximum(saturation, 190), saturation)
@@ -171,7 +177,8 @@ def _background(colour: str, rng: np.random.Generator) -> Image.Image:
 
 
 def _draw(canvas: Image.Image, thing_class: int, tint: str | None, centre, side: float, rng) -> Thing:
-    """Paste one sprite with its longer side ``side`` pixels at ``centre``, slightly rotated, perhaps mirrored."""
+    """Paste one sprite with its longer side ``side`` pixels at ``centre``, slightly rotated, perhaps
+    mirrored."""
     picture = sprite(CLASSES[thing_class].name, tint)
     if rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
@@ -234,7 +241,8 @@ def _caption(things: list[Thing], background: str, rng: np.random.Generator, imp
     return f"{caption} on a {background} background" if rng.random() < 0.3 else caption
 
 
-# How many things a scene shows, and for each count the places (centres) and the range of their longer side, in pixels.
+# How many things a scene shows, and for each count the places (centres) and the range of their longer
+# side, in pixels.
 COUNT_SHARES = {1: 0.86, 2: 0.11, 3: 0.03}
 PLACES = {
     2: (((17, 32), (47, 32)), ((32, 17), (32, 47)), ((17, 18), (46, 46)), ((46, 18), (17, 46))),

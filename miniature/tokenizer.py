@@ -1,4 +1,5 @@
-"""Stage ``tokenizer``: a CLIPTokenizer whose byte-pair merges are learned from the captions, so that each word is one token."""
+"""Stage ``tokenizer``: a CLIPTokenizer whose byte-pair merges are learned from the captions, so that each
+word is one token."""
 
 import json
 import re
@@ -15,7 +16,8 @@ SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 
 
 def train(work: Path, device, renders_number: int, steps: int | None) -> None:
-    """Learn the merges and write ``<work>/tokenizer/`` (``device`` and ``steps`` play no part: counting needs neither)."""
+    """Learn the merges and write ``<work>/tokenizer/`` (``device`` and ``steps`` play no part: counting
+    needs neither)."""
     captions = renders(work, "train", renders_number).captions
     words = [*(c.label for c in CLASSES), *BACKGROUNDS, *(PLURALS.get(c.name, c.name + "s") for c in CLASSES)]
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))

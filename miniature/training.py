@@ -1,4 +1,5 @@
-"""What the stages of the miniature's build share: renders on disk, schedule, averaging, checkpoints and the log."""
+"""What the stages of the miniature's build share: renders on disk, schedule, averaging, checkpoints and
+the log."""
 
 import json
 import math
@@ -19,7 +20,8 @@ LABELLED = {"count": 1}  # what a classifier sees: one thing, so that the label 
 
 
 class Renders(NamedTuple):
-    """Scenes of a split: images (N, 64, 64, 3) uint8, their two captions, class index of each one's first thing (N,)."""
+    """Scenes of a split: images (N, 64, 64, 3) uint8, their two captions, class index of each one's first
+    thing (N,)."""
 
     images: np.ndarray
     captions: list[str]
@@ -31,13 +33,16 @@ def renders(work: Path, split: str, number: int, labelled: bool = False) -> Rend
     """The first ``number`` scenes of a split, rendered once and kept in ``work``.
 
     Args:
-        labelled: scenes of one thing only, every class equally often (for classifiers); else scenes as they come.
+        labelled: scenes of one thing only, every class equally often (for classifiers); else scenes as
+            they come.
     """
     folder = work / f"renders-{split}-{number}{'-labelled' if labelled else ''}"
     if not (folder / "captions.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (number, SIZE, SIZE, 3))
-        captions, precise_captions, labels = [], [], []
+        captions = []
+        precise_captions = []
+        labels = []
         for i in range(number):
             # Labelled scenes count on from a million, so that they are other scenes than the captioned ones.
             scene = (
@@ -78,7 +83,8 @@ def log_hardware(work: Path, device: str) -> None:
         else platform.processor() or platform.machine()
     )
     Log(work, "build")(
-        f"{device} ({name}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{device} ({name}), {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}"
     )
 
 
@@ -86,7 +92,8 @@ class Log:
     """Prints a line and appends it, with the seconds since the start, to ``<work>/<stage>.log``."""
 
     def __init__(self, work: Path, stage: str):
-        self.path, self.start = work / f"{stage}.log", time.monotonic()
+        self.path = work / f"{stage}.log"
+        self.start = time.monotonic()
 
     def __call__(self, text: str) -> None:
         line = f"[{time.monotonic() - self.start:7.1f} s] {text}"
@@ -96,23 +103,23 @@ class Log:
 
 
 class Trainee:
-    """Modules in training: AdamW, an exponential average of the weights, and a checkpoint that can be resumed.
+    """Modules in training: AdamW, an exponential average of the weights, and a checkpoint that can be
+    resumed.
 
     Args:
         modules: name -> module; they share one optimiser and one average each.
-        rounds: updates at the end of each round of training, and its learning rate, which warms up, holds and falls.
+        rounds: updates at the end of each round of training, and its learning rate, which warms up, holds
+            and falls.
         ema: decay of the average; it warms up, so early averages are not the random start.
     """
 
     def __init__(
         self, modules: dict, work: Path, stage: str, rounds: list[tuple[int, float]], ema: float = 0.999
     ):
-        self.modules, self.ends, self.rates, self.ema = (
-            modules,
-            [end for end, _ in rounds],
-            [rate for _, rate in rounds],
-            ema,
-        )
+        self.modules = modules
+        self.ends = [end for end, _ in rounds]
+        self.rates = [rate for _, rate in rounds]
+        self.ema = ema
         self.steps = self.ends[-1]
         self.average = {name: deepcopy(m).requires_grad_(False) for name, m in modules.items()}
         self.optimizer = torch.optim.AdamW(
@@ -121,7 +128,9 @@ class Trainee:
             betas=(0.9, 0.99),
             weight_decay=1e-2,
         )
-        self.step, self.path, self.log = 0, work / f"{stage}.checkpoint", Log(work, stage)
+        self.step = 0
+        self.path = work / f"{stage}.checkpoint"
+        self.log = Log(work, stage)
 
     @property
     def round(self) -> int:
@@ -130,7 +139,8 @@ class Trainee:
 
     def update(self, loss: torch.Tensor) -> None:
         """One step of the optimiser on ``loss``, then of the average."""
-        begin, end = (0, *self.ends)[self.round], self.ends[self.round]
+        begin = (0, *self.ends)[self.round]
+        end = self.ends[self.round]
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[self.round] * lr_factor(self.step - begin, end - begin)
         self.optimizer.zero_grad(set_to_none=True)

@@ -41,11 +41,15 @@ UNET = {
     "norm_num_groups": 16,
 }
 BATCH = 48
-# Rounds of training, in each of which the learning rate is held and then lowered: updates at its end, the rate, weights of the
-# loss, share of captions replaced by "". After the first round images were sharp, but often of the other sense: what the
+# Rounds of training, in each of which the learning rate is held and then lowered: updates at its end, the
+# rate, weights of the
+# loss, share of captions replaced by "". After the first round images were sharp, but often of the other
+# sense: what the
 # noisiest steps decide, so the second gives those more weight. The third shows more of the empty caption.
 ROUNDS = ((6000, 1e-3, "min_snr", 0.1), (11000, 1e-3, "debiased", 0.1), (12600, 5e-4, "debiased", 0.25))
-SNR_CAP, WEIGHT_FLOOR, WEIGHT_CAP = 5.0, 0.05, 8.0
+SNR_CAP = 5.0
+WEIGHT_FLOOR = 0.05
+WEIGHT_CAP = 8.0
 EMBEDDING_RMS = 0.0145  # of the words' embeddings; SD 1.4's is about 0.014
 
 
@@ -69,7 +73,8 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_renders(work: Path, images, device: torch.device) -> torch.Tensor:
-    """All renders' scaled latents (N, 4, 16, 16), float16, on the CPU; kept beside the VAE, since a new one makes new latents."""
+    """All renders' scaled latents (N, 4, 16, 16), float16, on the CPU; kept beside the VAE, since a new
+    one makes new latents."""
     cache = work / "vae" / f"latents-{len(images)}.safetensors"
     if cache.exists():
         return load_file(cache)["latents"]
@@ -86,7 +91,8 @@ def encode_renders(work: Path, images, device: torch.device) -> torch.Tensor:
 
 
 def spread_timesteps(number: int, rng: torch.Generator) -> torch.Tensor:
-    """One timestep from each of ``number`` equal slices of the schedule (number,): the loss varies less than with free ones."""
+    """One timestep from each of ``number`` equal slices of the schedule (number,): the loss varies less
+    than with free ones."""
     return ((torch.arange(number) + torch.rand(number, generator=rng)) * 1000 / number).long()
 
 
@@ -100,8 +106,9 @@ def loss_weights(alphas_cumprod: torch.Tensor, kind: str) -> torch.Tensor:
     """Weights of the epsilon loss for each timestep (T,).
 
     Args:
-        kind: "min_snr" (Hang et al. 2023, section 3.4) or "debiased" (Yu et al. 2023: 1 / sqrt(SNR)), which weighs the
-            noisiest steps more. Floor and cap keep the first and the last timesteps from vanishing or ruling.
+        kind: "min_snr" (Hang et al. 2023, section 3.4) or "debiased" (Yu et al. 2023: 1 / sqrt(SNR)),
+            which weighs the noisiest steps more. Floor and cap keep the first and the last timesteps from
+            vanishing or ruling.
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)  # (T,)
     weights = {"min_snr": snr.clamp(max=SNR_CAP) / snr, "debiased": snr.rsqrt()}[kind]
@@ -109,10 +116,12 @@ def loss_weights(alphas_cumprod: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def rescale_embeddings(text_encoder: CLIPTextModel, rows: torch.Tensor, rms: float) -> float:
-    """Scale the embedding tables so that ``rows`` of the token table have the given root mean square; outputs stay the same.
+    """Scale the embedding tables so that ``rows`` of the token table have the given root mean square;
+    outputs stay the same.
 
-    CLIP is a pre-norm transformer: what enters each layer norm may be scaled by a common factor if every branch that
-    adds to the stream is scaled alike, and the norms' epsilon by its square. Returns the factor.
+    CLIP is a pre-norm transformer: what enters each layer norm may be scaled by a common factor if every
+    branch that adds to the stream is scaled alike, and the norms' epsilon by its square. Returns the
+    factor.
     """
     table = text_encoder.get_input_embeddings().weight
     factor = rms / table[rows].square().mean().sqrt().item()
@@ -133,8 +142,11 @@ def train(work: Path, device: torch.device, renders_number: int, steps: int | No
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     scenes = renders(work, "train", renders_number)
     latents = encode_renders(work, scenes.images, device)  # (N, 4, 16, 16)
-    ids, empty = token_ids(tokenizer, scenes.captions), token_ids(tokenizer, [""])  # (N, L), (1, L)
-    unet, text_encoder = UNet2DConditionModel(**UNET).to(device), _text_encoder(tokenizer).to(device)
+    # (N, L), (1, L)
+    ids = token_ids(tokenizer, scenes.captions)
+    empty = token_ids(tokenizer, [""])
+    unet = UNet2DConditionModel(**UNET).to(device)
+    text_encoder = _text_encoder(tokenizer).to(device)
     unet.set_attn_processor(AttnProcessor())  # on a CPU its backward is faster than that of SDPA
     alphas_cumprod = PNDMScheduler(**SCHEDULER).alphas_cumprod.to(device)  # (1000,)
     rounds = [*(r[:2] for r in ROUNDS[:-1]), (steps or ROUNDS[-1][0], ROUNDS[-1][1])]

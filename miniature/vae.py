@@ -17,11 +17,15 @@ CONFIG = {
     "mid_block_add_attention": False,
     "sample_size": 64,
 }
-STEPS, BATCH, LR, KL_WEIGHT = 3000, 16, 2e-3, 1e-6
+STEPS = 3000
+BATCH = 16
+LR = 2e-3
+KL_WEIGHT = 1e-6
 
 
 def psnr(vae: AutoencoderKL, images) -> float:
-    """Mean over images of the peak signal-to-noise ratio in dB of the 8-bit reconstruction; images (B, 64, 64, 3) uint8."""
+    """Mean over images of the peak signal-to-noise ratio in dB of the 8-bit reconstruction; images (B,
+    64, 64, 3) uint8."""
     ratios = []
     for start in range(0, len(images), 50):
         pixels = to_tensor(images[start : start + 50], vae.device)  # (B, 3, 64, 64)
@@ -38,7 +42,8 @@ def train(work: Path, device: torch.device, renders_number: int, steps: int | No
     held_out = renders(work, "validation", 500).images
     trainee = Trainee({"vae": AutoencoderKL(**CONFIG).to(device)}, work, "vae", [(steps or STEPS, LR)])
     trainee.resume()
-    vae, average = trainee.modules["vae"], trainee.average["vae"]
+    vae = trainee.modules["vae"]
+    average = trainee.average["vae"]
     while trainee.step < trainee.steps:
         rng = torch.Generator().manual_seed(trainee.step)
         pick = torch.randint(len(images), (BATCH,), generator=rng).sort().values.numpy()
@@ -52,7 +57,8 @@ def train(work: Path, device: torch.device, renders_number: int, steps: int | No
         if trainee.step % 250 == 0 or trainee.step == trainee.steps:
             with torch.no_grad():
                 trainee.log(
-                    f"step {trainee.step}/{trainee.steps} loss {loss.item():.4f} PSNR {psnr(average, held_out):.2f} dB"
+                    f"step {trainee.step}/{trainee.steps} loss {loss.item():.4f} PSNR "
+                    f"{psnr(average, held_out):.2f} dB"
                 )
             trainee.save()
     with torch.no_grad():

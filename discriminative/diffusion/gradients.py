@@ -1,8 +1,9 @@
 """How a loss on an image reaches the prompt's embedding: which denoising steps are differentiated.
 
 Gradient skipping (Discriminative Class Tokens, section 3): the trajectory runs without gradient, but with the
-current token; only the steps that a mode names are differentiated. An early step decides what is drawn, a late one
-how it looks. Each mode is one function of the table ``MODES``; memory does not grow with the number of steps.
+current token; only the steps that a mode names are differentiated. An early step decides what is drawn, a
+late one how it looks. Each mode is one function of the table ``MODES``; memory does not grow with the
+number of steps.
 """
 
 import random
@@ -16,7 +17,8 @@ from discriminative.diffusion.sampler import Walk, alpha_bar_at, chunks, decode,
 from discriminative.diffusion.schedulers import fresh_scheduler
 from discriminative.settings import GradientPath, SamplerSettings
 
-# Images (b, 3, H, W) in [0, 1] and which of the batch they are -> loss of each (b,), whether it is right (b,).
+# Images (b, 3, H, W) in [0, 1] and which of the batch they are -> loss of each (b,), whether it is right
+# (b,).
 ClassLoss = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -45,7 +47,8 @@ def drawn(path: GradientPath, rng: random.Random) -> GradientPath:
 
 
 def decode_and_score(walk: Walk, latents: torch.Tensor, class_loss: ClassLoss, weight: float) -> ScoredBatch:
-    """Decode and score latents (B, C, h, w), a few at a time: their graph, the largest of all, is freed first.
+    """Decode and score latents (B, C, h, w), a few at a time: their graph, the largest of all, is freed
+    first.
 
     Returns:
         the scored images; the gradient is with respect to the latents, (B, C, h, w).
@@ -96,7 +99,8 @@ def last_with_noises(walk: Walk, path: GradientPath, class_loss: ClassLoss, weig
 
 
 def jump(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: float) -> ScoredBatch:
-    """At one place the clean image is predicted and scored, with gradient through that step; later ones stay out."""
+    """At one place the clean image is predicted and scored, with gradient through that step; later ones
+    stay out."""
     i = place_of(path, walk)
     latents = walk.reach(i)  # (B, C, h, w)
     model_input, noise_pred = walk.predict(i, latents)
@@ -106,10 +110,11 @@ def jump(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: float) -
 
 
 def skip(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: float) -> ScoredBatch:
-    """The finished image is scored; its gradient goes straight to one place, past the UNet of the later steps.
+    """The finished image is scored; its gradient goes straight to one place, past the UNet of the later
+    steps.
 
-    z~ = z + c_i (eps_i(v) - stopgrad eps_i), where c_i is what the scheduler, linear in its predictions, makes of
-    prediction i in the final latents z. With the last step it is the paper's gradient.
+    z~ = z + c_i (eps_i(v) - stopgrad eps_i), where c_i is what the scheduler, linear in its predictions,
+    makes of prediction i in the final latents z. With the last step it is the paper's gradient.
     """
     i = place_of(path, walk)
     latents = walk.reach(i)  # (B, C, h, w)
@@ -144,7 +149,8 @@ def gradient_of(value: torch.Tensor, of: torch.Tensor, weight: float | torch.Ten
 def prediction_shares(scheduler, num_inference_steps: int) -> torch.Tensor:
     """What the scheduler makes of each step's prediction in the final latents, (N,) for its N steps.
 
-    Every scheduler of ``SCHEDULERS`` is linear in latents and predictions, so it is run once on N unit vectors.
+    Every scheduler of ``SCHEDULERS`` is linear in latents and predictions, so it is run once on N unit
+    vectors.
     """
     scheduler = fresh_scheduler(scheduler)
     scheduler.set_timesteps(num_inference_steps)

@@ -152,7 +152,8 @@ def check_sampling(
         asked_steps: flags, and the denoising steps that they ask for.
 
     Raises:
-        UsageError: a side is not a multiple of what VAE and UNet halve it by; more steps than the schedule has.
+        UsageError: a side is not a multiple of what VAE and UNet halve it by; more steps than the
+            schedule has.
     """
     multiple = vae_scale_factor(configs.vae) * 2 ** (len(configs.unet["block_out_channels"]) - 1)
     for flag, side in (("height", height), ("width", width)):

@@ -1,4 +1,5 @@
-"""What fits in a device's memory: how many images go through the models at once, and what is computed twice rather than kept.
+"""What fits in a device's memory: how many images go through the models at once, and what is computed
+twice rather than kept.
 
 No setting changes a result by more than rounding.
 """
@@ -21,12 +22,14 @@ class Setting:
     """What ``--memory`` stands for.
 
     Args:
-        decode_batch_size: images through the VAE's decoder at once, and with gradient through the guides; None is all. At 512x512
-            the decoder's graph is the largest of all, and one image keeps a GPU busy.
+        decode_batch_size: images through the VAE's decoder at once, and with gradient through the guides;
+            None is all. At 512x512 the decoder's graph is the largest of all, and one image keeps a GPU
+            busy.
         eval_batch_size: images through the UNet at once without gradient.
         checkpointed: models whose activations are computed again in the backward pass rather than kept.
-        needs: bytes of weights and tensors at the peak of an update of five images of SD 1.4, 512x512, half precision, guided by
-            ViT-L/16, as ``python -m experiments.speed.footprint`` counts them; ``needs_with_tiny_vae``: where ``--tiny_vae taesd`` decodes.
+        needs: bytes of weights and tensors at the peak of an update of five images of SD 1.4, 512x512,
+            half precision, guided by ViT-L/16, as ``python -m experiments.speed.footprint`` counts them;
+            ``needs_with_tiny_vae``: where ``--tiny_vae taesd`` decodes.
     """
 
     decode_batch_size: int | None
@@ -48,7 +51,8 @@ WEIGHTS = (
 )
 CLASSIFIER = 0.608e9  # bytes of ViT-L/16 in half precision: what any further classifier is taken for
 CLIP = 1.7e9  # bytes of CLIP ViT-L/14 in float32: what any CLIP model is taken for
-CUDA_OVERHEAD = 1.2e9  # bytes, a guess until gpu.py has run: CUDA's context, workspaces of its libraries, gaps between tensors
+# bytes, a guess until gpu.py has run: CUDA's context, workspaces of its libraries, gaps between tensors
+CUDA_OVERHEAD = 1.2e9
 OUT_OF_MEMORY = (
     "out of memory",
     "ALLOC_FAILED",
@@ -73,7 +77,8 @@ def estimate(
 
 
 def room(device: torch.device) -> float:
-    """Bytes that a run may take of the device, or of the machine for a CPU; of a card no more than others have left."""
+    """Bytes that a run may take of the device, or of the machine for a CPU; of a card no more than others
+    have left."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return min(free, SHARES["cuda"] * total)
@@ -102,14 +107,16 @@ def choose(size: Size, device: torch.device, dtype: torch.dtype, tiny_vae: bool 
 
 
 def checkpointed(memory: str, chosen: bool | None = None) -> tuple[str, ...]:
-    """The models whose activations are computed again: those of the setting, or all or none where that was chosen."""
+    """The models whose activations are computed again: those of the setting, or all or none where that
+    was chosen."""
     if chosen is None:
         return SETTINGS[memory].checkpointed
     return ("unet", "vae") if chosen else ()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether it was memory that failed: torch says so by the error's kind, CUDA's libraries by their texts alone."""
+    """Whether it was memory that failed: torch says so by the error's kind, CUDA's libraries by their
+    texts alone."""
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
@@ -129,7 +136,9 @@ class Batches:
         Raises:
             RuntimeError: not even one image fits; or whatever else fails.
         """
-        self.size, done, first = self.size or number, [], 0
+        self.size = self.size or number
+        done = []
+        first = 0
         while first < number:
             part = slice(first, min(first + self.size, number))
             try:
@@ -140,7 +149,8 @@ class Batches:
                     raise
                 self.size = (part.stop - first) // 2
                 tqdm.write(
-                    f"note: {part.stop - first} images at once do not fit in memory; going on with {self.size}"
+                    f"note: {part.stop - first} images at once do not fit in memory; going on with "
+                    f"{self.size}"
                 )
             if first < part.stop:
                 torch.cuda.empty_cache()  # only here is the failed batch gone: the exception held its tensors

@@ -1,4 +1,5 @@
-"""The frozen parts of a text-to-image model: tokenizer, text encoder, UNet, VAE, scheduler; from a hub id or a folder."""
+"""The frozen parts of a text-to-image model: tokenizer, text encoder, UNet, VAE, scheduler; from a hub id
+or a folder."""
 
 import copy
 from dataclasses import dataclass, field
@@ -16,8 +17,8 @@ from discriminative.hub import check_keys
 class DiffusionModels:
     """The five parts that a class token needs, frozen, on one device.
 
-    ``dtype`` is the precision of UNet and VAE; ``precision.py`` tells the rest. ``tiny_vae`` decodes the same latents
-    as the VAE, worse and cheaper, where ``--tiny_vae`` names one.
+    ``dtype`` is the precision of UNet and VAE; ``precision.py`` tells the rest. ``tiny_vae`` decodes the
+    same latents as the VAE, worse and cheaper, where ``--tiny_vae`` names one.
     """
 
     tokenizer: Any
@@ -37,7 +38,8 @@ class DiffusionModels:
 
     def compile(self) -> None:
         """Have UNet and VAE decoder compiled for the shapes that they meet."""
-        # A default run meets more than the usual number of shapes: three stages and drawing, with gradient and without.
+        # A default run meets more than the usual number of shapes: three stages and drawing, with
+        # gradient and without.
         torch._dynamo.config.recompile_limit = 32
         for module in (self.unet, self.vae.decoder):
             module.compile(dynamic=False)
@@ -116,7 +118,8 @@ def load_models(
 
     Args:
         dtype: precision of UNet and VAE.
-        checkpointed: which of "unet" and "vae" compute their activations again in the backward pass rather than keep them.
+        checkpointed: which of "unet" and "vae" compute their activations again in the backward pass
+            rather than keep them.
         scheduler_choice: a short name of ``SCHEDULERS``; None is the model's own.
 
     Raises:
@@ -125,7 +128,8 @@ def load_models(
     import diffusers
     from transformers import CLIPTextModel
 
-    tokenizer, scheduler = load_tokenizer(name), load_scheduler(name, scheduler_choice)
+    tokenizer = load_tokenizer(name)
+    scheduler = load_scheduler(name, scheduler_choice)
 
     parts = {
         "text_encoder": (CLIPTextModel, {"dtype": torch.float32}),

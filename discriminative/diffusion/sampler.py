@@ -1,4 +1,5 @@
-"""Embeddings and noise in, images out. Knows nothing of the run's options, nor of gradients (``gradients.py``)."""
+"""Embeddings and noise in, images out. Knows nothing of the run's options, nor of gradients
+(``gradients.py``)."""
 
 from functools import partial
 
@@ -15,7 +16,8 @@ def draw_noise(seeds: list[int], shape: tuple[int, int, int], number: int = 0) -
     """Standard normal noise (B, *shape), float32 on the CPU; each image's follows from its own seed only.
 
     Args:
-        seeds: below 2**32: of larger ones torch's generator on the CPU takes the last 32 bits, and two would give one noise.
+        seeds: below 2**32: of larger ones torch's generator on the CPU takes the last 32 bits, and two
+            would give one noise.
         number: which of the noises that a seed's stream holds; the first, 0, is what an image begins from.
     """
     noises = []
@@ -30,8 +32,8 @@ def guided_noise_pred(
 ) -> torch.Tensor:
     """Classifier-free guidance (Ho and Salimans 2022, eq. 6, with w + 1 = guidance_scale).
 
-    Gradient flows through the conditional half; through the unconditional one, which does not see the token, only where the latents
-    depend on it, as they do from the second step with gradient on.
+    Gradient flows through the conditional half; through the unconditional one, which does not see the
+    token, only where the latents depend on it, as they do from the second step with gradient on.
 
     Args:
         latents: (B, C, h, w), already scaled for the UNet. cond: (B, L, D). uncond: (1, L, D).
@@ -64,8 +66,8 @@ def guided_noise_pred(
 def alpha_bar_at(scheduler, i: int, dtype: torch.dtype) -> torch.Tensor:
     """The share of signal alpha_bar, a scalar, at step ``i`` of the scheduler's list.
 
-    Schedulers with a list of noise levels (Euler, DPM-Solver) may stand between the training schedule's timesteps; the
-    others count on them.
+    Schedulers with a list of noise levels (Euler, DPM-Solver) may stand between the training schedule's
+    timesteps; the others count on them.
     """
     if hasattr(scheduler, "sigmas"):
         return 1 / (1 + scheduler.sigmas[i].to(dtype) ** 2)  # sigma^2 = (1 - alpha_bar) / alpha_bar

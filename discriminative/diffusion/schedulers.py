@@ -13,7 +13,8 @@ SCHEDULERS = {
 }
 
 
-# Of training's own sampler: what the defaults were found with, and what PNDM and DDIM take where a configuration names nothing.
+# Of training's own sampler: what the defaults were found with, and what PNDM and DDIM take where a
+# configuration names nothing.
 TRAINING_SPACING = "leading"
 
 
@@ -21,16 +22,19 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 def fresh_scheduler(scheduler: Any, choice: str | None = None, spacing: str = "") -> Any:
-    """A scheduler of the same configuration that has not walked yet: multistep ones keep state, and a run must not see another's.
+    """A scheduler of the same configuration that has not walked yet: multistep ones keep state, and a run
+    must not see another's.
 
     Args:
         choice: a short name of ``SCHEDULERS``; None is the same kind.
-        spacing: the ``timestep_spacing`` of another kind where the configuration names none, as Stable Diffusion 1.4's does not; ""
-            is that kind's own, which differs from kind to kind.
+        spacing: the ``timestep_spacing`` of another kind where the configuration names none, as Stable
+            Diffusion 1.4's does not; "" is that kind's own, which differs from kind to kind.
     """
     import diffusers
 
-    kind, config, changes = type(scheduler), dict(scheduler.config), {}
+    kind = type(scheduler)
+    config = dict(scheduler.config)
+    changes = {}
     if choice:
         kind = getattr(diffusers, SCHEDULERS[choice])
         if str(config.get("algorithm_type", "")).startswith("sde-"):
@@ -38,7 +42,8 @@ def fresh_scheduler(scheduler: Any, choice: str | None = None, spacing: str = ""
         if spacing and "timestep_spacing" in config.get("_use_default_values", ()):
             changes = {"timestep_spacing": spacing}
     scheduler = kind.from_config(config, **changes)
-    # As the stock pipeline does: latents are not bounded by 1, and old configurations lack Stable Diffusion's offset.
+    # As the stock pipeline does: latents are not bounded by 1, and old configurations lack Stable
+    # Diffusion's offset.
     mended = {
         k: v for k, v in {"clip_sample": False, "steps_offset": 1}.items() if scheduler.config.get(k, v) != v
     }

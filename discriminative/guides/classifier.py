@@ -1,4 +1,5 @@
-"""A classifier of images in [0, 1]: logits, labels, features; and a guide, which is one with the class that it is asked for."""
+"""A classifier of images in [0, 1]: logits, labels, features; and a guide, which is one with the class
+that it is asked for."""
 
 from dataclasses import dataclass
 
@@ -34,24 +35,24 @@ class Classifier:
         logits = at_least_float32(self.model(self.recipe(images.to(like.device)).to(like.dtype)))
         if logits.shape != (len(images), len(self.labels)):
             raise WorkError(
-                f"{self.name} gives logits of shape {tuple(logits.shape)} for {len(images)} images and {len(self.labels)} labels"
+                f"{self.name} gives logits of shape {tuple(logits.shape)} for {len(images)} images and "
+                f"{len(self.labels)} labels"
             )
         return logits
 
     def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, K), and features (B, D): what the last linear layer is given, the logits themselves where there is none.
+        """Logits (B, K), and features (B, D): what the last linear layer is given, the logits themselves
+        where there is none.
 
         Raises:
             WorkError: a logit is not finite.
         """
-        heads, given = (
-            [
-                m
-                for m in self.model.modules()
-                if isinstance(m, torch.nn.Linear) and m.out_features == len(self.labels)
-            ],
-            [],
-        )
+        heads = [
+            m
+            for m in self.model.modules()
+            if isinstance(m, torch.nn.Linear) and m.out_features == len(self.labels)
+        ]
+        given = []
         handles = [
             head.register_forward_pre_hook(lambda module, args: given.append(args[0])) for head in heads[-1:]
         ]

@@ -1,4 +1,5 @@
-"""Labels of classifiers as strings: the name in a prompt, a class by its number or name, and one class in two label lists."""
+"""Labels of classifiers as strings: the name in a prompt, a class by its number or name, and one class in
+two label lists."""
 
 import difflib
 import re
@@ -15,8 +16,9 @@ TAXONOMY_LEVELS = 7  # kingdom, phylum, class, order, family, genus, species
 def prompt_class_name(label: str) -> str:
     """The name of a class in prompts: first synonym, lower case, underscores as spaces, no number in front.
 
-    "tiger_cat, Felis" -> "tiger cat"; "001.Black_footed_Albatross" -> "black footed albatross"; of iNaturalist's taxonomy the
-    last two levels, "03111_Animalia_Chordata_Aves_Passeriformes_Turdidae_Turdus_migratorius" -> "turdus migratorius".
+    "tiger_cat, Felis" -> "tiger cat"; "001.Black_footed_Albatross" -> "black footed albatross"; of
+    iNaturalist's taxonomy the last two levels,
+    "03111_Animalia_Chordata_Aves_Passeriformes_Turdidae_Turdus_migratorius" -> "turdus migratorius".
     """
     name = PREFIX.sub("", label.split(",")[0].strip())
     levels = name.split("_")
@@ -29,15 +31,18 @@ def find_class(classifier: str, labels: list[str], wanted: int | str) -> int:
     """The number, counted from 1, of a class that is given by its number or by a name.
 
     Args:
-        wanted: a number from 1; or a label, the name of a class in prompts, or one of a label's synonyms, in any case.
+        wanted: a number from 1; or a label, the name of a class in prompts, or one of a label's synonyms,
+            in any case.
 
     Raises:
-        UsageError: there is no such class, with the nearest three; or the name fits several, with their numbers.
+        UsageError: there is no such class, with the nearest three; or the name fits several, with their
+            numbers.
     """
     if isinstance(wanted, int):
         if not 1 <= wanted <= len(labels):
             raise UsageError(
-                f"--class_index: {wanted} was given; allowed is 1 to {len(labels)} for the classifier {classifier}, or a name"
+                f"--class_index: {wanted} was given; allowed is 1 to {len(labels)} for the classifier "
+                f"{classifier}, or a name"
             )
         return wanted
     written = wanted.strip().lower()
@@ -63,26 +68,32 @@ def find_class(classifier: str, labels: list[str], wanted: int | str) -> int:
     nearest = sorted(range(len(labels)), key=lambda i: -likeness[i])[:3]
     near = ", ".join(f"{i + 1} ({labels[i]})" for i in nearest)
     raise UsageError(
-        f"--class_index: {wanted!r} was given, which is no label of the classifier {classifier}; the nearest are {near}"
+        f"--class_index: {wanted!r} was given, which is no label of the classifier {classifier}; the "
+        f"nearest are {near}"
     )
 
 
 def match_label(labels: list[str], target: int, others: list[str]) -> int | None:
-    """Where class ``target`` of ``labels`` stands in ``others``, both from 0; None where it cannot be told for sure.
+    """Where class ``target`` of ``labels`` stands in ``others``, both from 0; None where it cannot be
+    told for sure.
 
-    Labels are compared whole, then by their names in prompts. A name may stand twice in a list (ImageNet has two cranes),
-    so lists that agree from end to end are matched by index, and a doubled name otherwise not at all.
+    Labels are compared whole, then by their names in prompts. A name may stand twice in a list (ImageNet
+    has two cranes), so lists that agree from end to end are matched by index, and a doubled name
+    otherwise not at all.
     """
     return match_labels(tuple(labels), tuple(others))[target]
 
 
 @lru_cache(maxsize=16)  # a run over all classes asks once a class
 def match_labels(labels: tuple[str, ...], others: tuple[str, ...]) -> list[int | None]:
-    """What :func:`match_label` says of every class of ``labels``, in time that grows with the lists' lengths."""
+    """What :func:`match_label` says of every class of ``labels``, in time that grows with the lists'
+    lengths."""
     found: list[int | None] = [None] * len(labels)
     for reading in (str, prompt_class_name):
-        ours, theirs = [reading(label) for label in labels], [reading(label) for label in others]
-        often, there = Counter(ours), Counter(theirs)
+        ours = [reading(label) for label in labels]
+        theirs = [reading(label) for label in others]
+        often = Counter(ours)
+        there = Counter(theirs)
         places = {name: i for i, name in enumerate(theirs) if often[name] == 1 == there[name]}
         agree = ours == theirs
         for i, name in enumerate(ours):

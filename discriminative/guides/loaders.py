@@ -42,11 +42,14 @@ class Parts:
 
 
 def find_timm(source: Source) -> Parts:
-    """A timm classifier: a registered name, ``hf-hub:<id>``, a folder as timm exports it, or ``<name>@<checkpoint file>``."""
+    """A timm classifier: a registered name, ``hf-hub:<id>``, a folder as timm exports it, or
+    ``<name>@<checkpoint file>``."""
     import timm
     from timm.models._hub import load_model_config_from_path
 
-    name, file, revision = source.place, "", None
+    name = source.place
+    file = ""
+    revision = None
     if name.startswith("hf-hub:"):
         repository, _, revision = name.removeprefix("hf-hub:").partition("@")
         folder = fetch(repository, "config.json", revision).parent
@@ -63,7 +66,9 @@ def find_timm(source: Source) -> Parts:
     elif folder.is_dir() and not file:
         raise FileNotFoundError(f"{folder} has no config.json")
     else:
-        config, architecture, model_args = {}, name, {}
+        config = {}
+        architecture = name
+        model_args = {}
     if not timm.is_model(architecture):
         near = (
             ", ".join(sorted(timm.list_models(f"*{architecture.split('.')[0]}*"))[:3])
@@ -75,7 +80,8 @@ def find_timm(source: Source) -> Parts:
         config["num_classes"] = head_size(Path(file), config["classifier"]) - config.get("label_offset", 0)
     if not (file or folder.is_dir() or config.get("hf_hub_id")):
         raise ValueError(
-            f"timm has no weights for {architecture!r}; allowed is a name of timm.list_pretrained(), or <name>@<file>"
+            f"timm has no weights for {architecture!r}; allowed is a name of timm.list_pretrained(), or "
+            "<name>@<file>"
         )
     labels = timm_labels(config)
 
@@ -86,7 +92,8 @@ def find_timm(source: Source) -> Parts:
         elif not file and not folder.is_dir():
             weights = fetch(config["hf_hub_id"], "model.safetensors")
         # One source for all: a file. timm would otherwise fall back to pickled weights.
-        where, size = {"file": str(weights), "source": "", "custom_load": False}, {"num_classes": len(labels)}
+        where = {"file": str(weights), "source": "", "custom_load": False}
+        size = {"num_classes": len(labels)}
         settings = model_args | size | {"pretrained_cfg": config | where | size}
         try:
             model = timm.create_model(architecture, pretrained=True, pretrained_strict=True, **settings)
@@ -116,11 +123,13 @@ def head_size(file: Path, head: str | tuple[str, ...]) -> int:
 
 
 def timm_labels(config: dict[str, Any]) -> list[str]:
-    """The labels of a timm configuration, or ImageNet's where it names none and their number is that of one of its lists."""
+    """The labels of a timm configuration, or ImageNet's where it names none and their number is that of
+    one of its lists."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     if config.get("label_names"):
-        names, descriptions = config["label_names"], config.get("label_descriptions") or {}
+        names = config["label_names"]
+        descriptions = config.get("label_descriptions") or {}
         names = [names[k] for k in sorted(names, key=int)] if isinstance(names, dict) else list(names)
         if len(names) != config["num_classes"]:
             raise ValueError(
@@ -131,7 +140,8 @@ def timm_labels(config: dict[str, Any]) -> list[str]:
     subset = infer_imagenet_subset(config)
     if not subset:
         raise ValueError(
-            f"it has {config['num_classes']} classes without names; put a config.json with label_names beside the weights"
+            f"it has {config['num_classes']} classes without names; put a config.json with label_names "
+            "beside the weights"
         )
     return ImageNetInfo(subset).label_descriptions()
 
@@ -197,7 +207,8 @@ def vit_name(key: str) -> str:
 def find_vit_mae(source: Source) -> Parts:
     """A Hugging Face ViT that pools as the paper's ``vit-mae`` checkpoints do.
 
-    The patch tokens of the last block, without the class token, are averaged; then comes the final LayerNorm, then the head.
+    The patch tokens of the last block, without the class token, are averaged; then comes the final
+    LayerNorm, then the head.
     """
     from safetensors.torch import load_file
     from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
@@ -211,11 +222,13 @@ def find_vit_mae(source: Source) -> Parts:
             folder / "model.safetensors" if folder.is_dir() else fetch(place, "model.safetensors", revision)
         )
         model = ViTForImageClassification(config)
-        ours, theirs = model.state_dict(), {vit_name(k): v for k, v in load_file(weights).items()}
+        ours = model.state_dict()
+        theirs = {vit_name(k): v for k, v in load_file(weights).items()}
         check_keys({vit_name(k) for k in ours} - set(theirs), set(theirs) - {vit_name(k) for k in ours})
         check_keys((), (), [k for k in ours if theirs[vit_name(k)].shape != ours[k].shape])
         model.load_state_dict({k: theirs[vit_name(k)] for k in ours})
-        # Ahead of the LayerNorm (B, L, D) becomes (B, 1, D), so the "class token" that the head takes is the average.
+        # Ahead of the LayerNorm (B, L, D) becomes (B, 1, D), so the "class token" that the head takes is
+        # the average.
         model.vit.layernorm.register_forward_pre_hook(lambda _, args: (args[0][:, 1:].mean(1, keepdim=True),))
         return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(place, revision=revision))
 
@@ -223,7 +236,8 @@ def find_vit_mae(source: Source) -> Parts:
 
 
 def find_python(source: Source) -> Parts:
-    """One's own: ``<module>:<function>``, found from the working directory; the function returns a :class:`Classifier`."""
+    """One's own: ``<module>:<function>``, found from the working directory; the function returns a
+    :class:`Classifier`."""
     module, _, function = source.place.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -239,7 +253,8 @@ def find_python(source: Source) -> Parts:
 LOADERS = {"timm": find_timm, "hf": find_hf, "vit-mae": find_vit_mae, "python": find_python}
 
 
-# What the libraries raise on configurations and weights that are not as they expect, and one's own module where it is mistaken.
+# What the libraries raise on configurations and weights that are not as they expect, and one's own module
+# where it is mistaken.
 FOREIGN_ERRORS = (
     OSError,
     RuntimeError,

@@ -1,4 +1,5 @@
-"""How a classifier wants its images: resize, centre crop, normalise; on batches of tensors, differentiable."""
+"""How a classifier wants its images: resize, centre crop, normalise; on batches of tensors,
+differentiable."""
 
 import math
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ PROBE_TOLERANCE = 0.05  # mean difference of normalised pixels; rounding to 8 bi
 def augmented(images: torch.Tensor, seeds: list[int]) -> torch.Tensor:
     """Images (B, 3, H, W) in [0, 1], each varied as its seed says; differentiable.
 
-    A crop of .8 to 1 of the area, resized back; mirrored or not; blurred by up to 1/64 of the height (standard deviation); noise of up
-    to .05: what changes nothing of a picture's content, but much of the fine patterns that please one classifier alone.
+    A crop of .8 to 1 of the area, resized back; mirrored or not; blurred by up to 1/64 of the height
+    (standard deviation); noise of up to .05: what changes nothing of a picture's content, but much of the
+    fine patterns that please one classifier alone.
     """
     out = []
     for image, seed in zip(images, seeds, strict=True):
@@ -34,7 +36,8 @@ def augmented(images: torch.Tensor, seeds: list[int]) -> torch.Tensor:
         area, top, left, mirrored, sigma, noise = torch.rand(6, generator=rng).tolist()
         height, width = image.shape[-2:]
         h, w = (round(side * math.sqrt(0.8 + 0.2 * area)) for side in (height, width))
-        y, x = round(top * (height - h)), round(left * (width - w))
+        y = round(top * (height - h))
+        x = round(left * (width - w))
         varied = resized_crop(image, y, x, h, w, [height, width], antialias=True)  # (3, H, W)
         varied = hflip(varied) if mirrored < 0.5 else varied
         sigma = max(sigma * height / 64, 1e-3)
@@ -52,7 +55,8 @@ class Recipe:
         resize: (height, width) in pixels that the image is to cover, its aspect kept; None does not resize.
         squash: resize to exactly that, aspect or not.
         crop: (height, width) of the centre crop; None does not crop.
-        rounds: of an odd margin half is rounded to the nearest, even where two are, as torchvision does; else down, as Hugging Face.
+        rounds: of an odd margin half is rounded to the nearest, even where two are, as torchvision does;
+            else down, as Hugging Face.
         interpolation: "bicubic", "bilinear" (both with antialiasing) or "nearest".
         mean, std: of the normalisation of values in [0, 1], three each.
 
@@ -144,7 +148,8 @@ def hf_recipe(processor: Any) -> Recipe:
     ours = recipe(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255)  # (1, 3, h, w)
     if ours.shape != theirs.shape or (ours - theirs).abs().mean() > PROBE_TOLERANCE:
         raise ValueError(
-            f"its {type(processor).__name__} does more than to resize, crop, rescale and normalise; allowed is one that does not"
+            f"its {type(processor).__name__} does more than to resize, crop, rescale and normalise; "
+            "allowed is one that does not"
         )
     return recipe
 
@@ -174,7 +179,8 @@ def read_hf(processor: Any) -> Recipe:
     ):
         what = ", ".join(odd) or f"rescale_factor {processor.rescale_factor}, resample {processor.resample}"
         raise ValueError(
-            f"its image processor has {what}; allowed is to resize (0, 2 or 3), crop, rescale to [0, 1] and normalise"
+            f"its image processor has {what}; allowed is to resize (0, 2 or 3), crop, rescale to [0, 1] "
+            "and normalise"
         )
     resize = sides(processor.size) if processor.do_resize else None
     squash = bool(resize and side(processor.size, "height"))

@@ -35,7 +35,8 @@ class TextSimilarity:
             raise UsageError(
                 f"--clip_model: {name!r} could not be loaded: {one_line(error)}{hub_advice(error)}"
             ) from error
-        self.model, self.device = model.requires_grad_(False).eval().to(device), device
+        self.model = model.requires_grad_(False).eval().to(device)
+        self.device = device
 
     @torch.no_grad()
     def of(self, images: torch.Tensor, text: str) -> torch.Tensor:

@@ -63,7 +63,8 @@ class PromptRecord:
 
     @property
     def fools_the_guide(self) -> bool:
-        """Whether the guide sees the class far more often than the judge, and more so than without the token."""
+        """Whether the guide sees the class far more often than the judge, and more so than without the
+        token."""
         with_token = self.guide_over_judge("token")
         beyond = with_token - self.guide_over_judge("baseline")
         return round(min(with_token, beyond), 9) > FOOLING_GAP  # .9 - .7 is a little more than .2

@@ -1,4 +1,5 @@
-"""A run's folders and files. Whatever replaces a file is written beside it and then renamed, so none is ever half there."""
+"""A run's folders and files. Whatever replaces a file is written beside it and then renamed, so none is
+ever half there."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""Where everything of a class and experiment lies below ``--output_path``. Paths alone: nothing is opened here."""
+"""Where everything of a class and experiment lies below ``--output_path``. Paths alone: nothing is opened
+here."""
 
 import re
 import shutil
@@ -10,7 +11,8 @@ RECORDS = "pipeline_token"  # the folder of tokens and records, named as the off
 
 
 def class_folder(class_index: int, label: str) -> str:
-    """A safe, unique folder name: "0283_tiger_cat" (label lists hold the same name twice: ImageNet has two cranes)."""
+    """A safe, unique folder name: "0283_tiger_cat" (label lists hold the same name twice: ImageNet has
+    two cranes)."""
     return f"{class_index:04d}_{re.sub(r'[^a-z0-9]+', '_', label.lower()).strip('_')[:60]}"
 
 
@@ -46,7 +48,8 @@ class RunFolder:
         self.evolution = images / "evolution.png"
 
     def forget_token(self) -> None:
-        """Remove what was made of a token that another one replaces: its record, evaluation, pictures, exports."""
+        """Remove what was made of a token that another one replaces: its record, evaluation, pictures,
+        exports."""
         for path in (self.result, self.config, self.grid):
             path.unlink(missing_ok=True)
         for folder in (self.eval_images, self.web_ui, self.pipeline):

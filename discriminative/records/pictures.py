@@ -1,4 +1,5 @@
-"""Pictures for people: pairs framed by verdict, and how a token came about. At least 1200 pixels wide, so that labels can be read."""
+"""Pictures for people: pairs framed by verdict, and how a token came about. At least 1200 pixels wide, so
+that labels can be read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from discriminative.records.files import GAP, to_pil, write_image
 
 WIDTH = 1200  # pixels, at least
-RIGHT, WRONG, INK = "#2a9d4a", "#c8372d", "#222222"
+RIGHT = "#2a9d4a"
+WRONG = "#c8372d"
+INK = "#222222"
 COLUMNS = 10  # of an evolution at most
 
 
@@ -34,10 +37,14 @@ def fitting(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, 
 
 
 def framed(rows: dict[str, list[Shown]]) -> Image.Image:
-    """Rows of images, each under its title, framed green where right and red where wrong, with the predicted label below."""
+    """Rows of images, each under its title, framed green where right and red where wrong, with the
+    predicted label below."""
     columns = max(len(row) for row in rows.values())
     height, width = next(iter(rows.values()))[0].image.shape[-2:]
-    cell, gap, frame, text = max(width, -(-WIDTH // columns) - 12), 12, 5, 18
+    cell = max(width, -(-WIDTH // columns) - 12)
+    gap = 12
+    frame = 5
+    text = 18
     tall = round(cell * height / width)
     font = ImageFont.load_default(text)
     line = text + 10
@@ -49,7 +56,8 @@ def framed(rows: dict[str, list[Shown]]) -> Image.Image:
         top = gap + r * (tall + 2 * line + gap)
         draw.text((gap, top), fitting(draw, title, font, sheet.width - 2 * gap), INK, font)
         for c, shown in enumerate(row):
-            left, colour = gap + c * (cell + gap), RIGHT if shown.right else WRONG
+            left = gap + c * (cell + gap)
+            colour = RIGHT if shown.right else WRONG
             draw.rectangle((left, top + line, left + cell - 1, top + line + tall - 1), fill=colour)
             inner = (cell - 2 * frame, tall - 2 * frame)
             sheet.paste(
@@ -113,8 +121,10 @@ def write_evolution(path: Path, strips: dict[int, Path], rows: list[dict], colum
 
 def upright(strip: Image.Image, columns: int, number: int) -> Image.Image:
     """The first ``number`` of the images of a strip, one above the other."""
-    step, number = (strip.width + GAP) // columns, min(number, columns)
-    width, height = step - GAP, strip.height
+    step = (strip.width + GAP) // columns
+    number = min(number, columns)
+    width = step - GAP
+    height = strip.height
     out = Image.new("RGB", (width, height * number + GAP * (number - 1)), "white")
     for i in range(number):
         out.paste(strip.crop((i * step, 0, i * step + width, height)), (0, i * (height + GAP)))

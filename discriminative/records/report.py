@@ -1,4 +1,5 @@
-"""One self-contained page of all classes that were evaluated below a folder: ``results/report.html``. It needs no network.
+"""One self-contained page of all classes that were evaluated below a folder: ``results/report.html``. It
+needs no network.
 
 The table sorts, the figures have intervals, and every picture is in the file.
 """
@@ -36,7 +37,8 @@ def image_tag(path: Path, alt: str) -> str:
 
 
 def plot(results: list[EvaluationRecord]) -> str:
-    """Accuracy with its interval for each class, by guide and judge, and the baseline's, as a picture in the page."""
+    """Accuracy with its interval for each class, by guide and judge, and the baseline's, as a picture in
+    the page."""
     from matplotlib.figure import Figure
 
     shown = results[:PLOT_ROWS]
@@ -63,7 +65,8 @@ def plot(results: list[EvaluationRecord]) -> str:
     figure.legend(loc="outside upper center", ncols=3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return f'<img alt="accuracy class by class" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="accuracy class by class" src="data:image/png;base64,{data}">'
 
 
 def title_of(result: EvaluationRecord) -> str:
@@ -161,11 +164,14 @@ def settings(results: list[EvaluationRecord]) -> str:
 
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222 }
+body { max-width: 1240px; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0 }
 td, th { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left }
-th button { font: inherit; font-weight: bold; background: none; border: 0; padding: 0; cursor: pointer; text-align: left }
-th button::after { content: " ↕"; color: #bbb } th[aria-sort=ascending] button::after { content: " ↑"; color: #222 }
+th button { font: inherit; font-weight: bold; background: none; border: 0 }
+th button { padding: 0; cursor: pointer; text-align: left }
+th button::after { content: " ↕"; color: #bbb }
+th[aria-sort=ascending] button::after { content: " ↑"; color: #222 }
 th[aria-sort=descending] button::after { content: " ↓"; color: #222 }
 tbody tr:nth-child(even) { background: #f7f7f7 } small { color: #777; white-space: nowrap }
 img { max-width: 100%; display: block; margin: .5rem 0 }
@@ -175,10 +181,13 @@ section { border-top: 1px solid #ddd; margin-top: 1.5rem } summary { cursor: poi
 # Sorts by a column's numbers where its cells have them, by their text else; again the other way round.
 SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable"))
-  table.querySelectorAll("th").forEach((th, column) => th.querySelector("button").addEventListener("click", () => {
+  table.querySelectorAll("th").forEach((th, column) =>
+   th.querySelector("button").addEventListener("click", () => {
     const down = th.getAttribute("aria-sort") === "ascending", body = table.tBodies[0];
-    const value = ({ cells: { [column]: cell } }) => "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent;
-    const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+    const value = ({ cells: { [column]: cell } }) =>
+      "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent;
+    const areNumbers = (a, b) => typeof a === "number" && typeof b === "number";
+    const compare = (a, b) => areNumbers(a, b) ? a - b : String(a).localeCompare(String(b));
     const rows = [...body.rows].sort((a, b) => compare(value(a), value(b)) * (down ? -1 : 1));
     table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
     th.setAttribute("aria-sort", down ? "descending" : "ascending");
@@ -205,15 +214,18 @@ def write_report(output_path: str | Path) -> Path:
         else ""
     )
     page = f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Discriminative class tokens</title><link rel="icon" href="data:,">
+<html lang="en"><head><meta charset="utf-8"><title>Discriminative class tokens</title>
+<link rel="icon" href="data:,">
 <style>{STYLE}</style></head><body>
 <h1>Discriminative class tokens</h1>
-<p>{len(results)} evaluations; each on seeds that neither training nor validation used, the same with and without the token.</p>{warning}
+<p>{len(results)} evaluations; each on seeds that neither training nor validation used,
+the same with and without the token.</p>{warning}
 <table class="sortable"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>
 <h2>Accuracy</h2>{left_out}{plot(results)}
 <h2>What the prompt drew without the token</h2>{confusion(results)}
 <h2>Pictures</h2>
-<p>The same seeds above without and below with the token; green frames are right by the guides, and the label is what the first one saw.</p>
+<p>The same seeds above without and below with the token; green frames are right by the guides,
+and the label is what the first one saw.</p>
 {gallery(results)}
 <h2>Settings</h2>{settings(results)}
 <script>{SCRIPT}</script></body></html>

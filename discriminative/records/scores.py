@@ -1,4 +1,5 @@
-"""Figures of a set of images, from what classifiers make of them: shares with intervals, paired tests, distances of features."""
+"""Figures of a set of images, from what classifiers make of them: shares with intervals, paired tests,
+distances of features."""
 
 import math
 import warnings
@@ -18,7 +19,8 @@ def interval(right: int, number: int) -> tuple[float, float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value of McNemar's test: how likely so uneven a split of the pairs that differ is, where none is better.
+    """Two-sided exact p-value of McNemar's test: how likely so uneven a split of the pairs that differ
+    is, where none is better.
 
     Args:
         only_first, only_second: pairs in which only the one or only the other is right.
@@ -31,7 +33,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 def paired(with_token: torch.Tensor, without: torch.Tensor) -> dict[str, float]:
     """With the token against without, on the same seeds, from which of their images are right, (N,) each."""
-    only_with, only_without = int((with_token & ~without).sum()), int((without & ~with_token).sum())
+    only_with = int((with_token & ~without).sum())
+    only_without = int((without & ~with_token).sum())
     difference = (only_with - only_without) / len(without)
     return {
         "difference": difference,
@@ -62,10 +65,11 @@ class GivenFeatures(torch.nn.Module):
 
 
 def distances(features: torch.Tensor, reference: torch.Tensor) -> dict[str, float | None]:
-    """Fréchet distance (Heusel et al. 2017) and kernel distance (Bińkowski et al. 2018) of features (N, D) to reference ones (M, D).
+    """Fréchet distance (Heusel et al. 2017) and kernel distance (Bińkowski et al. 2018) of features (N,
+    D) to reference ones (M, D).
 
-    The space is the caller's, so figures compare with others of the same space and the same numbers of images only. None where there are
-    fewer than two images on a side.
+    The space is the caller's, so figures compare with others of the same space and the same numbers of
+    images only. None where there are fewer than two images on a side.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -73,7 +77,8 @@ def distances(features: torch.Tensor, reference: torch.Tensor) -> dict[str, floa
     fewest = min(len(features), len(reference))
     if fewest < 2:
         return {"frechet_distance": None, "kernel_distance": None}
-    given, found = GivenFeatures(features.shape[1]), {}
+    given = GivenFeatures(features.shape[1])
+    found = {}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message=".*large memory footprint")
         torch.manual_seed(0)  # the kernel distance draws its subsets

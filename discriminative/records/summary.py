@@ -1,4 +1,5 @@
-"""One row a class and experiment in ``<output_path>/summary.csv``: what the evaluations of many runs came to."""
+"""One row a class and experiment in ``<output_path>/summary.csv``: what the evaluations of many runs came
+to."""
 
 import csv
 import io
@@ -36,7 +37,8 @@ def read(output_path: str) -> list[dict[str, str]]:
     """The rows; none where there is no summary yet.
 
     Raises:
-        UsageError: it cannot be read, or has other columns, as those of another version have, or rows that do not fit them.
+        UsageError: it cannot be read, or has other columns, as those of another version have, or rows
+            that do not fit them.
     """
     path = path_of(output_path)
     if not path.exists():
@@ -45,7 +47,8 @@ def read(output_path: str) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows, columns = list(reader), tuple(reader.fieldnames or ())
+            rows = list(reader)
+            columns = tuple(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"--output_path: {path} cannot be read ({error}); {advice}") from error
     if columns != COLUMNS:
@@ -88,7 +91,8 @@ def remove_row(output_path: str, class_index: int, class_name: str, exp_id: str)
 
 
 def replace_row(output_path: str, row: dict[str, Any]) -> Path:
-    """Write the row in the place of the one of the same class and experiment, or as a new one; several processes may do so at once.
+    """Write the row in the place of the one of the same class and experiment, or as a new one; several
+    processes may do so at once.
 
     Raises:
         UsageError: the summary has other columns.

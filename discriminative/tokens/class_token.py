@@ -1,7 +1,7 @@
 """The class token: prompts that hold it, its trainable vector (or a few), and the file that keeps it.
 
-The vectors are spliced into the text encoder's input embeddings by a small module. The embedding table itself is neither
-resized nor copied nor trained, so every other word keeps its embedding bit for bit.
+The vectors are spliced into the text encoder's input embeddings by a small module. The embedding table
+itself is neither resized nor copied nor trained, so every other word keeps its embedding bit for bit.
 """
 
 import math
@@ -30,7 +30,9 @@ class SplicedEmbedding(torch.nn.Module):
 
     def __init__(self, table: torch.nn.Module, first_id: int, vectors: torch.Tensor):
         super().__init__()
-        self.table, self.first_id, self.vectors = table, first_id, vectors
+        self.table = table
+        self.first_id = first_id
+        self.vectors = vectors
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Token ids (B, L) to embeddings (B, L, width)."""
@@ -42,7 +44,8 @@ class SplicedEmbedding(torch.nn.Module):
 
 
 class ClassToken:
-    """A placeholder word and its vectors (N, width), the only parameter that is ever trained; N is 1 in the paper.
+    """A placeholder word and its vectors (N, width), the only parameter that is ever trained; N is 1 in
+    the paper.
 
     Args:
         models: the frozen parts; their tokenizer learns the placeholder as a word beyond the embedding table.
@@ -56,11 +59,9 @@ class ClassToken:
 
     def __init__(self, models: DiffusionModels, placeholder: str, initializer: str, num_vectors: int = 1):
         check_words(models.tokenizer, placeholder, initializer, num_vectors)
-        self.models, self.placeholder, self.names = (
-            models,
-            placeholder,
-            vector_names(placeholder, num_vectors),
-        )
+        self.models = models
+        self.placeholder = placeholder
+        self.names = vector_names(placeholder, num_vectors)
         self.initializer = initializer
         models.tokenizer.add_tokens(self.names)
         self.first_id = models.tokenizer.convert_tokens_to_ids(placeholder)
@@ -101,7 +102,8 @@ class ClassToken:
             encoder.set_input_embeddings(table)
 
     def encode(self, prompts: list[str]) -> torch.Tensor:
-        """Prompts to ``encoder_hidden_states`` (B, L, width), padded as the pipeline pads; each distinct prompt is encoded once.
+        """Prompts to ``encoder_hidden_states`` (B, L, width), padded as the pipeline pads; each distinct
+        prompt is encoded once.
 
         Raises:
             UsageError: a prompt is longer than the text encoder takes.
@@ -117,7 +119,8 @@ class ClassToken:
 
     @cached_property
     def unconditional(self) -> torch.Tensor:
-        """``encoder_hidden_states`` of the empty prompt (1, L, D); the same for the whole run, as no token is in it."""
+        """``encoder_hidden_states`` of the empty prompt (1, L, D); the same for the whole run, as no
+        token is in it."""
         with torch.no_grad():
             return self.encode([""])
 
@@ -133,7 +136,8 @@ class ClassToken:
 
     @cached_property
     def word_norm(self) -> float:
-        """Norm of a word's embedding: the 0.9 quantile over the vocabulary, as pieces that no caption holds are shorter."""
+        """Norm of a word's embedding: the 0.9 quantile over the vocabulary, as pieces that no caption
+        holds are shorter."""
         return self.table.norm(dim=1).quantile(0.9).item()
 
     @property
@@ -162,8 +166,8 @@ class ClassToken:
         """A vector (N, width) to start learning from.
 
         Args:
-            start: "class", the mean of the class name's words; "vocabulary", the mean of all whole words; "initializer"; a word of
-                one's own; or several of these, joined by "+", whose mean it is.
+            start: "class", the mean of the class name's words; "vocabulary", the mean of all whole words;
+                "initializer"; a word of one's own; or several of these, joined by "+", whose mean it is.
             class_name: the name of the class in the prompts.
         """
         named = {"initializer": self.initializer, "class": class_name}
@@ -193,6 +197,7 @@ class ClassToken:
         """
         if vector.shape[-1] != self.vector.shape[1] or vector.numel() != self.vector.numel():
             raise UsageError(
-                f"the token's vector has shape {tuple(vector.shape)}; this text encoder takes {tuple(self.vector.shape)}"
+                f"the token's vector has shape {tuple(vector.shape)}; this text encoder takes "
+                f"{tuple(self.vector.shape)}"
             )
         self.vector.copy_(vector.reshape(self.vector.shape))

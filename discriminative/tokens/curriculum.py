@@ -1,9 +1,9 @@
 """When training goes on to another stage or start, and when it ends. Pure: it sees scores, no model.
 
-The first stage has to leave the plateau on which no image is right, and is over once the token is clearly better
-than the start. A later one makes the token reliable, from the best one of the attempt on, until it brings nothing
-any more: the second settles what is drawn, the third how it looks. From which start the plateau is left differs
-from class to class.
+The first stage has to leave the plateau on which no image is right, and is over once the token is clearly
+better than the start. A later one makes the token reliable, from the best one of the attempt on, until it
+brings nothing any more: the second settles what is drawn, the third how it looks. From which start the
+plateau is left differs from class to class.
 """
 
 import math
@@ -87,7 +87,8 @@ class Curriculum:
 
     @property
     def has_progress(self) -> bool:
-        """Whether the attempt's best token is clearly better than the first start, or better and nearly right."""
+        """Whether the attempt's best token is clearly better than the first start, or better and nearly
+        right."""
         clearly = self.first + MIN_PROGRESS * (1 - self.first)
         nearly_right = max(self.first, NEARLY_RIGHT_ACCURACY)
         return bool(self.attempt.score) and self.attempt.accuracy > min(clearly, nearly_right)
@@ -104,7 +105,8 @@ class Curriculum:
         return is_last or epoch % settings.validate_every == 0
 
     def offer(self, score: tuple, vector: Any, epoch: int, updates: int) -> bool:
-        """Take a token's score into account, and keep its vector if it is the best; says whether it is, of all."""
+        """Take a token's score into account, and keep its vector if it is the best; says whether it is,
+        of all."""
         if not epoch:
             self.first = score[0]
         found = Best(score, vector, epoch, updates)
@@ -116,7 +118,8 @@ class Curriculum:
         return is_best
 
     def observe(self, epoch: int, accuracy: float, is_scored: bool) -> Step:
-        """What comes after update ``epoch`` (0: before the first); moves on to the stage or start that it names.
+        """What comes after update ``epoch`` (0: before the first); moves on to the stage or start that it
+        names.
 
         Args:
             accuracy: share of the update's images that every guide gives to the class.

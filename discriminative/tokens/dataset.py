@@ -45,9 +45,9 @@ def check_dataset(folder: Path, made_with: dict[str, Any], read: Callable[[Path]
 class Dataset:
     """A folder as ``torchvision.datasets.ImageFolder`` and ``datasets`` read it.
 
-    ``metadata.jsonl`` has a row an image: file_name, label, prompt, seed, and what guide and judge say: "right",
-    "wrong", or of a judge that does not know the class "unknown"; ``thrown_away.jsonl`` the same of those that were
-    not kept. A seed is used once, however often the folder is added to.
+    ``metadata.jsonl`` has a row an image: file_name, label, prompt, seed, and what guide and judge say:
+    "right", "wrong", or of a judge that does not know the class "unknown"; ``thrown_away.jsonl`` the same
+    of those that were not kept. A seed is used once, however often the folder is added to.
 
     Args:
         judge: None where there is none for this class.

@@ -1,4 +1,5 @@
-"""A finished token in the formats of other tools: the web UIs' embedding file, and a whole diffusers pipeline."""
+"""A finished token in the formats of other tools: the web UIs' embedding file, and a whole diffusers
+pipeline."""
 
 import copy
 import hashlib
@@ -18,7 +19,8 @@ from discriminative.tokens.class_token import ClassToken
 
 
 def write_web_ui(path: Path, token: ClassToken, metadata: dict[str, str]) -> None:
-    """An embedding file of AUTOMATIC1111 and ComfyUI: ``{"emb_params": (N, width)}``. Its name is the word in their prompts."""
+    """An embedding file of AUTOMATIC1111 and ComfyUI: ``{"emb_params": (N, width)}``. Its name is the
+    word in their prompts."""
     write_tensors(path, {WEB_UI_KEY: token.vector.detach().cpu().clone()}, metadata)
 
 
@@ -62,12 +64,14 @@ WEB_UI_KEY = "emb_params"  # the one tensor of an embedding file of AUTOMATIC111
 
 
 def token_tensors(token: ClassToken) -> dict[str, torch.Tensor]:
-    """What the token's file holds: ``{placeholder: (N, width) float32}``, the format of diffusers' textual inversion."""
+    """What the token's file holds: ``{placeholder: (N, width) float32}``, the format of diffusers'
+    textual inversion."""
     return {token.placeholder: token.vector.detach().cpu().clone()}
 
 
 def read_origin(path: Path) -> dict[str, str]:
-    """What a token file says of its origin ("model", "classifier", ...); empty where it says nothing or is no token file."""
+    """What a token file says of its origin ("model", "classifier", ...); empty where it says nothing or
+    is no token file."""
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
@@ -81,7 +85,8 @@ def fingerprint(vectors: torch.Tensor) -> str:
 
 
 def read_token(path: Path) -> tuple[str, torch.Tensor]:
-    """Placeholder and vectors (N, width), float32, of a token file: diffusers' textual inversion, or ``emb_params`` of the web UIs.
+    """Placeholder and vectors (N, width), float32, of a token file: diffusers' textual inversion, or
+    ``emb_params`` of the web UIs.
 
     The placeholder of the latter is the file's name, as it is for the programs that read it.
 
@@ -94,17 +99,20 @@ def read_token(path: Path) -> tuple[str, torch.Tensor]:
         start = path.open("rb").read(2) if path.is_file() else b""
         if start == b"PK" or start[:1] == b"\x80":  # what torch.save writes, and wrote long ago
             raise UsageError(
-                f"{path}: is a pickled file, which may run code when it is read; allowed is a safetensors file"
+                f"{path}: is a pickled file, which may run code when it is read; allowed is a safetensors "
+                "file"
             ) from error
         raise UsageError(f"{path}: not a readable safetensors file ({one_line(error)})") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if {"clip_l", "clip_g"} & set(tensors):
         raise UsageError(
-            f"{path}: holds {shapes}, a token of a model with two text encoders; allowed is one of a Stable Diffusion 1 or 2"
+            f"{path}: holds {shapes}, a token of a model with two text encoders; allowed is one of a "
+            "Stable Diffusion 1 or 2"
         )
     if len(tensors) != 1 or any(len(shape) not in (1, 2) or 0 in shape for shape in shapes.values()):
         raise UsageError(
-            f"{path}: holds {shapes}; a class token's file holds one vector, or several of one width, under its placeholder"
+            f"{path}: holds {shapes}; a class token's file holds one vector, or several of one width, "
+            "under its placeholder"
         )
     ((name, vector),) = tensors.items()
     vector = vector.float().reshape(-1, vector.shape[-1])  # (N, width)
@@ -114,10 +122,11 @@ def read_token(path: Path) -> tuple[str, torch.Tensor]:
 
 
 def make_readable(pipeline: Path, tokenizer: Any) -> None:
-    """Let transformers 4, too, read the text encoder and tokenizer of a pipeline's folder that transformers 5 wrote.
+    """Let transformers 4, too, read the text encoder and tokenizer of a pipeline's folder that
+    transformers 5 wrote.
 
-    5 writes names of weights that 4 takes for missing, and no vocabulary but that in tokenizer.json, which 4's CLIPTokenizer does not
-    read. 5 reads either.
+    5 writes names of weights that 4 takes for missing, and no vocabulary but that in tokenizer.json,
+    which 4's CLIPTokenizer does not read. 5 reads either.
     """
     path = pipeline / "text_encoder" / "model.safetensors"
     tensors = load_file(path)

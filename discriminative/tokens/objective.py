@@ -26,8 +26,9 @@ FOLLOWED = 3  # noises whose images are followed over the updates
 def counted(losses: list[float], right: list[bool], certainty: float) -> list[bool]:
     """Which images of a validation count.
 
-    A blend of the class with something else often passes for the class, but not as surely as a whole one. How sure
-    a guide is of whole ones differs from guide to guide, so the bar follows what it says of most.
+    A blend of the class with something else often passes for the class, but not as surely as a whole one.
+    How sure a guide is of whole ones differs from guide to guide, so the bar follows what it says of
+    most.
 
     Args:
         losses: cross-entropy of the class, of each image.
@@ -73,7 +74,8 @@ class Objective:
         self.wrong = {}  # share of wrong images in the last validation, by prompt
         self.stages = [self.of_stage(stage) for stage in settings.stages]
         self.templates = [fill(template, token.placeholder, class_name) for template in TEMPLATES]
-        # The evaluation's prompt is the first one, which is also the hardest: most of the validation is of it.
+        # The evaluation's prompt is the first one, which is also the hardest: most of the validation is
+        # of it.
         self.validation_prompts = [self.templates[i] for i in (0, 0, 1, 0, 0, 2)]
 
     def of_stage(self, stage) -> tuple[GradientPath, SamplerSettings]:
@@ -87,7 +89,8 @@ class Objective:
         return turn(epoch, self.settings.noise_pool)
 
     def prompts(self, epoch: int) -> list[str]:
-        """The prompts of one update: the templates in turn, or more of those that the last validation found wrong."""
+        """The prompts of one update: the templates in turn, or more of those that the last validation
+        found wrong."""
         number = self.settings.images_per_update
         if self.wrong:
             weights = [self.wrong[template] + LEAST_PROMPT_WEIGHT for template in self.templates]
@@ -106,8 +109,8 @@ class Objective:
             stage: from 0.
 
         Returns:
-            images (N, 3, H, W), losses (N,), probabilities of the class (N,), right or wrong (N,), all detached. Of
-            several guides the probability is the geometric mean.
+            images (N, 3, H, W), losses (N,), probabilities of the class (N,), right or wrong (N,), all
+            detached. Of several guides the probability is the geometric mean.
         """
         token = self.token
         seeds = training_seeds(self.settings.seed, self.turn(epoch), self.settings.images_per_update)
@@ -120,7 +123,8 @@ class Objective:
             class_loss = (
                 partial(self.augmented_loss, seeds[chunk]) if self.settings.augment else self.class_loss
             )
-            # In half precision an image may overflow now and then; its loss is NaN, and the scaler skips the update.
+            # In half precision an image may overflow now and then; its loss is NaN, and the scaler skips
+            # the update.
             class_loss = partial(class_loss, may_overflow=scaler.is_enabled())
             return token_gradient(token, prompts[chunk], seeds[chunk], sampler, path, class_loss, weight)
 
@@ -164,8 +168,8 @@ class Objective:
         """Share of images that count, then mean log-probability of the class, on the validation seeds.
 
         A few images are lucky now and then: as long as the token can still end the training, one more
-        ``validation_size`` after the other is sampled, up to ``confirm_size`` more, and all are counted anew: the
-        bar moves with the images that are there.
+        ``validation_size`` after the other is sampled, up to ``confirm_size`` more, and all are counted
+        anew: the bar moves with the images that are there.
 
         Args:
             beats: go on, too, as long as the share so far is above this.

@@ -8,7 +8,8 @@ import torch
 from discriminative.errors import UsageError
 from discriminative.hub import one_line
 
-# The first three of the official list. The baseline puts the initializer "a" in the token's place, so no template has
+# The first three of the official list. The baseline puts the initializer "a" in the token's place, so no
+# template has
 # an article of its own (the official third one doubles it).
 TEMPLATES = (
     "A photo of {token} {class}",
@@ -18,7 +19,8 @@ TEMPLATES = (
 
 
 def fill(template: str, word: str, class_name: str) -> str:
-    """A template with the class token (or the baseline's word) and the class name: "A photo of newclas tiger cat"."""
+    """A template with the class token (or the baseline's word) and the class name: "A photo of newclas
+    tiger cat"."""
     return template.replace("{token}", word).replace("{class}", class_name)
 
 
@@ -42,7 +44,8 @@ def read_prompts(path: str, flag: str) -> list[str]:
 
 
 def vector_names(placeholder: str, number: int) -> list[str]:
-    """The words of a token of several vectors, as diffusers names them: "newclas", "newclas_1", "newclas_2"."""
+    """The words of a token of several vectors, as diffusers names them: "newclas", "newclas_1",
+    "newclas_2"."""
     return [placeholder] + [f"{placeholder}_{i}" for i in range(1, number)]
 
 
@@ -67,7 +70,8 @@ def check_words(tokenizer, placeholder: str, initializer: str, num_vectors: int 
 
 
 def check_apart(placeholder: str, prompts: list[str]) -> None:
-    """Check that no word of the prompts holds the placeholder as a part: a tokenizer finds an added word anywhere.
+    """Check that no word of the prompts holds the placeholder as a part: a tokenizer finds an added word
+    anywhere.
 
     Raises:
         UsageError: one does.
@@ -85,7 +89,8 @@ def tokenize(tokenizer, prompts: list[str], *tokens: list[str]) -> torch.Tensor:
     """Prompts to token ids (B, L), padded to the text encoder's length.
 
     Args:
-        tokens: the names of each, from :func:`vector_names`; a placeholder becomes the words of all its vectors.
+        tokens: the names of each, from :func:`vector_names`; a placeholder becomes the words of all its
+            vectors.
 
     Raises:
         UsageError: a prompt is longer than that.

@@ -30,7 +30,8 @@ def environment(device: torch.device) -> dict:
     if device.type == "cuda":
         on = torch.cuda.get_device_name(device)
     else:
-        on = f"{processor()}, {torch.get_num_threads()} threads, {'with' if has_bf16_units() else 'no'} bf16 units"
+        units = "with" if has_bf16_units() else "no"
+        on = f"{processor()}, {torch.get_num_threads()} threads, {units} bf16 units"
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": on,
@@ -57,7 +58,8 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def alternating(
     cases: dict[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of every case in every round. Cases take turns, so that what else the machine does meets them all alike."""
+    """Seconds of every case in every round. Cases take turns, so that what else the machine does meets
+    them all alike."""
     for _ in range(warm_up):
         for work in cases.values():
             work()

@@ -1,13 +1,16 @@
-"""Seconds until a token is good on unseen seeds: ours with the defaults, the plain reference with the paper's settings.
+"""Seconds until a token is good on unseen seeds: ours with the defaults, the plain reference with the
+paper's settings.
 
-    python -m experiments.speed.convergence --seeds 35 36 37 --workers 2      # resumes; rows go to results/convergence.jsonl
+    python -m experiments.speed.convergence --seeds 35 36 37 --workers 2      # resumes; rows go to
+    results/convergence.jsonl
     python -m experiments.speed.convergence --table True
 
-Good is: right in at least .9 of 50 unseen images, by guide and by judge. Of both ways the time of the first good token is told: of ours
-among those that a validation found the best so far, which is what a training that is broken off leaves; of the reference among those after
-10, 20, ... updates, the last one, and the one that it keeps. Where none is good, the accuracy is that of the token kept, and the time that
-of all updates. "To the end" is ours until training ends by itself, and the token kept. Both ways count the loading of the models, but
-neither the libraries' import nor the judging.
+Good is: right in at least .9 of 50 unseen images, by guide and by judge. Of both ways the time of the
+first good token is told: of ours among those that a validation found the best so far, which is what a
+training that is broken off leaves; of the reference among those after 10, 20, ... updates, the last one,
+and the one that it keeps. Where none is good, the accuracy is that of the token kept, and the time that
+of all updates. "To the end" is ours until training ends by itself, and the token kept. Both ways count
+the loading of the models, but neither the libraries' import nor the judging.
 """
 
 import argparse
@@ -43,7 +46,9 @@ from experiments.speed.reference import bytes_of, learn_class
 from run import boolean
 from trainer import train
 
-GOOD, IMAGES, EVERY = 0.9, 50, 10
+GOOD = 0.9
+IMAGES = 50
+EVERY = 10
 PART = 10  # images that are drawn before a token that cannot be good any more is given up
 
 
@@ -84,7 +89,8 @@ class Point:
 
 
 def first_good(bench: Measured, points: list[Point], kept: torch.Tensor) -> dict:
-    """What the first good token had cost, and its accuracy; where none is good, all that was spent, and the accuracy of ``kept``."""
+    """What the first good token had cost, and its accuracy; where none is good, all that was spent, and
+    the accuracy of ``kept``."""
     judgements = ((point, judged(bench, point.vector, GOOD)) for point in points)
     point, told = next(((p, told) for p, told in judgements if is_good(told)), (points[-1], None))
     cost = {"updates": point.updates, "images": point.images, "seconds": point.seconds}
@@ -93,7 +99,9 @@ def first_good(bench: Measured, points: list[Point], kept: torch.Tensor) -> dict
 
 def ours(config: RunConfig) -> dict:
     """Learn one class with the defaults."""
-    begin, to, points = time.perf_counter(), (torch.device("cpu"), torch.float32), []
+    begin = time.perf_counter()
+    to = (torch.device("cpu"), torch.float32)
+    points = []
     guide = Guide(load_classifier("miniature", *to), config.class_index - 1)
     token = ClassToken(load_models("miniature", *to), config.placeholder_token, config.initializer_token)
     name = prompt_class_name(guide.classifier.labels[guide.target])
@@ -109,7 +117,8 @@ def ours(config: RunConfig) -> dict:
         write_tensors(folder.token, token_tensors(token), {})
         seconds = time.perf_counter() - begin
         size = bytes_of(folder.records)  # without images, which the reference writes none of
-    kept, bench = token.vector.detach(), Measured(config.class_index, None)
+    kept = token.vector.detach()
+    bench = Measured(config.class_index, None)
     points.append(Point(len(training.rows), training.images, seconds, kept))
     to_the_end = {"updates": len(training.rows), "images": training.images, "seconds": seconds} | judged(
         bench, kept
@@ -152,7 +161,8 @@ def cells(rows: list[dict]) -> list[str]:
 
 
 def times_as_long(theirs: list[dict], mine: list[dict]) -> str:
-    """Median seconds of ``theirs`` over those of ``mine``: from below where not all of theirs are good, "" where not all of mine."""
+    """Median seconds of ``theirs`` over those of ``mine``: from below where not all of theirs are good,
+    "" where not all of mine."""
     if not all(map(is_good, mine)):
         return ""
     ratio = statistics.median(r["seconds"] for r in theirs) / statistics.median(r["seconds"] for r in mine)
@@ -160,7 +170,8 @@ def times_as_long(theirs: list[dict], mine: list[dict]) -> str:
 
 
 def print_table(rows: list[dict]) -> None:
-    """Both ways class by class and over all, medians over the training seeds that both have, and the ratios where ours are good."""
+    """Both ways class by class and over all, medians over the training seeds that both have, and the
+    ratios where ours are good."""
     parts = [
         f"{way}: good | guide / judge | updates | images | s"
         for way in ("ours", "ours to the end", "reference")
@@ -245,7 +256,8 @@ def main() -> None:
         "--table", type=boolean, default=False, help="print the table of what is there, and stop"
     )
     args = parser.parse_args()
-    rows, threads = read(args.out), 1 if args.workers > 1 else torch.get_num_threads()
+    rows = read(args.out)
+    threads = 1 if args.workers > 1 else torch.get_num_threads()
     torch.set_num_threads(threads)
     here = common.environment(torch.device("cpu"))["hardware"]
     # In turns: what else the machine does meets both ways alike.

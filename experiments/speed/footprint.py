@@ -1,11 +1,13 @@
-"""How much memory an update needs at Stable Diffusion 1.4's shapes, without a GPU: the figures of ``memory.SETTINGS``.
+"""How much memory an update needs at Stable Diffusion 1.4's shapes, without a GPU: the figures of
+``memory.SETTINGS``.
 
     python -m experiments.speed.footprint
     python -m experiments.speed.footprint --images_per_update 10
 
-The models, one step with gradient, the decoder and the guide run on fake tensors, which have shapes but no data; every tensor that is
-alive is counted. What a GPU adds (its context, the libraries' workspaces, the allocator's gaps) is not in it: ``gpu.py`` measures that.
-How memory grows with the number of last steps that the gradient goes through is counted on the miniature, whose tensors are real.
+The models, one step with gradient, the decoder and the guide run on fake tensors, which have shapes but
+no data; every tensor that is alive is counted. What a GPU adds (its context, the libraries' workspaces,
+the allocator's gaps) is not in it: ``gpu.py`` measures that. How memory grows with the number of last
+steps that the gradient goes through is counted on the miniature, whose tensors are real.
 """
 
 import argparse
@@ -40,7 +42,9 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.now, self.peak, self.seen = 0, 0, weakref.WeakKeyDictionary()
+        self.now = 0
+        self.peak = 0
+        self.seen = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -60,15 +64,15 @@ class LiveBytes(TorchDispatchMode):
 def needs(
     setting: Setting, images: int, tiny_vae: bool = False, dtype: torch.dtype = torch.float16
 ) -> dict[str, float]:
-    """Bytes of the weights, and of all at the peak of an update of ``images`` images and of drawing without gradient.
+    """Bytes of the weights, and of all at the peak of an update of ``images`` images and of drawing
+    without gradient.
 
     An update is that of one early step: later ones hold no more, as the steps before them leave no graph.
     """
-    nowhere, settings = (
-        torch.device("meta"),
-        replace(RunConfig().sampler, decode_batch_size=setting.decode_batch_size, tiny_vae=tiny_vae),
-    )
-    models, guide = build_models(1.0, nowhere, dtype, setting.checkpointed), build_guide(1.0, nowhere, dtype)
+    nowhere = torch.device("meta")
+    settings = replace(RunConfig().sampler, decode_batch_size=setting.decode_batch_size, tiny_vae=tiny_vae)
+    models = build_models(1.0, nowhere, dtype, setting.checkpointed)
+    guide = build_guide(1.0, nowhere, dtype)
     models.device = torch.device("cpu")
     if tiny_vae:
         with making(nowhere, dtype):
@@ -88,7 +92,8 @@ def needs(
         )  # (B, C, h, w)
         scored = decode_and_score(walk, clean, lambda images, chunk: class_loss(guide, images), 1.0)
         gradient_of(clean, walk.cond, scored.gradient)
-        update, live.peak = live.peak, live.now
+        update = live.peak
+        live.peak = live.now
     walk = walk_of(models, setting.eval_batch_size, settings)
     with FakeTensorMode(allow_non_fake_inputs=True), live, torch.no_grad():
         latents = walk.guided(0, walk.start)  # (B, C, h, w)
@@ -100,7 +105,8 @@ def needs(
 
 
 def put_on_cpu(module: torch.nn.Module) -> None:
-    """Give every weight that is nowhere a fake tensor on the CPU; what autograd does there is what it does on a GPU."""
+    """Give every weight that is nowhere a fake tensor on the CPU; what autograd does there is what it
+    does on a GPU."""
     for part in module.modules():
         for name, weight in part.named_parameters(recurse=False):
             setattr(
@@ -126,13 +132,14 @@ def walk_of(models, batch: int, settings: SamplerSettings) -> Walk:
 
 
 def of_last_steps(images: int) -> dict[int, int]:
-    """Bytes at the peak of an update of the miniature through the last 1, 2 and 5 of 30 steps, its weights not counted."""
-    to, peaks = (torch.device("cpu"), torch.float32), {}
-    guide, token = (
-        Guide(load_classifier("miniature", *to), 0),
-        ClassToken(load_models("miniature", *to), "newclas", "a"),
-    )
-    prompts, seeds = [fill(TEMPLATES[0], "newclas", "bat")] * images, list(range(images))
+    """Bytes at the peak of an update of the miniature through the last 1, 2 and 5 of 30 steps, its
+    weights not counted."""
+    to = (torch.device("cpu"), torch.float32)
+    peaks = {}
+    guide = Guide(load_classifier("miniature", *to), 0)
+    token = ClassToken(load_models("miniature", *to), "newclas", "a")
+    prompts = [fill(TEMPLATES[0], "newclas", "bat")] * images
+    seeds = list(range(images))
     for steps in (1, 2, 5):
         with LiveBytes() as live:
             token_gradient(

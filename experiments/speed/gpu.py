@@ -1,11 +1,13 @@
-"""Time and memory of an update at Stable Diffusion 1.4's shapes, 512x512, with random weights, ours against the plain reference.
+"""Time and memory of an update at Stable Diffusion 1.4's shapes, 512x512, with random weights, ours
+against the plain reference.
 
     python -m experiments.speed.gpu --out experiments/speed/results/gpu.json        # on CUDA; a few minutes
-    python -m experiments.speed.gpu --tiny True                              # that it runs, on any machine: small shapes, float32
+    python -m experiments.speed.gpu --tiny True                              # that it runs, on any
+    machine: small shapes, float32
 
-Random weights cost what trained ones cost. The guide is ViT-L/16. "paper" is the official trajectory (30 steps of PNDM, gradient
-through the last one), "stage 1" to "stage 3" are the updates of the default. All take turns within each round. Ours
-write their log and a strip of images, the reference writes nothing.
+Random weights cost what trained ones cost. The guide is ViT-L/16. "paper" is the official trajectory (30
+steps of PNDM, gradient through the last one), "stage 1" to "stage 3" are the updates of the default. All
+take turns within each round. Ours write their log and a strip of images, the reference writes nothing.
 """
 
 import argparse
@@ -42,7 +44,8 @@ TINY = {"height": 64, "width": 64, "num_inference_steps": 3, "training_sampler":
 
 
 class Operations(TorchDispatchMode):
-    """Counts floating-point operations by torch's own formulas; its FlopCounterMode cannot follow ``autograd.grad`` to a leaf."""
+    """Counts floating-point operations by torch's own formulas; its FlopCounterMode cannot follow
+    ``autograd.grad`` to a leaf."""
 
     total = 0
 
@@ -57,8 +60,11 @@ class Bed:
     """Models of one precision, and updates of theirs."""
 
     def __init__(self, device: torch.device, precision: str, tiny: bool, compiled: bool):
-        self.device, self.dtype, width = device, resolve_dtype(precision, device), 0.1 if tiny else 1.0
-        self.tiny, self.changes = tiny, {"mixed_precision": precision} | (TINY if tiny else {})
+        self.device = device
+        self.dtype = resolve_dtype(precision, device)
+        width = 0.1 if tiny else 1.0
+        self.tiny = tiny
+        self.changes = {"mixed_precision": precision} | (TINY if tiny else {})
         models = build_models(width, device, self.dtype)
         plain = (
             replace(models, unet=copy.deepcopy(models.unet), vae=copy.deepcopy(models.vae))
@@ -124,7 +130,8 @@ def speed(bed: Bed, rounds: int, size: int) -> dict:
     """Median seconds of an update, ratios to the reference, and the share of the device's own matrix rate."""
     updates = {name: lambda config=config: bed.update(config) for name, config in bed.cases().items()}
     found = common.alternating({"reference": bed.reference.update} | updates, rounds, bed.device)
-    rate, rows = matrix_rate(bed.device, bed.dtype, size), {}
+    rate = matrix_rate(bed.device, bed.dtype, size)
+    rows = {}
     for name, middle in common.medians(found).items():
         rows[name] = {"seconds": middle, "reference_over": common.ratios(found, "reference", name)}
     for name, work in updates.items():
@@ -172,10 +179,8 @@ def main() -> None:
         parser.error("there is no CUDA device; --tiny True runs on the CPU")
     quiet_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result, begin = (
-        common.environment(device) | {"tiny": args.tiny, "compiled": args.compile, "precisions": {}},
-        time.perf_counter(),
-    )
+    result = common.environment(device) | {"tiny": args.tiny, "compiled": args.compile, "precisions": {}}
+    begin = time.perf_counter()
     for precision in args.precisions or (["no"] if args.tiny else ["bf16", "fp16"]):
         bed = Bed(device, precision, args.tiny, args.compile)
         found = speed(bed, args.rounds, 512 if args.tiny else 8192)

@@ -1,11 +1,14 @@
-"""A plain loop after what is known of the official code, to compare with: one image at a time, as its hyperparameters say.
+"""A plain loop after what is known of the official code, to compare with: one image at a time, as its
+hyperparameters say.
 
-    python -m experiments.speed.reference --class_index 2 --max_epochs 2      # one class of the miniature, as the official program goes about it
+    python -m experiments.speed.reference --class_index 2 --max_epochs 2      # one class of the
+    miniature, as the official program goes about it
 
-It differs from ours where the official code does: images go through the models one by one, with gradient through both halves of the
-guidance and the last two UNet calls of PNDM's list; the optimiser holds the whole vocabulary, whose other gradients are set to zero; each
-class loads the models anew, and each improvement saves a whole pipeline. What would only make it wrong is left out (gradients are clipped
-after the backward pass).
+It differs from ours where the official code does: images go through the models one by one, with gradient
+through both halves of the guidance and the last two UNet calls of PNDM's list; the optimiser holds the
+whole vocabulary, whose other gradients are set to zero; each class loads the models anew, and each
+improvement saves a whole pipeline. What would only make it wrong is left out (gradients are clipped after
+the backward pass).
 """
 
 import argparse
@@ -41,11 +44,11 @@ class Reference:
     """
 
     def __init__(self, models: DiffusionModels, guide: Guide, class_name: str, config: RunConfig):
-        self.models, self.guide, self.config = models, guide, config
-        self.tokenizer, self.text_encoder = (
-            copy.deepcopy(models.tokenizer),
-            copy.deepcopy(models.text_encoder),
-        )
+        self.models = models
+        self.guide = guide
+        self.config = config
+        self.tokenizer = copy.deepcopy(models.tokenizer)
+        self.text_encoder = copy.deepcopy(models.text_encoder)
         self.tokenizer.add_tokens([config.placeholder_token])
         self.row = self.tokenizer.convert_tokens_to_ids(config.placeholder_token)
         self.text_encoder.resize_token_embeddings(
@@ -78,7 +81,8 @@ class Reference:
 
     def image(self, prompt: str, generator: torch.Generator) -> torch.Tensor:
         """One image (1, 3, H, W) in [0, 1], with gradient through the last UNet calls and the decoder."""
-        models, config = self.models, self.config
+        models = self.models
+        config = self.config
         both = torch.cat([self.encode(""), self.encode(prompt)])  # (2, L, D)
         scheduler = fresh_scheduler(models.scheduler)
         scheduler.set_timesteps(config.num_inference_steps, device=models.device)
@@ -96,7 +100,9 @@ class Reference:
 
     def update(self) -> tuple[float, float]:
         """One update of five images, one after the other; returns mean loss and accuracy."""
-        config, losses, right = self.config, [], 0
+        config = self.config
+        losses = []
+        right = 0
         generator = torch.Generator().manual_seed(config.seed)  # the same noises in every update
         target = torch.tensor([self.guide.target], device=self.models.device)
         self.optimizer.zero_grad()
@@ -143,7 +149,8 @@ class Reference:
 
 
 def learn_class(config: RunConfig, folder: Path) -> tuple["Reference", list[dict]]:
-    """The official program for one class of the miniature: models loaded, updates, a pipeline at each improvement.
+    """The official program for one class of the miniature: models loaded, updates, a pipeline at each
+    improvement.
 
     Returns:
         the reference, and a row an update: loss, accuracy, seconds since the beginning, the vector after it.
@@ -156,12 +163,15 @@ def learn_class(config: RunConfig, folder: Path) -> tuple["Reference", list[dict
     reference = Reference(
         models, Guide(classifier, target), prompt_class_name(classifier.labels[target]), config
     )
-    rows, best, since = [], float("inf"), 0
+    rows = []
+    best = float("inf")
+    since = 0
     for _ in range(config.max_epochs):
         loss, accuracy = reference.update()
         since += 1
         if loss < best:
-            best, since = loss, 0
+            best = loss
+            since = 0
             reference.save(folder)
         rows.append(
             {

@@ -1,7 +1,7 @@
 """Models of Stable Diffusion 1.4's own shapes with random weights, which cost what trained ones cost.
 
-The configuration is the official one of CompVis/stable-diffusion-v1-4 (PNDM, 512x512), the guide ViT-L/16 at 224 pixels; ``width``
-scales the channels of UNet and VAE, for machines that could not hold them.
+The configuration is the official one of CompVis/stable-diffusion-v1-4 (PNDM, 512x512), the guide ViT-L/16
+at 224 pixels; ``width`` scales the channels of UNet and VAE, for machines that could not hold them.
 """
 
 from contextlib import contextmanager
@@ -37,7 +37,8 @@ def making(device: torch.device, dtype: torch.dtype):
 def build_models(
     width: float, device: torch.device, dtype: torch.dtype, checkpointed: tuple[str, ...] = ()
 ) -> DiffusionModels:
-    """SD 1.4 with random weights; channels of UNet and VAE times ``width``, in multiples of 32 (their norms' groups)."""
+    """SD 1.4 with random weights; channels of UNet and VAE times ``width``, in multiples of 32 (their
+    norms' groups)."""
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 

@@ -17,7 +17,8 @@ from experiments.speed import common
 
 ROOT = Path(__file__).parents[2]
 
-# The libraries load their classes when they are first named, so importing the libraries alone leaves most of the work undone.
+# The libraries load their classes when they are first named, so importing the libraries alone leaves most
+# of the work undone.
 LIBRARIES = "import torch, diffusers, transformers"
 CLASSES = (
     f"{LIBRARIES}, timm; diffusers.UNet2DConditionModel, diffusers.AutoencoderKL, transformers.CLIPTextModel"
@@ -25,8 +26,7 @@ CLASSES = (
 
 # Ends the process at its first call of the UNet; one that never gets there fails.
 FIRST_STEP = """
-import os, sys
-sys.path.insert(0, {root!r})
+import os
 import run, diffusers
 diffusers.UNet2DConditionModel.forward = lambda *args, **kwargs: os._exit(0)
 run.main(["--model", "miniature", "--class_index", "2", "--train", "True", "--device", "cpu", "--output_path", {out!r}])
@@ -36,7 +36,8 @@ os._exit(1)
 
 def process(code: list[str]) -> None:
     """Run Python with these arguments to its end."""
-    subprocess.run([sys.executable, *code], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([sys.executable, *code], check=True, cwd=ROOT, **quiet)
 
 
 def main() -> None:
@@ -51,9 +52,7 @@ def main() -> None:
         cases = {
             "libraries": lambda: process(["-c", LIBRARIES]),
             "their classes": lambda: process(["-c", CLASSES]),
-            "to the first denoising step": lambda: process(
-                ["-c", FIRST_STEP.format(root=str(ROOT), out=out)]
-            ),
+            "to the first denoising step": lambda: process(["-c", FIRST_STEP.format(out=out)]),
             "run.py --help": lambda: process([str(ROOT / "run.py"), "--help"]),
         }
         found = common.alternating(cases, args.rounds, device)

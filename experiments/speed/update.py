@@ -2,9 +2,10 @@
 
     python -m experiments.speed.update --rounds 5
 
-Everything runs in this process, in turns. "ours, ..." is a whole update: images, scores, gradient, optimiser, log and pictures. "bare, ..."
-are the calls of text encoder, UNet, VAE decoder and guide that this update made, with their shapes and gradients, and nothing else.
-"float32, ..." is our update with ``--mixed_precision no``, "channels first, ..." that without ``precision.channels_last`` too.
+Everything runs in this process, in turns. "ours, ..." is a whole update: images, scores, gradient,
+optimiser, log and pictures. "bare, ..." are the calls of text encoder, UNet, VAE decoder and guide that
+this update made, with their shapes and gradients, and nothing else. "float32, ..." is our update with
+``--mixed_precision no``, "channels first, ..." that without ``precision.channels_last`` too.
 """
 
 import argparse
@@ -57,7 +58,8 @@ def cases_of_ours() -> dict[str, RunConfig]:
 
 
 def second_update(learn: Callable[[Callable], object]) -> float:
-    """Seconds from the end of a training's first update to the end of its second: all of an update, and nothing that is done once.
+    """Seconds from the end of a training's first update to the end of its second: all of an update, and
+    nothing that is done once.
 
     Args:
         learn: takes what is to be told of each update.
@@ -97,7 +99,8 @@ def replay(calls: list[tuple], token: ClassToken) -> None:
     models = token.models
     with token.spliced(), bf16_without_gradient(models, coarse), channels_last(models):
         for module, args, kwargs, with_gradient, in_bf16 in calls:
-            args, kwargs = [fresh(a) for a in args], {k: fresh(v) for k, v in kwargs.items()}
+            args = [fresh(a) for a in args]
+            kwargs = {k: fresh(v) for k, v in kwargs.items()}
             with (
                 torch.set_grad_enabled(with_gradient),
                 torch.autocast("cpu", torch.bfloat16, enabled=in_bf16),
@@ -113,9 +116,11 @@ def replay(calls: list[tuple], token: ClassToken) -> None:
 
 def measure(rounds: int) -> dict:
     """Median seconds of every case, and the ratios."""
-    device, to = torch.device("cpu"), (torch.device("cpu"), torch.float32)
+    device = torch.device("cpu")
+    to = (torch.device("cpu"), torch.float32)
     guide = Guide(load_classifier("miniature", *to), CLASS - 1)
-    models, name = load_models("miniature", *to), prompt_class_name(guide.classifier.labels[CLASS - 1])
+    models = load_models("miniature", *to)
+    name = prompt_class_name(guide.classifier.labels[CLASS - 1])
     # The reference first: it copies text encoder and tokenizer, which must not know our token.
     reference = Reference(models, guide, name, with_preset("paper", {"model": "miniature"}))
     token = ClassToken(models, "newclas", "a")
