@@ -94,36 +94,22 @@ def loop(
         began = time.monotonic()
         sampled_with = token.vector.detach().clone()
         attempt = {"start": settings.starts[curriculum.start], "stage": curriculum.stage + 1}
+
+        # Sample, classify, step on the one vector.
         set_step_size(settings, optimizer, token, curriculum.is_nearly_right)
+        figures, norm, images = update(objective, optimizer, scaler, epoch, curriculum.stage, result.rows)
 
-        # Sample images with the current token, score them, accumulate the gradient of their mean cross-
-        # entropy.
-        optimizer.zero_grad(set_to_none=True)
-        images, losses, probabilities, right = objective.accumulate(epoch - 1, scaler, curriculum.stage)
-        loss = losses.mean().item()
-        accuracy = right.float().mean().item()
-
-        # Clip, step on the one vector, and keep it as short as words are.
-        scaler.unscale_(optimizer)
-        limit = settings.optimizer.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_([token.vector], limit).item()
-        check_finite(epoch, loss, norm, scaled=scaler.get_scale() > 1, before=result.rows)
-        scaler.step(optimizer)
-        # An image that overflows on its way is not the scale's fault.
-        scaler.update(None if math.isfinite(loss) else scaler.get_scale())
-        token.bound(settings.optimizer.max_token_norm)
-
-        # Keep the best token: by unseen seeds, or by the loss of the images that it drew.
-        row = {"epoch": epoch, "loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item()}
-        row |= attempt | keeper.look(epoch, loss, accuracy, sampled_with)
-        row |= {"gradient_norm": norm, "token_norm": token.norm(), "best_epoch": curriculum.best.epoch}
+        # Keep the best token.
+        found = keeper.look(epoch, figures["loss"], figures["accuracy"], sampled_with)
+        row = {"epoch": epoch} | figures | attempt | found | {"gradient_norm": norm}
+        row |= {"token_norm": token.norm(), "best_epoch": curriculum.best.epoch}
         row |= {"images": objective.images, "seconds": time.monotonic() - began}
         record(folder, result.rows, row, images, on_update)
-        shown = {name: f"{row[name]:.2f}" for name in ("loss", "accuracy", "probability")}
+        shown = {name: f"{value:.2f}" for name, value in figures.items()}
         progress.set_postfix(shown | {"best": str(curriculum.best)})
 
         # Stop; or go on to the next stage with the best token, or to the next start.
-        step = curriculum.observe(epoch, accuracy, keeper.is_scored)
+        step = curriculum.observe(epoch, figures["accuracy"], keeper.is_scored)
         if step is Step.STOP:
             break
         if step is Step.NEXT_STAGE:
@@ -146,6 +132,47 @@ def loop(
     result.seconds = time.monotonic() - start
     show_evolution(folder, result.rows, keeper.strips, keeper.columns)
     return result
+
+
+def update(
+    objective: Objective,
+    optimizer: torch.optim.AdamW,
+    scaler: torch.amp.GradScaler,
+    epoch: int,
+    stage: int,
+    before: list[dict],
+) -> tuple[dict[str, float], float, torch.Tensor]:
+    """One update of the token.
+
+    Args:
+        before: the log's rows so far.
+
+    Returns:
+        loss, accuracy and probability of the update's images; the gradient's norm; the images (N, 3, H, W).
+
+    Raises:
+        WorkError: loss or gradient are not finite.
+    """
+    token = objective.token
+    settings = objective.settings.optimizer
+
+    # Sample images with the current token, score them, accumulate the gradient of their mean cross-entropy.
+    optimizer.zero_grad(set_to_none=True)
+    images, losses, probabilities, right = objective.accumulate(epoch - 1, scaler, stage)
+    loss = losses.mean().item()
+
+    # Clip, step on the one vector, keep it as short as words are.
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_([token.vector], settings.max_grad_norm or math.inf).item()
+    check_finite(epoch, loss, norm, scaled=scaler.get_scale() > 1, before=before)
+    scaler.step(optimizer)
+    # An image that overflows on its way is not the scale's fault.
+    scaler.update(None if math.isfinite(loss) else scaler.get_scale())
+    token.bound(settings.max_token_norm)
+
+    accuracy = right.float().mean().item()
+    figures = {"loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item()}
+    return figures, norm, images
 
 
 class ValidationKeeper:

@@ -1,8 +1,7 @@
-"""Small settings that the library takes. No torch here: the command line reads them before anything heavy
-loads.
+"""Small settings that the library takes. No torch here: the command line reads them first.
 
-A field without a default is an option of ``RunConfig``, where its default stands; one with a default is a
-constant, which is set in Python: ``config.learning(fine_rate=1.0)``.
+A field without a default is an option of the command line, where its default stands. One with a default is a
+constant, set in Python: ``config.learning(fine_rate=1.0)``.
 """
 
 import math

@@ -42,7 +42,7 @@ ROOMS = (
     ("tokens",),
     ("diffusion", "guides"),
     ("records",),
-    ("hub",),
+    ("hub", "precision"),
     ("errors", "settings", "seeds"),
 )
 

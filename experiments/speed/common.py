@@ -36,7 +36,7 @@ def environment(device: torch.device) -> dict:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": on,
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "timm")},
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
     }
 
 

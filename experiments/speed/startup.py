@@ -29,7 +29,7 @@ FIRST_STEP = """
 import os
 import run, diffusers
 diffusers.UNet2DConditionModel.forward = lambda *args, **kwargs: os._exit(0)
-run.main(["--model", "miniature", "--class_index", "2", "--train", "True", "--device", "cpu", "--output_path", {out!r}])
+run.main("--model miniature --class_index 2 --train True --device cpu --output_path".split() + [{out!r}])
 os._exit(1)
 """
 
