@@ -16,10 +16,9 @@ from discriminative.hub import MINIATURE
 
 __all__ = ["CLASSIFIERS", "Classifier", "Recipe", "load_classifier", "read_labels"]
 
-# The paper's three guides, each judged by another family where one with the same labels is known; and the
-# miniature's own.
+# The paper's three guides, and the miniature's.
 CLASSIFIERS = {
-    # The paper's recipe resizes to 256 and crops 224; timm's own would resize to 248.
+    # The paper resizes to 256, timm's own recipe to 248.
     "inet": Source(
         "timm",
         "vit_large_patch16_224.augreg_in21k_ft_in1k",
@@ -76,10 +75,6 @@ def targets_of(guides: dict[str, list[str]], target: int) -> list[int]:
             )
         targets.append(found)
     return targets
-
-
-# --- loading --------------------------------------------------------------------------------------------
-# -------------------------
 
 
 @cache

@@ -517,9 +517,7 @@ class RunConfig:
         return kind(**{f.name: getattr(self, f.name) for f in fields(kind) if f.name in options})
 
 
-# One row a preset. "paper" is the official code's configuration: AdamW lr 0.00025 per image of an update,
-# five noises
-# that come back every epoch, the gradient of the last step, the token with the lowest epoch loss.
+# A row a preset; "paper" is the official code's.
 PRESETS = {
     "default": {},
     "paper": {

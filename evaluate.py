@@ -120,8 +120,7 @@ class Arm:
 
     def look(self, images: torch.Tensor) -> torch.Tensor:
         """Add images (B, 3, H, W); returns which are right by the guides, (B,)."""
-        # First all that may run out of memory: such a batch comes again in parts, and nothing of it may
-        # be kept yet.
+        # Keep nothing yet: a batch that does not fit comes again.
         seen = [
             (eye, eye.look(images)) for eye in (*self.by_guide, *([self.by_judge] if self.by_judge else []))
         ]
@@ -277,7 +276,7 @@ def evaluate(
     result["seconds"] = time.monotonic() - start
     result["peak_memory_gb"] = peak_bytes(token.models.device) / 1e9
     result["verdict"] = verdict(result)
-    # Only now does the last evaluation go, its figures first: they must not stand beside other pictures.
+    # Only now the last evaluation goes, figures first.
     folder.result.unlink(missing_ok=True)
     for path, picture in grids.items():
         write_image(path, picture)

@@ -86,7 +86,7 @@ def loop(
     clear(folder.train_images, "*.png")
     folder.evolution.unlink(missing_ok=True)
 
-    # The initial token may do already: a class that its name alone draws needs no update.
+    # The initial token may do already.
     step = keeper.begin()
     updates = range(1, 1 + (0 if step is Step.STOP else settings.curriculum.max_epochs))
     progress = tqdm(updates, desc=f"learning {class_name!r}", unit="update")
@@ -108,7 +108,7 @@ def loop(
         shown = {name: f"{value:.2f}" for name, value in figures.items()}
         progress.set_postfix(shown | {"best": str(curriculum.best)})
 
-        # Stop; or go on to the next stage with the best token, or to the next start.
+        # Stop, or go on to a stage or start.
         step = curriculum.observe(epoch, figures["accuracy"], keeper.is_scored)
         if step is Step.STOP:
             break
@@ -156,7 +156,7 @@ def update(
     token = objective.token
     settings = objective.settings.optimizer
 
-    # Sample images with the current token, score them, accumulate the gradient of their mean cross-entropy.
+    # Sample, score, accumulate the gradient of the cross-entropy.
     optimizer.zero_grad(set_to_none=True)
     images, losses, probabilities, right = objective.accumulate(epoch - 1, scaler, stage)
     loss = losses.mean().item()
@@ -166,7 +166,7 @@ def update(
     norm = torch.nn.utils.clip_grad_norm_([token.vector], settings.max_grad_norm or math.inf).item()
     check_finite(epoch, loss, norm, scaled=scaler.get_scale() > 1, before=before)
     scaler.step(optimizer)
-    # An image that overflows on its way is not the scale's fault.
+    # An overflowing image is not the scale's fault.
     scaler.update(None if math.isfinite(loss) else scaler.get_scale())
     token.bound(settings.max_token_norm)
 

@@ -50,7 +50,7 @@ GONE = {
         if f.name not in {own.name for own in fields(RunConfig)}
     },
 }
-# What options that are younger than a token did then, where that is not their default.
+# What a younger option did before it was there.
 BEFORE_IT_WAS_THERE = {
     "enough_validation_accuracy": 0.0,
     "confirm_best": False,

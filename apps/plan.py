@@ -53,7 +53,7 @@ from discriminative.tokens.prompts import (
 from evaluate import arm_prompts, templates_of
 
 SEVERAL = re.compile(r"\d+-\d+|\d+(-\d+)?(,\d+(-\d+)?)+")  # classes by their numbers
-# In a prompt {token} is the run's own token, {token:283} or {token:tiger cat} that of another class.
+# {token:283} or {token:tiger cat}: another class's token.
 MENTION = re.compile(r"\{token:([^{}]+)\}")
 WORK = ("train", "evaluate", "prompt", "export_dataset", "export")
 

@@ -17,7 +17,7 @@ from discriminative.records.layout import RunFolder
 from discriminative.settings import LearningSettings, parse_sampler
 from discriminative.tokens.files import fingerprint, read_origin
 
-# Of the options that decide a token, those that say which one it is rather than how it was learned.
+# Which token it is, rather than how it was learned.
 IDENTITY = ("class_index", "model", "classifier", "placeholder_token", "prompt_name")
 
 

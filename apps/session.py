@@ -114,7 +114,7 @@ class Session:
         if unknown:
             raise UsageError(f"no option is called {unknown[0]!r}")
         config = with_preset(preset, given)
-        # All that needs a class is checked when one is named.
+        # The rest is checked when a class is named.
         validate(replace(config, list_classes=True, train=False, evaluate=False, export=None))
         self.start(Sources(config, models, {c.name: c for c in loaded}))
 
@@ -172,7 +172,7 @@ class Session:
     def load_all(self) -> None:
         """Load what the options need: what is missing ends the run, not one class."""
         config = self.config
-        # Classifiers come first: they are small, and what is wrong with them is better told first.
+        # Classifiers first: they are small.
         if config.train or config.evaluate or config.export_dataset:
             for name in self.sources.guides:
                 self.classifier(name)

@@ -77,7 +77,7 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def training_precision(models, mixed_precision: str) -> Iterator[None]:
     """Within the block models compute as training has them. Images that are shown are sampled outside."""
-    # In this order: a UNet in bfloat16 keeps its channels first.
+    # bfloat16 first: its UNet keeps channels first.
     with bf16_without_gradient(models, trains_in_bf16(mixed_precision, models.device)), channels_last(models):
         yield
 
@@ -138,7 +138,6 @@ def make_scaler(models) -> torch.amp.GradScaler:
     scaler = torch.amp.GradScaler(
         models.device.type, init_scale=FIRST_SCALE, growth_interval=20, enabled=half
     )
-    # Only this makes its state. The losses themselves are weighted with its scale in
-    # Objective.accumulate, batch by batch.
+    # Makes its state; losses are weighted in Objective.accumulate.
     scaler.scale(torch.zeros((), device=models.device))
     return scaler

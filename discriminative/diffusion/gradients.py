@@ -17,8 +17,7 @@ from discriminative.diffusion.sampler import Walk, alpha_bar_at, chunks, decode,
 from discriminative.diffusion.schedulers import fresh_scheduler
 from discriminative.settings import GradientPath, SamplerSettings
 
-# Images (b, 3, H, W) in [0, 1] and which of the batch they are -> loss of each (b,), whether it is right
-# (b,).
+# Images (b, 3, H, W) and their place in the batch -> losses (b,), right (b,).
 ClassLoss = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -124,14 +123,14 @@ def skip(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: float) -
         latents = walk.run(latents, i + 1, len(walk.timesteps))  # (B, C, h, w)
     scored = decode_and_score(walk, latents, class_loss, weight)
     share = prediction_shares(walk.scheduler, walk.settings.num_inference_steps)[i].item()
-    # Of the guided prediction only the conditional half sees the token.
+    # Only the conditional half sees the token.
     unet = walk.models.unet
     cond_pred = unet(model_input, walk.timesteps[i], encoder_hidden_states=walk.cond).sample  # (B, C, h, w)
     from_images = scored.gradient * (share * walk.settings.guidance_scale)
     return replace(scored, gradient=gradient_of(cond_pred, walk.cond, from_images))
 
 
-# "random" is "last" with a number of steps that is drawn anew; see drawn().
+# "random" is "last" with steps from drawn().
 MODES = {"jump": jump, "skip": skip, "last": last, "random": last, "lv": last_with_noises}
 
 

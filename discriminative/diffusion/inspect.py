@@ -93,8 +93,7 @@ def relative_size(configs: ModelConfigs, height: int | None, width: int | None) 
 
 def text_encoder_bytes(text) -> float:
     """Bytes of the text encoder's weights in float32, from its configuration."""
-    # By hand: the library's own count would import its models before the plan is told.
-    # tests/test_memory.py compares the two.
+    # By hand: the library's count imports its models (compared in test_memory).
     d = text.hidden_size
     wide = text.intermediate_size
     layer = 4 * (d * d + d) + 2 * d * wide + wide + d + 4 * d  # attention, the two linear layers, two norms

@@ -51,7 +51,7 @@ WEIGHTS = (
 )
 CLASSIFIER = 0.608e9  # bytes of ViT-L/16 in half precision: what any further classifier is taken for
 CLIP = 1.7e9  # bytes of CLIP ViT-L/14 in float32: what any CLIP model is taken for
-# bytes, a guess until gpu.py has run: CUDA's context, workspaces of its libraries, gaps between tensors
+# Bytes, a guess: context, workspaces, gaps.
 CUDA_OVERHEAD = 1.2e9
 OUT_OF_MEMORY = (
     "out of memory",

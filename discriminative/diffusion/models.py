@@ -38,8 +38,7 @@ class DiffusionModels:
 
     def compile(self) -> None:
         """Have UNet and VAE decoder compiled for the shapes that they meet."""
-        # A default run meets more than the usual number of shapes: three stages and drawing, with
-        # gradient and without.
+        # Three stages and sampling, with gradient and without.
         torch._dynamo.config.recompile_limit = 32
         for module in (self.unet, self.vae.decoder):
             module.compile(dynamic=False)
@@ -79,7 +78,7 @@ def load_tokenizer(name: str) -> Any:
             tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **where)
         except (TypeError, ImportError) as error:  # of transformers 4 where it finds no vocabulary
             raise OSError("its tokenizer has no vocabulary") from error
-        # transformers 5 makes an empty tokenizer then, and says nothing.
+        # transformers 5 silently makes an empty one.
         if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
             raise OSError("its tokenizer has no vocabulary")
         return tokenizer

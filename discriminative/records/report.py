@@ -178,7 +178,7 @@ img { max-width: 100%; display: block; margin: .5rem 0 }
 section { border-top: 1px solid #ddd; margin-top: 1.5rem } summary { cursor: pointer }
 """
 
-# Sorts by a column's numbers where its cells have them, by their text else; again the other way round.
+# Sorts by numbers, else by text; again reversed.
 SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable"))
   table.querySelectorAll("th").forEach((th, column) =>

@@ -22,7 +22,7 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(log_with=name, project_dir=folder, cpu=True)
         told = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in options.items()}
-        # Of tensorboard the name is a folder; of wandb it is the project, and runs have names of their own.
+        # tensorboard: a folder; wandb: a project with named runs.
         project = run_name if name == "tensorboard" else PROJECT
         self.accelerator.init_trackers(
             project, told, {"wandb": {"name": run_name, "dir": folder}} if name == "wandb" else {}

@@ -154,7 +154,7 @@ class ClassToken:
     @property
     def vocabulary_mean(self) -> torch.Tensor:
         """Mean embedding (1, width) of the vocabulary's whole words."""
-        # Sorted, as a tokenizer's vocabulary comes in any order, and so would the last bits of its mean.
+        # Sorted: the mean's last bits follow the order.
         whole = sorted(
             i
             for word, i in self.models.tokenizer.get_vocab().items()

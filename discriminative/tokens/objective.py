@@ -74,8 +74,7 @@ class Objective:
         self.wrong = {}  # share of wrong images in the last validation, by prompt
         self.stages = [self.of_stage(stage) for stage in settings.stages]
         self.templates = [fill(template, token.placeholder, class_name) for template in TEMPLATES]
-        # The evaluation's prompt is the first one, which is also the hardest: most of the validation is
-        # of it.
+        # Mostly the evaluation's prompt, the hardest.
         self.validation_prompts = [self.templates[i] for i in (0, 0, 1, 0, 0, 2)]
 
     def of_stage(self, stage) -> tuple[GradientPath, SamplerSettings]:
@@ -123,8 +122,7 @@ class Objective:
             class_loss = (
                 partial(self.augmented_loss, seeds[chunk]) if self.settings.augment else self.class_loss
             )
-            # In half precision an image may overflow now and then; its loss is NaN, and the scaler skips
-            # the update.
+            # In half precision an image may overflow: NaN, skipped.
             class_loss = partial(class_loss, may_overflow=scaler.is_enabled())
             return token_gradient(token, prompts[chunk], seeds[chunk], sampler, path, class_loss, weight)
 

@@ -8,9 +8,8 @@ import torch
 from discriminative.errors import UsageError
 from discriminative.hub import one_line
 
-# The first three of the official list. The baseline puts the initializer "a" in the token's place, so no
-# template has
-# an article of its own (the official third one doubles it).
+# The official list's first three, without articles:
+# the baseline has "a" in the token's place.
 TEMPLATES = (
     "A photo of {token} {class}",
     "a high resolution realistic image of {token} {class}",
