@@ -557,8 +557,7 @@ def validate(config: RunConfig) -> None:
     Raises:
         UsageError: names the flag, what was given and what is allowed.
     """
-    for f in fields(config):
-        check_value(f, getattr(config, f.name))
+    check_values(config)
     draws = config.prompt or config.export_dataset
     is_of_a_class = config.train or config.evaluate or draws or config.export
     if not (is_of_a_class or config.list_classes or config.report):
@@ -571,6 +570,16 @@ def validate(config: RunConfig) -> None:
             "lists them"
         )
     check_together(config)
+
+
+def check_values(config: RunConfig) -> None:
+    """Check every option by itself.
+
+    Raises:
+        UsageError: a value is not allowed, or the folder of outputs cannot be written.
+    """
+    for f in fields(config):
+        check_value(f, getattr(config, f.name))
     check_writable(config.output_path)
 
 

@@ -3,6 +3,7 @@
 Three steps for each class: resolve the class, find its token, check both against the model.
 """
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -306,6 +307,7 @@ def check_against_model(plan: Plan, sources: Sources) -> None:
     if config.path.mode in ("last", "random"):
         check_gradient_steps(config, configs)
     tokens = {config.placeholder_token: plan.vectors} | plan.others
+    tokenizer = copy.deepcopy(configs.tokenizer)
     names = []
     for placeholder, vectors in tokens.items():
         if vectors is not None and vectors.shape[1] != configs.width:
@@ -314,10 +316,10 @@ def check_against_model(plan: Plan, sources: Sources) -> None:
                 f"the text encoder of {config.model!r} takes {configs.width}"
             )
         number = config.num_vectors if vectors is None else len(vectors)
-        check_words(configs.tokenizer, placeholder, config.initializer_token, number)
+        check_words(tokenizer, placeholder, config.initializer_token, number)
         names.append(vector_names(placeholder, number))
-        configs.tokenizer.add_tokens(names[-1])
-    tokenize(configs.tokenizer, prompts, *names)
+        tokenizer.add_tokens(names[-1])
+    tokenize(tokenizer, prompts, *names)
 
 
 def check_gradient_steps(config: RunConfig, configs: ModelConfigs) -> None:

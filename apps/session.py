@@ -21,7 +21,7 @@ from PIL import Image
 from apps.plan import Plan, Sources, check_inputs, make_plan
 from apps.provenance import dataset_options, evaluation_options, origin, read_dataset_record
 from classifiers import load_classifier
-from config import RunConfig, validate, with_preset
+from config import RunConfig, check_values, validate, with_preset
 from discriminative import VERSION
 from discriminative.diffusion.models import DiffusionModels, load_models, load_tiny_vae, models_of
 from discriminative.errors import UsageError
@@ -114,8 +114,7 @@ class Session:
         if unknown:
             raise UsageError(f"no option is called {unknown[0]!r}")
         config = with_preset(preset, given)
-        # The rest is checked when a class is named.
-        validate(replace(config, list_classes=True, train=False, evaluate=False, export=None))
+        check_values(config)
         self.start(Sources(config, models, {c.name: c for c in loaded}))
 
     @classmethod
@@ -130,6 +129,7 @@ class Session:
         self.sources = sources
         self.config = sources.config
         self.loaded: dict[str, Classifier] = dict(sources.classifiers)
+        self.clips: dict[str, TextSimilarity] = {}
 
     # Models and classifiers.
 
@@ -143,11 +143,15 @@ class Session:
             self.loaded[name] = load_classifier(name, self.sources.device, self.sources.dtype, flag)
         return self.loaded[name]
 
-    @cached_property
-    def clip(self) -> TextSimilarity | None:
-        """The model of text similarity, where one is named."""
-        name = self.config.clip_model
-        return TextSimilarity(name, self.sources.device) if name else None
+    def clip(self, name: str | None) -> TextSimilarity | None:
+        """The model of text similarity, where one is named.
+
+        Raises:
+            UsageError: it cannot be loaded.
+        """
+        if name and name not in self.clips:
+            self.clips[name] = TextSimilarity(name, self.sources.device)
+        return self.clips.get(name)
 
     @cached_property
     def models(self) -> DiffusionModels:
@@ -178,8 +182,8 @@ class Session:
                 self.classifier(name)
         if self.sources.judges(config):
             self.classifier(self.sources.judge, "judge")
-        if config.evaluate and config.clip_model:
-            self.clip  # noqa: B018 (loads it)
+        if config.evaluate:
+            self.clip(config.clip_model)
         self.models  # noqa: B018 (loads them)
         if config.train:
             self.load_tiny_vae(config)
@@ -265,7 +269,7 @@ class Session:
     def run_evaluation(self, plan: Plan, token: ClassToken) -> dict[str, Any]:
         """Evaluate, and put the class's row into the summary; what ``evaluation.json`` holds."""
         config = plan.config
-        clip = self.clip if config.clip_model else None
+        clip = self.clip(config.clip_model)
         options = evaluation_options(config)
         guides = self.guides(plan)
         result = evaluate(
@@ -338,8 +342,13 @@ class Session:
             UsageError: something is wrong with it.
         """
         config = replace(self.config, class_index=class_index, **options)
+        if not config.evaluate:  # a session may have options of evaluations that are to come
+            config = replace(config, eval_prompts=None, reference_images=None, clip_model=None)
+        if not config.train:
+            config = replace(config, report_to="none")
         validate(config)
         check_inputs(config)
+        self.sources.first_plan = None  # options may have changed: all is checked again
         return make_plan(config, self.sources, vectors=vectors, learning=learning)
 
     def learn(
