@@ -1,6 +1,8 @@
 """What the benchmarks measure is what they say."""
 
+import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from conftest import tiny_classifier, tiny_models
 
 from config import RunConfig, with_preset
 from discriminative.guides.classifier import Guide
+from discriminative.records.files import write_tensors
 from discriminative.records.layout import RunFolder
 from discriminative.tokens.class_token import ClassToken
 from experiments.speed import convergence
@@ -17,9 +20,10 @@ from experiments.speed.gpu import Bed, Operations
 from experiments.speed.reference import Reference
 from experiments.speed.sd_shapes import build_models
 from experiments.speed.update import record_calls, replay, second_update, stages_of
-from trainer import Best, Training, train
+from trainer import Training, train
 
 CPU = torch.device("cpu")
+ROWS = Path(convergence.__file__).parent / "results" / "convergence.jsonl"
 PAPER = with_preset(
     "paper",
     {"num_inference_steps": 3, "images_per_update": 2, "class_index": 1, "train": True, "max_epochs": 1},
@@ -42,9 +46,7 @@ def test_the_reference_learns_its_row_and_moves_every_other_as_the_official_code
     assert 0 <= accuracy <= 1
     others = torch.arange(len(before)) != reference.row
     assert (after[reference.row] - before[reference.row]).abs().max() > 1e-4
-    torch.testing.assert_close(
-        after[others], before[others] * (1 - PAPER.update_learning_rate(0) * PAPER.weight_decay)
-    )
+    torch.testing.assert_close(after[others], before[others] * (1 - 0.00025 * 2 * PAPER.weight_decay))
 
 
 def test_ours_and_the_reference_draw_the_same_images():
@@ -53,11 +55,9 @@ def test_ours_and_the_reference_draw_the_same_images():
     reference = Reference(models, Guide(tiny_classifier(), 0), "tiger cat", PAPER)
     theirs = reference.image(reference.prompts[0], torch.Generator().manual_seed(5))
     token = ClassToken(models, "newclas", "a")
-    from discriminative.tokens.objective import sampler_settings
-
     torch.testing.assert_close(
         theirs.detach(),
-        token.sample(reference.prompts[:1], [5], sampler_settings(PAPER)),
+        token.sample(reference.prompts[:1], [5], PAPER.sampler),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -71,7 +71,7 @@ def test_replayed_calls_are_those_of_an_update(tmp_path, monkeypatch, units):
     parts = {"unet": models.unet, "text_encoder": models.text_encoder}
 
     def update():
-        train(PAPER, token, [guide], "tiger cat", RunFolder(str(tmp_path), "c", "e"))
+        train(PAPER.learning(), token, [guide], "tiger cat", RunFolder(str(tmp_path), "c", "e"))
 
     calls = record_calls(parts, update)
     assert [len(args[0]) for module, args, *_ in calls if module is models.unet] == [
@@ -81,7 +81,7 @@ def test_replayed_calls_are_those_of_an_update(tmp_path, monkeypatch, units):
         2,
         2,
     ]  # four steps; the last in two halves
-    # With gradient and in bfloat16; the last step's half without the token is guided with the other one, and as exact.
+    # With gradient, in bfloat16; the last step's half without the token is guided with the other one, as exact.
     assert [how for module, _, _, *how in calls if module is models.unet] == [[False, units]] * 3 + [
         [False, False],
         [True, False],
@@ -150,7 +150,7 @@ def test_the_reference_gets_the_time_of_its_first_good_token_or_of_all_its_updat
     ]  # the official program would keep the twelfth
     rows = [{"loss": loss, "seconds": 2.0 * (n + 1), "vector": n + 1} for n, loss in enumerate(losses)]
     monkeypatch.setattr(convergence, "learn_class", lambda config, folder: (None, rows))
-    monkeypatch.setattr(convergence, "Bench", lambda *_: None)
+    monkeypatch.setattr(convergence, "Measured", lambda *_: None)
     monkeypatch.setattr(
         convergence,
         "judged",
@@ -168,9 +168,9 @@ def test_the_reference_gets_the_time_of_its_first_good_token_or_of_all_its_updat
 @pytest.mark.parametrize(("wrong", "at_least", "drawn"), [(5, 0.9, 50), (6, 0.9, 10), (6, 0.0, 50)])
 def test_no_more_is_drawn_of_a_token_that_cannot_be_good_any_more(monkeypatch, wrong, at_least, drawn):
     token = SimpleNamespace(placeholder="newclas", load=lambda vector: None)
-    bench = SimpleNamespace(token=token, class_name="mouse", config=None, guide="guide", judge="judge")
+    bench = SimpleNamespace(token=token, class_name="mouse", config=PAPER, guide="guide", judge="judge")
     bench.right = lambda seeds, who: torch.tensor([who == "guide" or seed >= wrong for seed in seeds])
-    monkeypatch.setattr(convergence, "draw_all", lambda config, token, prompts, seeds: seeds)
+    monkeypatch.setattr(convergence, "draw_all", lambda token, prompt, seeds, settings: seeds)
     assert convergence.judged(bench, torch.zeros(1, 4), at_least) == {
         "guide": 1.0,
         "judge": 1 - wrong / drawn,
@@ -180,7 +180,7 @@ def test_no_more_is_drawn_of_a_token_that_cannot_be_good_any_more(monkeypatch, w
 def test_a_token_is_judged_on_real_images_of_the_seeds_in_turn(monkeypatch):
     monkeypatch.setattr(convergence, "IMAGES", 4)
     monkeypatch.setattr(convergence, "PART", 2)
-    bench = convergence.Bench(17, None)  # the word alone draws another phone with the first of these seeds
+    bench = convergence.Measured(17, None)  # the word alone draws another phone with the first of these seeds
     found = convergence.judged(bench, bench.token.start_vector("initializer", bench.class_name))
     right = bench.right(bench.draw(f"A photo of {bench.word} {bench.class_name}", 4))
     assert right.tolist() == [False, True, True, True]
@@ -211,15 +211,16 @@ def test_tokens_of_the_reference_that_never_are_good_bound_the_ratios_from_below
 
 def test_tokens_of_another_machine_or_of_older_options_do_not_enter_a_table(capsys):
     def row(way, seconds, hardware="here", **older):
-        told = {
-            k: v for k, v in asdict(convergence.options(way, 2, 35)).items() if k != "train_images_every"
-        } | older
+        today = convergence.options(way, 2, 35)
+        told = {k: v for k, v in asdict(today).items() if k != "report_to"}  # as if that came since
         figures = {"updates": 5, "images": 25, "guide": 0.9, "judge": 0.9, "seconds": seconds}
         return figures | {
             "way": way,
             "class_index": 2,
             "seed": 35,
             "options": told,
+            "version": "0.3.0",
+            "constants": today.learning().constants | older,
             "hardware": hardware,
             "to_the_end": figures,
         }
@@ -259,11 +260,22 @@ def test_ours_gets_the_time_of_its_first_good_token_and_to_the_end(monkeypatch):
 
 def trained(config, token, guides, name, folder, on_update, ends, better):
     """A training of ``ends`` updates, two images each, that finds a better token after some of them."""
-    best, rows = Best(file=folder.partial_token, placeholder=token.placeholder), []
+    best_epoch = 0
+    rows = []
     for epoch in range(ends + 1):
         if epoch in better:
-            best.offer((better[epoch],), token.vector.detach(), epoch, epoch)
+            best_epoch = epoch
+            write_tensors(folder.partial_token, {token.placeholder: token.vector.detach()}, {})
         if epoch:
-            rows.append({"epoch": epoch, "best_epoch": best.epoch, "images": 2 * epoch})
+            rows.append({"epoch": epoch, "best_epoch": best_epoch, "images": 2 * epoch})
             on_update(rows[-1], None)
     return Training(rows=rows, images=2 * ends)
+
+
+def test_rows_of_the_version_before_are_of_today_where_its_options_were_the_defaults():
+    """The committed rows are of version 0.2.0."""
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    assert len(rows) == 48
+    assert all(convergence.is_of_today(row) for row in rows)
+    for option, value in {"token_ema": 0.5, "fine_rate": 1.0, "training_steps": 8, "seed": 1}.items():
+        assert not convergence.is_of_today(rows[0] | {"options": rows[0]["options"] | {option: value}})

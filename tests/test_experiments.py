@@ -1,15 +1,17 @@
 """The experiments' own arithmetic; that they run is seen by running them."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from apps.plan import make_plan
-from apps.provenance import OFF
+from apps.earlier import BEFORE_IT_WAS_THERE
+from apps.plan import Sources, make_plan
 from config import RunConfig
 from discriminative.records.files import write_json, write_tensors
 from discriminative.records.summary import COLUMNS
@@ -19,6 +21,8 @@ from experiments.measure import background
 from experiments.method import SETTINGS, TUNING_CLASSES, TUNING_SEEDS, finished, print_comparison
 from experiments.paired import difference, pairs, ratio
 from miniature.scenes import HUES, render
+
+ROWS = Path(tables.__file__).parent / "speed" / "results" / "convergence.jsonl"  # of version 0.2.0
 
 
 def found(class_index, guide, judge=None, seed=35, images=100):
@@ -79,10 +83,8 @@ def test_a_summary_is_told_with_its_gaps():
         | {"guide_with": "1.0", "updates": "10"}
     )
     lines = tables.summary_table([full, unjudged]).splitlines()
-    assert (
-        lines[2]
-        == "| 3 | mouse, field mouse | 0.90 → 0.90 (0.90–0.90) | 0.90 → 0.90 (0.90–0.90) | 9e-01 | 0.90 | 30 | 32 |"
-    )
+    same = "0.90 → 0.90 (0.90–0.90)"
+    assert lines[2] == f"| 3 | mouse, field mouse | {same} | {same} | 9e-01 | 0.90 | 30 | 32 |"
     assert "0.90 → 1.00 (0.90–0.90) | – | – | 0.90 | 10 |" in lines[3]
     assert lines[4:] == [
         "| | 1 of 2 pass; means | 0.90 → 0.95 | 0.90 → 0.90 |  |  | 20 | 32 |",
@@ -133,32 +135,59 @@ def test_every_class_and_seed_has_a_folder_of_its_own():
     assert not paper.is_done
 
 
-def test_settings_name_options_and_tuning_has_seeds_of_its_own():
-    assert all(hasattr(RunConfig(), name) for differs in SETTINGS.values() for name in differs)
+def test_settings_name_options_or_constants_and_tuning_has_seeds_of_its_own():
+    constants = RunConfig().learning().constants
+    known = {f.name for f in fields(RunConfig)} | set(constants)
+    assert {name for differs in SETTINGS.values() for name in differs} <= known
+    assert "fine_rate" in constants
     assert min(TUNING_SEEDS) > 500_000 + 10_000
     assert max(TUNING_SEEDS) < 1_000_000
     assert set(TUNING_CLASSES) < {c.index + 1 for c in AMBIGUOUS}
 
 
+def recorded(run) -> dict:
+    """The options of a run as its record has them: with the memory's settings filled in."""
+    return asdict(make_plan(run.config, Sources(run.config)).config)
+
+
 def test_a_learned_token_is_known_by_its_options_whatever_the_path_to_it(tmp_path, monkeypatch):
     run = plan(AMBIGUOUS[0], 35, str(tmp_path), [])
     write_tensors(run.folder.token, {"newclas": torch.ones(1, 4)}, {})
-    recorded = asdict(make_plan(run.config).config)  # as run.py does, with the memory's settings filled in
-    younger = {"guidance_interval", "reuse_trajectory"}  # the token is older than these, which were off then
-    write_json(run.folder.config, {"config": {k: v for k, v in recorded.items() if k not in younger}})
+    constants = run.config.learning().constants
+    # The token is older than this option, which was as its default then.
+    options = {name: value for name, value in recorded(run).items() if name != "augment"}
+    record = {"version": "0.3.0", "config": options, "constants": constants}
+    write_json(run.folder.config, record)
     monkeypatch.chdir(tmp_path)
     assert plan(AMBIGUOUS[0], 35, ".", []).is_learned
     assert plan(AMBIGUOUS[0], 35, ".", ["--memory", "8gb"]).is_learned
-    assert plan(
-        AMBIGUOUS[0], 35, ".", ["--scheduler", "ddim", "--num_inference_steps", "20"]
-    ).is_learned  # training has its own
-    assert not plan(AMBIGUOUS[0], 35, ".", ["--reuse_trajectory", "4"]).is_learned
-    assert not plan(AMBIGUOUS[0], 35, ".", ["--relative_rate", "0.1"]).is_learned
+    own_sampler = [
+        "--scheduler",
+        "ddim",
+        "--num_inference_steps",
+        "20",
+    ]  # of the evaluation; training has its own
+    assert plan(AMBIGUOUS[0], 35, ".", own_sampler).is_learned
+    assert not plan(AMBIGUOUS[0], 35, ".", ["--noise_pool", "4"]).is_learned
+    assert not plan(AMBIGUOUS[0], 35, ".", ["--learning_rate", "0.1"]).is_learned
     assert not plan(AMBIGUOUS[0], 36, ".", []).is_learned
-    for option, off in OFF.items():  # whose default is not what was done before there was such an option
-        write_json(run.folder.config, {"config": {k: v for k, v in recorded.items() if k != option}})
-        assert not plan(AMBIGUOUS[0], 35, ".", []).is_learned
-        assert plan(AMBIGUOUS[0], 35, ".", [f"--{option}", str(off)]).is_learned
+    write_json(run.folder.config, record | {"constants": constants | {"relative_rate": 0.1}})
+    assert not plan(AMBIGUOUS[0], 35, ".", []).is_learned
+
+
+def test_a_token_that_is_older_than_a_constant_had_it_off(tmp_path):
+    """Their defaults are not what was done before there was such a constant."""
+    run = plan(AMBIGUOUS[0], 35, str(tmp_path), [])
+    write_tensors(run.folder.token, {"newclas": torch.ones(1, 4)}, {})
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    then = next(row for row in rows if row["way"] == "ours")["options"]
+    then |= {"seed": 35, "classifier": "miniature", "judge": "miniature-judge"}
+    then |= {"class_index": run.config.class_index, "eval_batch_size": None}
+    write_json(run.folder.config, {"config": then})
+    assert plan(AMBIGUOUS[0], 35, str(tmp_path), []).is_learned
+    for option in BEFORE_IT_WAS_THERE:
+        write_json(run.folder.config, {"config": {k: v for k, v in then.items() if k != option}})
+        assert not plan(AMBIGUOUS[0], 35, str(tmp_path), []).is_learned
 
 
 def test_only_tokens_of_the_same_class_and_seed_are_compared():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,22 +10,26 @@ from conftest import tiny_classifier, tiny_models
 from PIL import Image
 
 from apps.plan import prompts_to_draw
+from apps.provenance import dataset_options
+from apps.session import Session
 from config import RunConfig
-from discriminative.diffusion.sampler import SamplerSettings
 from discriminative.errors import UsageError, WorkError
 from discriminative.guides.classifier import Guide
 from discriminative.records.layout import RunFolder
 from discriminative.seeds import DATASET_BASE, END_OF_SEEDS, MAX_DATASET, MAX_SEED, SEED_RANGE, training_seeds
+from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
-from discriminative.tokens.dataset import TRIES, Dataset, check_dataset, made_with
-from discriminative.tokens.drawing import generate
+from discriminative.tokens.dataset import TRIES, Dataset, check_dataset
 
 CONFIG = RunConfig(num_inference_steps=2, eval_batch_size=2, num_images=3)
-FAST = SamplerSettings(num_inference_steps=2)
+FAST = SamplerSettings(num_inference_steps=2, guidance_scale=7.0)
 
 
 def test_several_prompts_have_a_folder_each(token, tmp_path):
-    folders = generate(CONFIG, token, ["a photo of newclas cat", "a bat"], RunFolder(str(tmp_path), "c", "e"))
+    folder = RunFolder(str(tmp_path), "c", "e")
+    prompts = ("a photo of newclas cat", "a bat")
+    plan = SimpleNamespace(config=CONFIG, folder=folder, to_draw=prompts, others={})
+    folders = Session.generate(None, plan, token)
     assert [f.name for f in folders] == ["01", "02"]
     for folder in folders:
         assert {p.name for p in folder.iterdir()} == {
@@ -38,16 +43,20 @@ def test_several_prompts_have_a_folder_each(token, tmp_path):
 
 def test_prompts_name_tokens_of_other_classes(tmp_path):
     file = tmp_path / "p.txt"
-    text = "# Windows marks the beginning\n{token} {class} and {token:7} bat\n# a comment\n\n{token:house cat}, {token:3}\n"
+    text = "# Windows marks the beginning\n{token} {class} and {token:7} bat\n"
+    text += "# a comment\n\n{token:house cat}, {token:3}\n"
     file.write_text(text, encoding="utf-8-sig")
-    config = RunConfig(class_index=3, prompt="a {token:7}", prompts_file=str(file))
-    prompts, others = prompts_to_draw(config, "cat", {"7": 7, "house cat": 24, "3": 3}.get)
-    assert prompts == ["a classtoken7", "newclas cat and classtoken7 bat", "classtoken24, newclas"]
+    config = RunConfig(class_index=3, prompt=f"@{file}")
+    find = {"7": 7, "house cat": 24, "3": 3}.get
+    assert prompts_to_draw(replace(config, prompt="a {token:7}"), "cat", find)[0] == ["a classtoken7"]
+    prompts, others = prompts_to_draw(config, "cat", find)
+    assert prompts == ["newclas cat and classtoken7 bat", "classtoken24, newclas"]
     assert others == {"classtoken7": 7, "classtoken24": 24}
 
 
 def test_a_second_token_in_a_prompt_is_its_own_word():
-    """Each token's vectors stand for it alone, however many it has, and words that are no tokens draw as before."""
+    """Each token's vectors stand for it alone, however many it has, and words that are no tokens draw as
+    before."""
     token, alone = (ClassToken(tiny_models(), "newclas", "a") for _ in range(2))
     plain = token.sample(["a photo of cat"], [3], FAST)
     words = torch.cat([token.word_mean("tiger"), token.word_mean("bat")])
@@ -73,12 +82,8 @@ def dataset_of(path):
 
 
 def test_a_data_set_is_added_to_and_no_seed_comes_twice(token, tmp_path):
-    dataset_of(tmp_path).fill(
-        RunConfig(num_inference_steps=2, eval_batch_size=2, export_dataset=3), token, "cat"
-    )
-    dataset_of(tmp_path).fill(
-        RunConfig(num_inference_steps=2, eval_batch_size=2, export_dataset=5), token, "cat"
-    )
+    dataset_of(tmp_path).fill(token, "cat", 3, FAST, 2)
+    dataset_of(tmp_path).fill(token, "cat", 5, FAST, 2)
     rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
     assert [r["seed"] - DATASET_BASE for r in rows] == [0, 1, 2, 3, 4]
     assert {r["file_name"] for r in rows} == {p.name for p in tmp_path.glob("*.png")}
@@ -90,7 +95,7 @@ def test_a_data_set_is_added_to_and_no_seed_comes_twice(token, tmp_path):
     assert [r["prompt"] for r in rows] == [f"{prompts[i % 3]} newclas cat" for i in range(5)]
     with Image.open(tmp_path / rows[0]["file_name"]) as picture:
         assert picture.size == (16, 16)
-    assert dataset_of(tmp_path).fill(RunConfig(export_dataset=5), token, "cat") == 0  # it is full
+    assert dataset_of(tmp_path).fill(token, "cat", 5, FAST, 2) == 0  # it is full
 
 
 def test_a_data_set_of_another_token_is_not_added_to(token, tmp_path):
@@ -99,8 +104,9 @@ def test_a_data_set_of_another_token_is_not_added_to(token, tmp_path):
         UsageError, match="was made with another token or other options; move it, or give another --exp_id"
     ):
         Dataset(tmp_path, [], None, {"token": "other"})
-    assert made_with(CONFIG, token) == json.loads(json.dumps(made_with(CONFIG, token)))
-    assert made_with(CONFIG, token) != made_with(RunConfig(), token)
+    options = dataset_options(CONFIG, token.vector)
+    assert options == json.loads(json.dumps(options))
+    assert options != dataset_options(RunConfig(), token.vector)
 
 
 def test_data_sets_and_training_share_no_seed():
@@ -111,22 +117,18 @@ def test_data_sets_and_training_share_no_seed():
 
 def test_a_data_set_without_a_judge_has_columns_of_the_same_kind(token, tmp_path):
     """A null column beside one of truth values keeps `datasets` from reading two classes together."""
-    Dataset(tmp_path, [Guide(tiny_classifier(), 0)], None, {}).fill(
-        RunConfig(num_inference_steps=2, eval_batch_size=1, export_dataset=1), token, "cat"
-    )
+    Dataset(tmp_path, [Guide(tiny_classifier(), 0)], None, {}).fill(token, "cat", 1, FAST, 1)
     (row,) = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
     assert row["judge"] == "unknown"
 
 
 def test_a_data_set_that_may_not_be_added_to_is_refused_before_anything_is_learned(token, tmp_path):
-    folder, config = RunFolder(str(tmp_path), "c", "e"), replace(CONFIG, export_dataset=3)
-    check_dataset(config, folder, None)  # there is none
-    Dataset(folder.dataset, [Guide(tiny_classifier(), 0)], None, made_with(config, token))
-    check_dataset(config, folder, token.vector)
+    check_dataset(tmp_path, dataset_options(CONFIG, None))  # there is none
+    Dataset(tmp_path, [Guide(tiny_classifier(), 0)], None, dataset_options(CONFIG, token.vector))
+    check_dataset(tmp_path, dataset_options(CONFIG, token.vector))
     for vectors in (None, token.vector + 1):  # yet to be learned, or another one
         with pytest.raises(UsageError, match="was made with another token or other options"):
-            check_dataset(config, folder, vectors)
-    check_dataset(CONFIG, folder, None)  # none is asked for
+            check_dataset(tmp_path, dataset_options(CONFIG, vectors))
 
 
 def test_only_images_that_the_guide_accepts_are_kept(token, tmp_path):
@@ -136,9 +138,7 @@ def test_only_images_that_the_guide_accepts_are_kept(token, tmp_path):
         return torch.nn.functional.one_hot(torch.tensor([next(verdicts) for _ in images]), 6).float(), None
 
     dataset.guides[0].classifier.look = look
-    thrown = dataset.fill(
-        RunConfig(num_inference_steps=2, eval_batch_size=1, export_dataset=3, keep="correct"), token, "cat"
-    )
+    thrown = dataset.fill(token, "cat", 3, FAST, 1, only_correct=True)
     assert thrown == 1
     assert [r["seed"] - DATASET_BASE for r in dataset.rows] == [0, 2, 3]
     assert [
@@ -151,8 +151,4 @@ def test_a_token_that_draws_no_right_image_is_given_up(token, tmp_path):
     dataset = dataset_of(tmp_path)
     dataset.guides[0].classifier.look = lambda images: (torch.eye(6)[[5] * len(images)], None)
     with pytest.raises(WorkError, match="only 0 of 20 images were right; gave up"):
-        dataset.fill(
-            RunConfig(num_inference_steps=2, eval_batch_size=10, export_dataset=1, keep="correct"),
-            token,
-            "cat",
-        )
+        dataset.fill(token, "cat", 1, FAST, 10, only_correct=True)

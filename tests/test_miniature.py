@@ -8,6 +8,7 @@ import torch
 from conftest import weight_hashes
 
 from classifiers import load_classifier
+from config import RunConfig
 from discriminative.diffusion.models import load_models
 from discriminative.diffusion.sampler import SamplerSettings
 from discriminative.hub import MINIATURE
@@ -234,8 +235,8 @@ def test_guide_and_judge_know_unseen_renders(name):
 def test_plain_nouns_are_drawn_as_themselves_and_a_word_mostly_as_its_common_sense(token):
     guide = load_classifier("miniature", CPU, torch.float32)
     seeds = evaluation_seeds(12)
-    frogs = token.sample(["A photo of a frog"] * 12, seeds, SamplerSettings())
-    bats = token.sample(["A photo of a bat"] * 12, seeds, SamplerSettings())
+    frogs = token.sample(["A photo of a frog"] * 12, seeds, RunConfig().sampler)
+    bats = token.sample(["A photo of a bat"] * 12, seeds, RunConfig().sampler)
     with torch.no_grad():
         assert (guide.logits(frogs).argmax(1) == guide.labels.index("frog")).sum() >= 10
         assert (guide.logits(bats).argmax(1) == guide.labels.index("bat, fruit bat")).sum() >= 6

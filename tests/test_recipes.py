@@ -16,7 +16,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def pictures():
-    """500 renders of the miniature's world, enlarged to 160x120 so that there is something to resize and to crop."""
+    """500 renders of the miniature's world, enlarged to 160x120 so that there is something to resize and
+    to crop."""
     scenes = [render("test", 3_000_000 + i, count=1, class_index=i % len(CLASSES)).image for i in range(500)]
     return [picture.resize((160, 120), Image.Resampling.BICUBIC) for picture in scenes]
 
@@ -28,7 +29,8 @@ def to_batch(pictures) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["miniature", "miniature-judge"])
 def test_verdicts_and_logits_are_those_of_timms_own_preprocessing(name, pictures):
-    """Logits within 0.35, 0.02 in the mean, where they span about 20; the most probable class equal on 99 % at least."""
+    """Logits within 0.35, 0.02 in the mean, where they span about 20; the most probable class equal on 99
+    % at least."""
     classifier = load_classifier(name, CPU, torch.float32)
     transform = timm.data.create_transform(
         **timm.data.resolve_model_data_config(classifier.model), is_training=False
@@ -82,7 +84,8 @@ def test_convnext_from_384_pixels_on_is_squashed():
     ],
 )
 def test_a_processor_that_does_more_is_refused_by_what_it_does(name):
-    """These flip the channels, resize by a rule of their own, normalise twice, crop by a rule of their own."""
+    """These flip the channels, resize by a rule of their own, normalise twice, crop by a rule of their
+    own."""
     import transformers
 
     with pytest.raises(ValueError, match="does more than to resize|rescale"):

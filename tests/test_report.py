@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from discriminative.errors import UsageError, WorkError
+from discriminative.records.evaluation import EvaluationRecord
 from discriminative.records.layout import RunFolder
 from discriminative.records.report import write_report
 from discriminative.records.summary import COLUMNS, read, remove_row, replace_row, row_of
@@ -90,7 +91,9 @@ def test_rows_of_the_summary_are_replaced_by_class_and_experiment(tmp_path):
         (10, "cat", 0.3, "b"),
         (10, "cat", 0.4, "a"),
     ):
-        replace_row(str(tmp_path), row_of(result(index, name, share, exp_id), folder, exp_id))
+        folder.exp_id = exp_id
+        record = EvaluationRecord(result(index, name, share, exp_id), folder)
+        replace_row(str(tmp_path), row_of(record))
     rows = read(str(tmp_path))
     assert [(r["class_index"], r["exp_id"], r["guide_with"]) for r in rows] == [
         ("2", "a", "0.2"),
@@ -126,7 +129,7 @@ def test_a_training_of_which_little_is_known_has_a_row(tmp_path):
     folder = RunFolder(str(tmp_path), "c", "e")
     folder.records.mkdir(parents=True)
     folder.config.write_text(json.dumps({"config": {}, "training": {"updates": 3}}))
-    replace_row(str(tmp_path), row_of(result(2, "bat", 0.5), folder, "e"))
+    replace_row(str(tmp_path), row_of(EvaluationRecord(result(2, "bat", 0.5), folder)))
     (row,) = read(str(tmp_path))
     assert (row["updates"], row["images"], row["training_seconds"]) == ("3", "", "")
 
