@@ -2,23 +2,23 @@
 
 import json
 import tempfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from config import RunConfig
+from discriminative.settings import LearningSettings
 
 SHORT_TRAINING = RunConfig(
     class_index=1,
     train=True,
     mixed_precision="no",  # the same on every processor
     num_inference_steps=4,
-    training_steps=4,
+    training_sampler="dpmsolver++@4",
     max_epochs=3,
     images_per_update=4,
-    validation_size=3,
     validate_every=2,
 )
 WORDS = [
@@ -126,8 +126,16 @@ def tiny_classifier(dtype=torch.float32):
     )
 
 
+def learning(**changes) -> LearningSettings:
+    """A short training with some options of ``RunConfig``, or constants by their names, changed."""
+    options = {f.name for f in fields(RunConfig)}
+    constants = {name: value for name, value in changes.items() if name not in options}
+    config = replace(SHORT_TRAINING, **{name: changes[name] for name in changes if name in options})
+    return config.learning(**{"validation_size": 3} | constants)
+
+
 def learned(tmp_path, **changes):
-    """A fresh tiny model after training; returns token and training."""
+    """A fresh tiny model after training; returns token and training. For ``changes`` see ``learning``."""
     from discriminative.guides.classifier import Guide
     from discriminative.records.layout import RunFolder
     from discriminative.tokens.class_token import ClassToken
@@ -135,9 +143,8 @@ def learned(tmp_path, **changes):
 
     token = ClassToken(tiny_models(), "newclas", "a")
     guides = [Guide(tiny_classifier(), 0)]
-    return token, train(
-        replace(SHORT_TRAINING, **changes), token, guides, "tiger cat", RunFolder(str(tmp_path), "c", "e")
-    )
+    folder = RunFolder(str(tmp_path), "c", "e")
+    return token, train(learning(**changes), token, guides, "tiger cat", folder)
 
 
 @pytest.fixture

@@ -39,7 +39,8 @@ def test_gradient_reaches_the_vector_and_no_weight(models, token):
 
 
 def test_text_encoder_is_as_before_after_the_splice(models, token):
-    table, before = models.text_encoder.get_input_embeddings(), weight_hashes(models.text_encoder)
+    table = models.text_encoder.get_input_embeddings()
+    before = weight_hashes(models.text_encoder)
     with pytest.raises(RuntimeError, match="inside"), token.spliced():
         assert models.text_encoder.get_input_embeddings() is not table
         raise RuntimeError("inside")
@@ -76,7 +77,10 @@ def test_token_survives_its_file(tmp_path, models, token):
 
 
 def test_a_file_whose_first_byte_is_that_of_a_pickle_is_read(tmp_path):
-    """A safetensors file begins with the length of its header, which may be any multiple of 8: 128 reads as a pickle's mark."""
+    """A safetensors file begins with the length of its header, any multiple of 8.
+
+    128 reads as a pickle's mark.
+    """
     for padding in range(256):
         path = tmp_path / "t.safetensors"
         save_file({"newclas": torch.ones(1, 4)}, path, {"note": "x" * padding})
@@ -111,7 +115,8 @@ def test_bad_token_files_are_refused(tmp_path, token):
 
 
 def test_a_start_is_a_word_the_mean_of_words_or_of_all_whole_words(token):
-    tokenizer, table = token.models.tokenizer, token.table
+    tokenizer = token.models.tokenizer
+    table = token.table
     tiger, cat = (table[tokenizer.convert_tokens_to_ids(f"{w}</w>")] for w in ("tiger", "cat"))
     assert torch.equal(token.start_vector("initializer", "tiger cat"), token.vector)
     assert torch.equal(token.start_vector("cat", "bat")[0], cat)

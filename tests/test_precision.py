@@ -1,21 +1,30 @@
-"""What training computes in bfloat16 on a CPU that has units for it, and what it never does; and half precision's scaled loss."""
+"""What training computes in bfloat16 on a CPU that has units for it, and what it never does.
+
+And half precision's scaled loss.
+"""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT_TRAINING, learned, tiny_models
+from conftest import SHORT_TRAINING, learned, learning, tiny_models
 
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Classifier
-from discriminative.precision import has_bf16_units, make_scaler, trains_in_bf16
+from discriminative.precision import (
+    bf16_without_gradient,
+    channels_last,
+    has_bf16_units,
+    make_scaler,
+    precision_name,
+    training_precision,
+    trains_in_bf16,
+)
 from discriminative.records.layout import RunFolder
-from discriminative.tokens.objective import sampler_settings
 from trainer import train
 
-CONFIG = replace(SHORT_TRAINING, mixed_precision="auto", max_epochs=1)
+ONE_UPDATE = {"mixed_precision": "auto", "max_epochs": 1}
 CPU = torch.device("cpu")
 
 
@@ -62,7 +71,7 @@ def test_only_auto_on_a_cpu_with_units_trains_in_bf16(monkeypatch, units):
 def test_an_update_walks_in_bf16_and_differentiates_in_float32(mode, units, token, guides, folder, calls):
     """Guidance and the first step's prediction multiply rounding."""
     path = {"gradient_mode": mode, "jump_at": "0.5"}
-    told = train(replace(CONFIG, choose_by="loss", **path), token, guides, "cat", folder)
+    told = train(learning(choose_by="loss", **path, **ONE_UPDATE), token, guides, "cat", folder)
     assert told.precision == "float32, bfloat16 without gradient"
     assert (True, False) in calls["unet"]
     assert (False, True) in calls["unet"]
@@ -71,13 +80,13 @@ def test_an_update_walks_in_bf16_and_differentiates_in_float32(mode, units, toke
 
 
 def test_a_validation_is_drawn_in_bf16(units, token, guides, folder, calls):
-    train(replace(CONFIG, validate_every=1, jump_at="0@8"), token, guides, "cat", folder)
+    train(learning(validate_every=1, jump_at="0@8", **ONE_UPDATE), token, guides, "cat", folder)
     assert (True, False) in calls["unet"]
     assert set(calls["decoder"]) == {(False, True), (True, False)}
 
 
 def test_without_auto_everything_is_float32(units, token, guides, folder, calls):
-    told = train(replace(CONFIG, mixed_precision="no", jump_at="0.5"), token, guides, "cat", folder)
+    told = train(learning(mixed_precision="no", max_epochs=1, jump_at="0.5"), token, guides, "cat", folder)
     assert told.precision == "float32"
     assert not any(in_bf16 for in_bf16, _ in calls["unet"] + calls["decoder"])
 
@@ -85,39 +94,70 @@ def test_without_auto_everything_is_float32(units, token, guides, folder, calls)
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_is_shown_after_a_training_is_float32(fails, units, token, guides, folder, calls):
     """The stock pipeline's images, bit for bit; after a training that failed too."""
-    settings = sampler_settings(CONFIG)
+    settings = SHORT_TRAINING.sampler
     before = token.sample(["cat"], [5], settings)  # (1, 3, H, W)
     handle = token.models.vae.decoder.register_forward_hook(lambda *_: 1 / 0 if fails else None)
     if fails:
         with pytest.raises(ZeroDivisionError):
-            train(CONFIG, token, guides, "cat", folder)
+            train(learning(**ONE_UPDATE), token, guides, "cat", folder)
     else:
-        train(CONFIG, token, guides, "cat", folder)
+        train(learning(**ONE_UPDATE), token, guides, "cat", folder)
     handle.remove()
     assert torch.equal(before, token.sample(["cat"], [5], settings))
     assert calls["unet"][-1] == calls["decoder"][-1] == (False, False)
 
 
 def test_a_unet_in_bf16_keeps_its_channels_first(token):
-    """Group norms in bfloat16 are slow with the channels last; the decoder, which has gradient too, is not."""
+    """Group norms in bfloat16 are slow with the channels last; the decoder, with gradient too, is not."""
 
     def are_last() -> list[bool]:
         weights = (token.models.unet.conv_in.weight, token.models.vae.decoder.conv_in.weight)
         return [w.is_contiguous(memory_format=torch.channels_last) for w in weights]
 
     for wanted, expected in ((True, [False, True]), (False, [True, True])):
-        with token.models.bf16_without_gradient(wanted), token.models.channels_last():
+        with bf16_without_gradient(token.models, wanted), channels_last(token.models):
             assert are_last() == expected
     assert are_last() == [False, False]
 
 
 def test_bf16_draws_the_same_images_but_for_rounding(token):
-    settings = sampler_settings(CONFIG)
+    settings = SHORT_TRAINING.sampler
     exact = token.sample(["cat"] * 2, [5, 6], settings)  # (2, 3, H, W)
-    with token.models.bf16_without_gradient(True):
+    with bf16_without_gradient(token.models):
         coarse = token.sample(["cat"] * 2, [5, 6], settings)  # (2, 3, H, W)
     assert coarse.dtype == torch.float32
     assert 0 < (coarse - exact).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_trainings_precision_is_its_own_and_goes_with_it(fails, units, token):
+    """Its order is channels after bfloat16: such a UNet keeps its channels first."""
+    models = token.models
+
+    def state() -> tuple[str, bool, bool]:
+        weights = (models.unet.conv_in.weight, models.vae.decoder.conv_in.weight)
+        return precision_name(models), *(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+    before = state()
+    assert before == ("float32", False, False)
+    inside = []
+    for mixed_precision in ("auto", "no"):
+        try:
+            with training_precision(models, mixed_precision):
+                inside.append(state())
+                if fails:
+                    raise ZeroDivisionError
+        except ZeroDivisionError:
+            assert fails
+        assert state() == before
+    assert inside == [("float32, bfloat16 without gradient", False, True), ("float32", True, True)]
+
+
+def test_models_in_half_precision_stay_in_it(token):
+    """bfloat16 is for models in float32 alone."""
+    token.models.dtype = torch.float16
+    with bf16_without_gradient(token.models):
+        assert precision_name(token.models) == "float16"
 
 
 def scaled(scale: float = 2.0**10):
@@ -150,7 +190,8 @@ def test_a_scaled_loss_gives_the_same_token(tmp_path, monkeypatch):
 @pytest.mark.parametrize("choose_by", ["loss", "validation"])
 def test_an_update_that_overflows_is_skipped_and_learning_goes_on(tmp_path, monkeypatch, choose_by):
     monkeypatch.setattr("trainer.make_scaler", scaled())
-    logits, calls = Classifier.logits, []
+    logits = Classifier.logits
+    calls = []
 
     def overflows(self, images):
         calls.append(images)
@@ -171,8 +212,13 @@ def test_an_update_that_overflows_is_skipped_and_learning_goes_on(tmp_path, monk
 
 
 def test_images_that_overflow_now_and_then_do_not_wear_the_scale_out(tmp_path, monkeypatch):
-    """A gradient that overflows is the scale's fault, and halves it; a loss that is not finite before any gradient is not."""
-    logits, calls, scales = Classifier.logits, [], []
+    """A gradient that overflows is the scale's fault, and halves it.
+
+    A loss that is not finite before any gradient is not.
+    """
+    logits = Classifier.logits
+    calls = []
+    scales = []
 
     def overflows(self, images):
         calls.append(images)

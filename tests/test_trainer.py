@@ -1,22 +1,21 @@
 """The loop, on tiny fakes."""
 
 import json
-import math
-from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SHORT_TRAINING as CONFIG
-from conftest import learned, tiny_classifier, weight_hashes
+from conftest import SHORT_TRAINING, learned, learning, tiny_classifier, weight_hashes
 
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
 from discriminative.records.layout import RunFolder
+from discriminative.seeds import VALIDATION_BASE
 from discriminative.tokens.files import read_token
-from discriminative.tokens.objective import Task, sampler_settings, token_gradients
-from trainer import Best, stopping_rule, train
+from discriminative.tokens.objective import Objective
+from trainer import train
 
 IDLE = torch.amp.GradScaler("cpu", enabled=False)
+CONFIG = learning()
 
 
 @pytest.mark.parametrize("mode", ["jump", "last"])
@@ -24,13 +23,12 @@ def test_every_weight_and_every_other_prompt_is_bit_identical_after_training(
     models, token, guides, folder, mode
 ):
     frozen = (models.text_encoder, models.unet, models.vae, guides[0].classifier.model)
-    before, start = weight_hashes(*frozen), token.vector.detach().clone()
-    picture = token.sample(["a photo of cat"], [5], sampler_settings(CONFIG))
-    training = train(
-        replace(CONFIG, gradient_mode=mode, choose_by="loss"), token, guides, "tiger cat", folder
-    )
+    before = weight_hashes(*frozen)
+    start = token.vector.detach().clone()
+    picture = token.sample(["a photo of cat"], [5], SHORT_TRAINING.sampler)
+    training = train(learning(gradient_mode=mode, choose_by="loss"), token, guides, "tiger cat", folder)
     assert weight_hashes(*frozen) == before
-    assert torch.equal(picture, token.sample(["a photo of cat"], [5], sampler_settings(CONFIG)))
+    assert torch.equal(picture, token.sample(["a photo of cat"], [5], SHORT_TRAINING.sampler))
     assert not torch.equal(start, training.last_vector)
     assert all(p.grad is None for m in frozen for p in m.parameters())
 
@@ -70,7 +68,7 @@ def test_the_log_counts_all_images_that_were_drawn_so_far(tmp_path):
     """Those of the start's validation too; without validation those of the updates alone."""
     _, training = learned(tmp_path, validate_every=2, max_epochs=2, stop_validation_accuracy=0.0)
     first, second = (row["images"] for row in training.rows)
-    assert first == CONFIG.images_per_update + CONFIG.validation_size
+    assert first == CONFIG.images_per_update + CONFIG.validation.validation_size
     assert second == training.images > first + CONFIG.images_per_update
     _, training = learned(tmp_path, choose_by="loss", max_epochs=2)
     assert [row["images"] for row in training.rows] == [
@@ -79,19 +77,35 @@ def test_the_log_counts_all_images_that_were_drawn_so_far(tmp_path):
     ]
 
 
+def scored_with(monkeypatch, scores):
+    """Have the validations find these scores; returns a list, of the vectors that they are asked of."""
+    found = iter(scores)
+    seen = []
+
+    def validate(self, beats):
+        seen.append(self.token.vector.detach().clone())
+        return next(found)
+
+    monkeypatch.setattr(Objective, "validate", validate)
+    return seen
+
+
 def attempted(tmp_path, monkeypatch, accuracies, **changes):
-    """Train with these validation accuracies; for every update its stage and the vector that it began with, and what was scored."""
-    scores, seen, started = iter([(accuracy, -3.0) for accuracy in accuracies]), [], []
-    monkeypatch.setattr(
-        Task, "validate", lambda self, **_: seen.append(self.token.vector.detach().clone()) or next(scores)
-    )
-    accumulate = Task.accumulate
+    """Train with these validation accuracies.
+
+    Returns:
+        the token, the training, for every update its stage and the vector that it began with, and the vectors
+        that were scored.
+    """
+    started = []
+    seen = scored_with(monkeypatch, [(accuracy, -3.0) for accuracy in accuracies])
+    accumulate = Objective.accumulate
 
     def noting(self, epoch, scaler, stage):
         started.append((stage, self.token.vector.detach().clone()))
         return accumulate(self, epoch, scaler, stage)
 
-    monkeypatch.setattr(Task, "accumulate", noting)
+    monkeypatch.setattr(Objective, "accumulate", noting)
     changes = {
         "attempt_patience": 2,
         "validate_every": 1,
@@ -114,18 +128,11 @@ def test_where_a_start_brings_nothing_the_next_is_tried(tmp_path, monkeypatch):
         assert torch.equal(started[update][1], token.start_vector(start, "tiger cat"))
 
 
-def test_a_new_start_walks_its_own_trajectory_where_updates_share_them(tmp_path, monkeypatch):
-    shared = []
-    monkeypatch.setattr(
-        "discriminative.tokens.objective.token_gradients",
-        lambda *args: shared.append(bool(args[-1])) or token_gradients(*args),
-    )
-    attempted(tmp_path, monkeypatch, [0.1] * 5, max_epochs=4, reuse_trajectory=4, jump_at="0.5", batch_size=4)
-    assert shared == [False, True, False, True]  # the second start is tried after two updates
-
-
 def test_a_clearly_better_token_goes_on_at_the_next_stage(tmp_path, monkeypatch):
-    """Each begins with the best token and has its patience, the last one twice as much; after that learning begins again."""
+    """Each begins with the best token and has its patience, the last one twice as much.
+
+    After that learning begins again.
+    """
     accuracies = [0.1, 0.3, 0.5, 0.6, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5, 0.2]
     token, training, started, seen = attempted(
         tmp_path, monkeypatch, accuracies, jump_at="0@8;0.3;0.5", max_epochs=10
@@ -138,25 +145,29 @@ def test_a_clearly_better_token_goes_on_at_the_next_stage(tmp_path, monkeypatch)
     assert torch.equal(token.vector, seen[3])
 
 
+def test_a_later_start_goes_on_with_its_own_best_token(tmp_path, monkeypatch):
+    """Not with the best of all, which is kept."""
+    accuracies = [0.1, 0.5, 0.6, 0.4, 0.4, 0.4, 0.4, 0.45, 0.4]
+    token, training, started, seen = attempted(
+        tmp_path, monkeypatch, accuracies, jump_at="0@8;0.5", max_epochs=8
+    )
+    assert [row["start"] for row in training.rows] == ["cat"] * 6 + ["tiger+cat"] * 2
+    assert [stage for stage, _ in started] == [0, 1, 1, 1, 1, 1, 0, 1]
+    assert torch.equal(started[7][1], seen[7])
+    assert training.kept_updates == 2
+    assert torch.equal(token.vector, seen[2])
+
+
 def test_a_good_start_is_improved_too(tmp_path, monkeypatch):
     """Better counts by what was missing: from 0.8 on, one more right image in ten is half of it."""
     _, _, started, _ = attempted(tmp_path, monkeypatch, [0.8, 0.84, 0.9, 0.9], max_epochs=3)
     assert [stage for stage, _ in started] == [0, 0, 1]
 
 
-def test_the_averaged_token_is_what_is_scored_and_kept(tmp_path, monkeypatch):
-    """As in Adam, the mean has no bias to the beginning; learning itself goes on with the token as it is."""
-    token, training, started, seen = attempted(
-        tmp_path, monkeypatch, [0.1, 0.2, 0.3], token_ema=0.5, max_epochs=2
-    )
-    assert torch.equal(seen[1], started[1][1])
-    torch.testing.assert_close(seen[2], (started[1][1] + 2 * training.last_vector) / 3)
-    assert torch.equal(token.vector, seen[2])
-
-
 def test_the_step_is_smaller_once_the_token_is_nearly_right(tmp_path, monkeypatch):
     """At the next stage too, but not from another start."""
-    rates, step = [], torch.optim.AdamW.step
+    rates = []
+    step = torch.optim.AdamW.step
     monkeypatch.setattr(
         torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self)
     )
@@ -185,10 +196,7 @@ def test_a_bounded_token_stays_as_short_as_asked(tmp_path):
 
 
 def test_the_kept_token_is_the_best_of_validation(tmp_path, monkeypatch):
-    scores, seen = iter([(0.1, -3.0), (0.6, -1.0), (0.3, -2.0)]), []
-    monkeypatch.setattr(
-        Task, "validate", lambda self, **_: seen.append(self.token.vector.detach().clone()) or next(scores)
-    )
+    seen = scored_with(monkeypatch, [(0.1, -3.0), (0.6, -1.0), (0.3, -2.0)])
     token, training = learned(tmp_path, max_epochs=4, validate_every=2)
     assert training.kept_updates == 2
     assert torch.equal(token.vector, seen[1])
@@ -198,64 +206,32 @@ def test_with_keep_loss_the_kept_token_drew_the_lowest_loss(tmp_path):
     token, training = learned(tmp_path, choose_by="loss", noise_pool=1, max_epochs=4)
     lowest = min(training.rows, key=lambda row: row["loss"])
     assert training.kept_updates == lowest["epoch"] - 1
-    _, losses, _, _ = Task(
-        replace(CONFIG, noise_pool=1), token, [Guide(tiny_classifier(), 0)], "tiger cat"
-    ).accumulate(0, IDLE)
+    objective = Objective(learning(noise_pool=1), token, [Guide(tiny_classifier(), 0)], "tiger cat")
+    _, losses, _, _ = objective.accumulate(0, IDLE)
     assert losses.mean().item() == pytest.approx(lowest["loss"], rel=1e-4)
 
 
 def test_the_log_has_one_object_an_update(tmp_path):
-    _, training = learned(tmp_path, max_epochs=3)
+    _, training = learned(tmp_path, max_epochs=3, stop_validation_accuracy=0.0)
     folder = RunFolder(str(tmp_path), "c", "e")
     rows = [json.loads(line) for line in folder.log.read_text().splitlines()]
     assert rows == training.rows
     assert [r["epoch"] for r in rows] == [1, 2, 3]
     assert set(rows[0]) >= {"epoch", "loss", "accuracy", "probability", "gradient_norm", "seconds"}
-    assert len(list(folder.train_images.glob("epoch_*.png"))) == 3
-
-
-@pytest.mark.parametrize(("every", "kept"), [(2, ["002", "004"]), (0, [])])
-def test_few_of_the_training_images_are_kept_where_that_is_asked_for(tmp_path, every, kept):
-    """And the token is the same."""
-    _, training = learned(tmp_path / "all", max_epochs=4)
-    _, thrifty = learned(tmp_path / "few", max_epochs=4, train_images_every=every)
-    shown = RunFolder(str(tmp_path / "few"), "c", "e").train_images
-    assert [path.stem.removeprefix("epoch_") for path in sorted(shown.glob("epoch_*.png"))] == kept
-    assert len(list(shown.glob("validation_*.png"))) == 3
-    assert torch.equal(training.last_vector, thrifty.last_vector)
-
-
-def test_stopping_rules_are_told_apart():
-    config, best = (
-        replace(
-            CONFIG,
-            patience=5,
-            stop_train_accuracy=0.7,
-            stop_validation_accuracy=0.9,
-            max_epochs=50,
-            validate_every=5,
-        ),
-        Best(),
-    )
-    best.offer((0.5, -1.0), torch.zeros(1), 10, 10)
-    assert stopping_rule(config, 12, 0.6, best) == ""
-    assert stopping_rule(config, 12, 0.8, best) == "train_accuracy"
-    assert stopping_rule(config, 15, 0.6, best) == "patience"
-    assert stopping_rule(replace(config, patience=0), 50, 0.6, best) == "max_epochs"
-    best.offer((0.9, -1.0), torch.zeros(1), 12, 12)
-    assert stopping_rule(config, 12, 0.6, best) == "validation_accuracy"
-    assert stopping_rule(replace(config, stop_validation_accuracy=0.0), 12, 0.6, best) == ""
+    pictures = {path.stem for path in folder.train_images.iterdir()}
+    updates = {"epoch_001", "epoch_002", "epoch_003"}
+    assert pictures == updates | {"validation_000", "validation_002", "validation_003"}
 
 
 def test_patience_counts_from_the_start_when_nothing_improves(tmp_path, monkeypatch):
     """The official code ignores the configured patience until the first improvement."""
-    monkeypatch.setattr(Task, "validate", lambda self, **_: (0.0, -5.0))
+    monkeypatch.setattr(Objective, "validate", lambda self, **_: (0.0, -5.0))
     _, training = learned(tmp_path, patience=2, max_epochs=10)
     assert (len(training.rows), training.stopped_by, training.kept_updates) == (2, "patience", 0)
 
 
 def test_a_token_that_does_already_needs_no_update(tmp_path, monkeypatch):
-    monkeypatch.setattr(Task, "validate", lambda self, **_: (1.0, -0.01))
+    monkeypatch.setattr(Objective, "validate", lambda self, **_: (1.0, -0.01))
     _, training = learned(tmp_path)
     assert (training.rows, training.stopped_by) == ([], "validation_accuracy")
 
@@ -263,24 +239,24 @@ def test_a_token_that_does_already_needs_no_update(tmp_path, monkeypatch):
 def test_logits_that_are_not_finite_are_reported(token, guides, folder):
     guides[0].classifier.model[1].weight.data.fill_(float("nan"))
     with pytest.raises(WorkError, match="logits are not finite; try --mixed_precision"):
-        train(replace(CONFIG, choose_by="loss"), token, guides, "tiger cat", folder)
+        train(learning(choose_by="loss"), token, guides, "tiger cat", folder)
 
 
 def test_a_gradient_that_is_not_finite_is_reported(token, guides, folder, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: torch.tensor(float("inf")))
     with pytest.raises(WorkError, match="update 1: loss .* gradient norm inf"):
-        train(replace(CONFIG, choose_by="loss"), token, guides, "tiger cat", folder)
+        train(learning(choose_by="loss"), token, guides, "tiger cat", folder)
 
 
 def test_patience_of_the_paper_counts_updates_without_a_lower_loss(tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.5, 2.5, 2.5])
-    accumulate = Task.accumulate
+    accumulate = Objective.accumulate
 
     def worse_and_worse(self, *args):
         images, _, probabilities, right = accumulate(self, *args)
         return images, torch.full((4,), next(losses)), probabilities, right
 
-    monkeypatch.setattr(Task, "accumulate", worse_and_worse)
+    monkeypatch.setattr(Objective, "accumulate", worse_and_worse)
     _, training = learned(tmp_path, choose_by="loss", patience=3, max_epochs=10, stop_train_accuracy=1.0)
     assert (len(training.rows), training.stopped_by, training.kept_updates) == (5, "patience", 1)
 
@@ -291,8 +267,8 @@ def test_patience_of_the_paper_counts_updates_without_a_lower_loss(tmp_path, mon
 def test_no_rule_ends_training_before_what_was_learned_is_scored(tmp_path, monkeypatch, changes):
     """A rule that fired between two validations used to throw the learned vector away."""
     scores = iter([(0.0, -5.0), (0.5, -1.0), (0.4, -2.0)])
-    monkeypatch.setattr(Task, "validate", lambda self, **_: next(scores))
-    monkeypatch.setattr(Task, "accumulate", always_right(Task.accumulate))
+    monkeypatch.setattr(Objective, "validate", lambda self, **_: next(scores))
+    monkeypatch.setattr(Objective, "accumulate", always_right(Objective.accumulate))
     _, training = learned(tmp_path, max_epochs=8, **changes)
     assert training.kept_updates > 0
 
@@ -316,7 +292,7 @@ def test_a_training_that_breaks_off_leaves_the_best_token_so_far(tmp_path, monke
             raise WorkError("the machine is taken away")
         return next(scores)
 
-    monkeypatch.setattr(Task, "validate", validate)
+    monkeypatch.setattr(Objective, "validate", validate)
     with pytest.raises(WorkError):
         learned(tmp_path, max_epochs=4, validate_every=1)
     placeholder, vector = read_token(RunFolder(str(tmp_path), "c", "e").partial_token)
@@ -324,63 +300,77 @@ def test_a_training_that_breaks_off_leaves_the_best_token_so_far(tmp_path, monke
     assert torch.equal(vector, seen[1])
 
 
-@pytest.mark.parametrize(("confirm_best", "beats"), [(False, [math.inf] * 4), (True, [0.9, 0.9, 0.95, 0.95])])
-def test_what_a_token_has_to_beat_to_be_drawn_on(tmp_path, monkeypatch, confirm_best, beats):
-    """The best token of its start, and .9."""
-    scores, asked = iter([(0.5, -1.0), (0.95, -0.1), (0.92, -0.5), (0.8, -0.5)]), []
-    monkeypatch.setattr(Task, "validate", lambda self, beats: asked.append(beats) or next(scores))
-    learned(
-        tmp_path,
-        confirm_best=confirm_best,
-        validate_every=1,
-        max_epochs=3,
-        attempt_patience=9,
-        stop_validation_accuracy=0.96,
-    )
-    assert asked == beats
+def test_what_a_token_has_to_beat_to_be_sampled_on(tmp_path, monkeypatch):
+    """The best token of its start, and .9; the next start's has no best one to beat."""
+    scores = iter([(0.5, -1.0), (0.95, -0.1), (0.92, -0.5), (0.8, -0.5), (0.4, -0.5), (0.4, -0.5)])
+    asked = []
+    monkeypatch.setattr(Objective, "validate", lambda self, beats: asked.append(beats) or next(scores))
+    changes = {"jump_at": "0.1", "enough_validation_accuracy": 0.0, "stop_validation_accuracy": 0.96}
+    learned(tmp_path, validate_every=1, max_epochs=5, attempt_patience=2, **changes)
+    assert asked == [0.9, 0.9, 0.95, 0.95, 0.9, 0.9]
 
 
 @pytest.mark.parametrize(
-    ("enough", "part", "whole", "confirm_best", "stopped_by", "updates"),
-    [
-        (0.93, 0.94, 0.95, False, "enough", 3),
-        (0.93, 0.94, 0.85, False, "max_epochs", 8),
-        (0.93, 0.94, 0.85, True, "enough", 3),
-        (0.82, 0.88, 0.81, True, "max_epochs", 8),  # up to .9 none is confirmed
-        (0.0, 0.94, 0.95, False, "max_epochs", 8),
-    ],
+    ("enough", "stopped_by", "updates"),
+    [(0.93, "enough", 3), (0.0, "max_epochs", 8), (0.95, "max_epochs", 8)],
 )
 def test_a_good_token_is_enough_where_an_attempt_brings_nothing_any_more(
-    tmp_path, monkeypatch, enough, part, whole, confirm_best, stopped_by, updates
+    tmp_path, monkeypatch, enough, stopped_by, updates
 ):
-    """If it is as good on the whole validation: the part of it that made it the best may have been lucky. A confirmed one was not."""
-    scores = iter([(0.5, -1.0), (part, -0.1), *[(0.8, -0.5)] * 20])
-    monkeypatch.setattr(
-        Task, "validate", lambda self, beats: (whole, -0.2) if beats == -math.inf else next(scores)
-    )
-    changes = {
-        "validate_every": 1,
-        "max_epochs": 8,
-        "jump_at": "0.1;0.5",
-        "attempt_patience": 1,
-        "enough_validation_accuracy": enough,
-    }
-    _, training = learned(tmp_path, confirm_best=confirm_best, **changes)
+    scored_with(monkeypatch, [(0.5, -1.0), (0.94, -0.1), *[(0.8, -0.5)] * 20])
+    changes = {"jump_at": "0.1;0.5", "attempt_patience": 1, "enough_validation_accuracy": enough}
+    _, training = learned(tmp_path, validate_every=1, max_epochs=8, **changes)
     assert (training.stopped_by, len(training.rows)) == (stopped_by, updates)
     assert training.kept_updates == 1
 
 
+@pytest.mark.parametrize(
+    ("whole", "stopped_by", "updates"),
+    [([True] * 4, "enough", 3), ([False] * 4, "max_epochs", 8)],
+    ids=["as good", "lucky"],
+)
+def test_a_token_that_was_lucky_on_a_part_of_the_validation_is_not_enough(
+    tmp_path, monkeypatch, whole, stopped_by, updates
+):
+    """It has to be as good on the whole, which is drawn for a token that would be the best above .9."""
+    parts = []
+
+    def score_seeds(self, seeds):
+        is_first_part = seeds[0] == VALIDATION_BASE
+        parts.append(is_first_part)
+        right = [parts.count(True) == 2] * 4 if is_first_part else whole
+        return [(self.templates[0], 0.1, is_right) for is_right in right]
+
+    monkeypatch.setattr(Objective, "score_seeds", score_seeds)
+    sizes = {"validation_size": 4, "confirm_size": 12, "stop_validation_accuracy": 0.0}
+    changes = {"jump_at": "0.1;0.5", "attempt_patience": 1, "enough_validation_accuracy": 0.93}
+    _, training = learned(tmp_path, validate_every=1, max_epochs=8, **sizes, **changes)
+    assert (training.stopped_by, len(training.rows)) == (stopped_by, updates)
+    assert training.kept_updates == 1
+    assert parts[:3] == [True, True, False]  # the start's part, and more than one of the second token's
+
+
 def test_a_start_that_is_nearly_right_goes_on_with_the_least_progress(tmp_path, monkeypatch):
     """From .92 a quarter of the way to 1 is .94: a token at .93 would never leave the first stage."""
-    scores = iter([(0.92, -1.0), (0.93, -0.5), *[(0.9, -0.5)] * 9])
-    monkeypatch.setattr(Task, "validate", lambda self, **_: next(scores))
+    scored_with(monkeypatch, [(0.92, -1.0), (0.93, -0.5), *[(0.9, -0.5)] * 9])
     _, training = learned(tmp_path, validate_every=1, max_epochs=2, jump_at="0.1;0.5", attempt_patience=9)
     assert [row["stage"] for row in training.rows] == [1, 2]
 
 
+def test_choosing_by_the_loss_has_one_stage_and_one_start(tmp_path, monkeypatch):
+    """And no validation, however many stages and starts are named and however soon they would change."""
+    monkeypatch.setattr(Objective, "validate", lambda self, **_: 1 / 0)
+    changes = {"jump_at": "0@8;0.5", "start": "cat;tiger+cat", "attempt_patience": 1}
+    _, training = learned(tmp_path, choose_by="loss", max_epochs=5, **changes)
+    assert [(row["start"], row["stage"]) for row in training.rows] == [("cat", 1)] * 5
+    assert training.stopped_by == "max_epochs"
+    assert not any("validation_accuracy" in row for row in training.rows)
+
+
 def test_channels_are_last_while_training_and_lie_as_before_after_it(token, guides, folder):
-    """Images that are shown must be the stock pipeline's, bit for bit; so must they be after a training that failed."""
-    models, seen = token.models, []
+    """Images that are shown must be the stock pipeline's, bit for bit; after a training that failed, too."""
+    models = token.models
+    seen = []
     weights = [w for m in (models.unet, models.vae) for w in m.parameters()]
     before = [w.stride() for w in weights]
     (convolution,) = [
@@ -391,7 +381,7 @@ def test_channels_are_last_while_training_and_lie_as_before_after_it(token, guid
         seen.append(module.weight.is_contiguous(memory_format=torch.channels_last))
 
     handle = convolution.register_forward_hook(note)
-    train(replace(CONFIG, max_epochs=1), token, guides, "cat", folder)
+    train(learning(max_epochs=1), token, guides, "cat", folder)
     assert seen
     assert all(seen)
     assert [w.stride() for w in weights] == before
