@@ -288,7 +288,7 @@ class RunConfig:
         heading="Learning",
         decides="token",
         check=readable(library.parse_gradient_mode),
-        allowed="jump, skip, last, last:K, random:K or lv:K, K 1 or more",
+        allowed="jump, skip, last, random or lv, the last three also with a number, as in last:5",
     )
     jump_at: str = option(
         "0@8;0.07@15;1@12",

@@ -174,7 +174,7 @@ class CurriculumSettings:
         attempt_patience: updates without a better token (in the first stage, a clearly better one) after
             which the next stage or start is tried.
         enough_validation_accuracy: no other start is tried once the best token has this accuracy; 0
-            always tries. From ``curriculum.NEARLY_RIGHT_ACCURACY`` on, above which a best token's whole
+            always tries. Above ``curriculum.NEARLY_RIGHT_ACCURACY``, from where a best token's whole
             validation is drawn.
     """
 

@@ -428,7 +428,7 @@ def test_patience_of_the_paper_counts_updates_without_a_lower_loss():
 
 def test_a_loss_is_no_accuracy():
     """However low: it ends no training as a validation would, and makes no token nearly right."""
-    settings = replace(SETTINGS, stop_validation_accuracy=0.9, enough_validation_accuracy=0.9)
+    settings = replace(SETTINGS, stop_validation_accuracy=0.9, enough_validation_accuracy=0.95)
     curriculum = Curriculum(replace(settings, attempt_patience=NEVER))
     for epoch, loss in enumerate([5.0, 0.95, 1e-9, 0.0], start=1):
         curriculum.offer((-loss,), "vector", epoch, epoch - 1)
@@ -441,3 +441,10 @@ def test_updates_without_a_finite_loss_leave_no_best_token():
     curriculum = Curriculum(replace(SETTINGS, attempt_patience=NEVER, max_epochs=2))
     assert [curriculum.observe(epoch, 0.0, is_scored=True) for epoch in (1, 2)] == [GO_ON, STOP]
     assert curriculum.best.vector is None
+
+
+@pytest.mark.parametrize("enough", [0.5, 0.9])
+def test_what_no_whole_validation_stands_behind_is_never_enough(enough):
+    """Up to there a part of the validation scores a token, and may be lucky."""
+    with pytest.raises(ValueError, match="allowed is 0 or above 0.9"):
+        Curriculum(replace(SETTINGS, enough_validation_accuracy=enough))

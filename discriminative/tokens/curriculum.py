@@ -60,10 +60,18 @@ class Curriculum:
     """Stage by stage from a start, and again from the next start where that brings nothing.
 
     Args:
-        stages: number of stages. starts: number of starts, tried in turn.
+        stages: number of stages.
+        starts: number of starts, tried in turn.
+
+    Raises:
+        ValueError: ``enough_validation_accuracy`` is so low that no whole validation would stand behind it.
     """
 
     def __init__(self, settings: CurriculumSettings, stages: int = 1, starts: int = 1):
+        enough = settings.enough_validation_accuracy
+        if 0 < enough <= NEARLY_RIGHT_ACCURACY:
+            allowed = f"0 or above {NEARLY_RIGHT_ACCURACY}"
+            raise ValueError(f"enough_validation_accuracy: {enough} was given; allowed is {allowed}")
         self.settings = settings
         self.stages = stages
         self.starts = starts
