@@ -130,6 +130,9 @@ def summary(rows: list[dict]) -> str:
     def line(what: str, figure) -> None:
         lines.append(f"| {what} | " + " | ".join(figure(group) if group else "–" for group in groups) + " |")
 
+    def of_images(found: list[dict]) -> str:
+        return " / ".join(average([r[who] / r["images"] for r in found]) for who in WHO)
+
     def passing(group: list[dict], every) -> str:
         classes = by_class(group)
         return f"{sum(every(passes(r) for r in c) for c in classes)} of {len(classes)}"
@@ -143,14 +146,8 @@ def summary(rows: list[dict]) -> str:
     line(
         "median guide / judge", lambda g: " / ".join(f"{median(share(r, who) for r in g):.2f}" for who in WHO)
     )
-    line(
-        "plain prompt, mean guide",
-        lambda g: average([r["without"]["guide"] / r["without"]["images"] for r in g]),
-    )
-    line(
-        "precise phrase, mean guide",
-        lambda g: average([r["without"]["phrase"]["guide"] / r["without"]["phrase"]["images"] for r in g]),
-    )
+    line("plain prompt, mean guide / judge", lambda g: of_images([r["without"] for r in g]))
+    line("precise phrase, mean guide / judge", lambda g: of_images([r["without"]["phrase"] for r in g]))
     line(
         "largest gap guide minus judge",
         lambda g: f"{max(share(r, 'guide') - share(r, 'judge') for r in g):.2f}",
