@@ -61,7 +61,9 @@ def build_parser(more: bool = True) -> argparse.ArgumentParser:
     group.add_argument("--version", action="version", version=VERSION, help="print the version, and stop")
     preset = "options to start from; flags given beside it win (default: default)"
     group.add_argument("--preset", choices=PRESETS, default="default", help=preset)
-    config = "a run's config.json, or YAML of options: run it again; flags given beside it win"
+    config = (
+        "a run's config.json, or YAML of options: run it again; it beats --preset, flags given beside it win"
+    )
     group.add_argument("--config", metavar="FILE", help=config)
     for f in fields(RunConfig):
         if f.metadata["heading"]:

@@ -1,5 +1,6 @@
 """Options of earlier versions: what serves instead, and what a record of then says in today's terms."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -105,17 +106,18 @@ def read_options(path: str) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or holds something else.
     """
-    import yaml
-
     given = f"--config: {path!r} was given"
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{given}, which cannot be read ({reason})") from error
+    content = read_content(path)
     if not isinstance(content, dict):
         raise UsageError(f"{given}; allowed is a run's config.json, or a file of options and values")
-    options = read_record(content)[0] if isinstance(content.get("config"), dict) else upgraded_given(content)
+    options = content
+    if isinstance(content.get("config"), dict):
+        options, constants = read_record(content)
+        today = RunConfig().learning().constants
+        for name, value in constants.items():
+            if name in today and value != today[name]:
+                instead = CONSTANT.format(name)
+                raise UsageError(f"{given}; {name} was {value}, and is {today[name]} now: {instead}")
     types = {f.name: f.type for f in fields(RunConfig)}
     for name, value in options.items():
         if name in GONE:
@@ -123,13 +125,35 @@ def read_options(path: str) -> dict[str, Any]:
         if name not in types:
             raise UsageError(f"{given}; {name} is no option")
         kinds = get_args(types[name]) or (types[name],)
-        options[name] = float(value) if float in kinds and type(value) is int else value
+        options[name] = as_float(value) if float in kinds else value
         if type(options[name]) not in kinds:
             kind = getattr(types[name], "__name__", str(types[name]))
             raise UsageError(f"{given}; {name} is {value!r}; allowed is {kind}")
     return options
 
 
-def upgraded_given(options: dict[str, Any]) -> dict[str, Any]:
-    """A few options in today's terms, without those that only a whole record of an earlier version has."""
-    return {name: value for name, value in upgraded(options).items() if name not in BEFORE_IT_WAS_THERE}
+def read_content(path: str) -> Any:
+    """What a file of JSON or YAML holds. JSON first: YAML takes two escapes of one character for two.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--config: {path!r} was given, which cannot be read ({reason})") from error
+
+
+def as_float(value: Any) -> Any:
+    """A whole number, or a text such as YAML makes of 1e-5, as a decimal number; anything else as it is."""
+    try:
+        return float(value) if type(value) in (int, str) else value
+    except ValueError:
+        return value

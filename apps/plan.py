@@ -16,6 +16,7 @@ import torch
 from apps.provenance import check_origin, dataset_options, is_learned, read_dataset_record
 from classifiers import BROUGHT_CLASSIFIERS, parse_source, read_labels, targets_of
 from config import RunConfig, number_or_name, refuse
+from discriminative import VERSION
 from discriminative.diffusion import memory
 from discriminative.diffusion.inspect import (
     SD_1_4,
@@ -528,7 +529,8 @@ def describe(plan: Plan, sources: Sources) -> str:
         "token": str(plan.folder.token),
         "images": str(plan.folder.eval_images),
     }
-    return json.dumps({"plan": told, "config": asdict(config)}, indent=2)
+    record = {"version": VERSION, "constants": config.learning().constants, "config": asdict(config)}
+    return json.dumps({"plan": told} | record, indent=2)
 
 
 def describe_memory(config: RunConfig, sources: Sources) -> str:

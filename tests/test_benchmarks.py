@@ -81,7 +81,8 @@ def test_replayed_calls_are_those_of_an_update(tmp_path, monkeypatch, units):
         2,
         2,
     ]  # four steps; the last in two halves
-    # With gradient, in bfloat16; the last step's half without the token is guided with the other one, as exact.
+    # With gradient, in bfloat16; the last step's half without the token is guided with the other one, as
+    # exact.
     assert [how for module, _, _, *how in calls if module is models.unet] == [[False, units]] * 3 + [
         [False, False],
         [True, False],

@@ -12,7 +12,6 @@ from tiny_folders import LABELS, edit_json, save_hf_convnext, save_hf_vit, save_
 
 from classifiers import CLASSIFIERS, find, load_classifier, parse_source, read_labels
 from discriminative.errors import UsageError, WorkError
-from discriminative.hub import Hub
 
 CPU = torch.device("cpu")
 
@@ -70,13 +69,14 @@ def test_logits_are_those_of_the_library(save, tmp_path):
 
 @pytest.mark.parametrize("route", ["file", "registry"])
 def test_a_vit_whose_original_weights_are_of_another_format_is_loaded(route, tmp_path, monkeypatch):
-    """timm knows the augreg ViTs, the paper's guide among them, as JAX files: it would read the safetensors file as one."""
+    """timm knows the augreg ViTs, the paper's guide among them, as JAX files, and would read a safetensors
+    file as one."""
     name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     assert timm.get_pretrained_cfg(name).custom_load
     torch.manual_seed(0)
     model = timm.create_model(name.split(".")[0]).eval()
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    monkeypatch.setattr(Hub, "fetch", lambda *args: tmp_path / "model.safetensors")
+    monkeypatch.setattr("discriminative.guides.loaders.fetch", lambda *args: tmp_path / "model.safetensors")
     classifier = load(
         f"timm:{name}" if route == "registry" else f"timm:{name}@{tmp_path / 'model.safetensors'}"
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from apps.plan import checkpointed, with_memory
+from apps.plan import Sources, make_plan
 from config import RunConfig
 from discriminative.diffusion.inspect import SD_1_4, Size, text_encoder_bytes
 from discriminative.diffusion.memory import SETTINGS, WEIGHTS, Batches, choose, estimate
@@ -48,10 +48,11 @@ def test_a_text_encoder_is_counted_as_large_as_it_is_and_what_judges_beside_it(t
             num_hidden_layers=layers,
             num_attention_heads=heads,
         )
-        text.save_pretrained(tmp_path / str(width) / "text_encoder")
+        text.save_pretrained(tmp_path / str(width))
         with torch.device("meta"):
             sizes[width] = 4 * sum(p.numel() for p in CLIPTextModel(text).parameters())
-        assert text_encoder_bytes(str(tmp_path / str(width))) == sizes[width]
+        read = CLIPTextConfig.from_pretrained(tmp_path / str(width))
+        assert text_encoder_bytes(read) == sizes[width]
     assert sizes[768] == pytest.approx(SD_1_4.text_encoder, rel=1e-3)
     larger = SD_1_4._replace(text_encoder=sizes[1024], others=1e9)
     for dtype in (HALF, torch.float32):
@@ -74,22 +75,47 @@ def test_auto_takes_the_roomiest_setting_that_fits(monkeypatch):
         assert choose(SD_1_4, CUDA, HALF) == expected
         assert choose(Size(0.01, 0.02), CPU, torch.float32) == "max"
     monkeypatch.setattr("discriminative.diffusion.memory.room", lambda device: 0.95 * 12.5e9)
-    config = replace(RunConfig(), tiny_vae="taesd")
-    assert with_memory(replace(config, train=True), SD_1_4, CUDA, HALF).memory == "max"
-    assert (
-        with_memory(replace(config, evaluate=True), SD_1_4, CUDA, HALF).memory == "12gb"
-    )  # which decodes with the VAE
+    assert sources_of(CUDA, tiny_vae="taesd", train=True).memory["memory"] == "max"
+    # An evaluation decodes with the VAE.
+    assert sources_of(CUDA, tiny_vae="taesd", evaluate=True).memory["memory"] == "12gb"
+
+
+def sources_of(device: torch.device, **options) -> Sources:
+    """Sources of Stable Diffusion 1.4 in half precision, of which no file is read."""
+    config = replace(RunConfig(), dry_run=True, judge="none", **options)
+    sources = Sources(config)
+    assert sources.size == SD_1_4
+    sources.device = device
+    sources.dtype = HALF
+    return sources
 
 
 def test_what_the_user_gave_beats_the_setting():
-    config = with_memory(replace(RunConfig(), memory="8gb", images_per_update=7), SD_1_4, CPU, HALF)
-    assert (config.batch_size, config.decode_batch_size, config.eval_batch_size) == (7, 1, 4)
-    assert checkpointed(config) == ("unet", "vae")
-    given = {"batch_size": 2, "decode_batch_size": 3, "eval_batch_size": 9, "gradient_checkpointing": False}
-    config = with_memory(replace(RunConfig(), memory="8gb", **given), SD_1_4, CPU, HALF)
-    assert (config.batch_size, config.decode_batch_size, config.eval_batch_size) == (2, 3, 9)
-    assert checkpointed(config) == ()
-    assert checkpointed(replace(config, memory="max", gradient_checkpointing=True)) == ("unet", "vae")
+    sources = sources_of(CPU, memory="8gb")
+    assert sources.memory == {"memory": "8gb", "decode_batch_size": 1, "eval_batch_size": 4}
+    assert sources.checkpointed == ("unet", "vae")
+    given = {"decode_batch_size": 3, "eval_batch_size": 9, "gradient_checkpointing": False}
+    sources = sources_of(CPU, memory="8gb", **given)
+    assert sources.memory == {"memory": "8gb", "decode_batch_size": 3, "eval_batch_size": 9}
+    assert sources.checkpointed == ()
+    sources = sources_of(CPU, memory="max", gradient_checkpointing=True)
+    assert sources.checkpointed == ("unet", "vae")
+
+
+def test_what_the_setting_stands_for_is_what_a_class_is_planned_and_learned_with(tmp_path):
+    config = replace(
+        RunConfig(), class_index=2, train=True, model="miniature", memory="8gb", output_path=str(tmp_path)
+    )
+    plan = make_plan(config, Sources(config))
+    assert (plan.config.decode_batch_size, plan.config.eval_batch_size) == (1, 4)
+    settings = plan.config.learning()
+    assert (settings.sampler.decode_batch_size, settings.eval_batch_size) == (1, 4)
+
+
+def test_an_updates_images_go_through_the_models_together_unless_fewer_are_asked_for():
+    config = replace(RunConfig(), images_per_update=7)
+    assert config.learning().batch_size is None  # all of them
+    assert config.learning(batch_size=2).batch_size == 2
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_done_twice(capsys):

@@ -1,4 +1,5 @@
-"""Folders in the real formats with random weights at small sizes, written by the libraries' own ``save_pretrained``."""
+"""Folders in the real formats with random weights at small sizes, written by the libraries' own
+``save_pretrained``."""
 
 import json
 import re
@@ -27,7 +28,8 @@ def save_sd1(folder: Path) -> str:
 
 
 def save_sd2(folder: Path) -> str:
-    """Stable Diffusion 2: DDIM, predicts velocity; a wider text encoder with gelu, linear projections, heads by level."""
+    """Stable Diffusion 2: DDIM, predicts velocity; a wider text encoder with gelu, linear projections,
+    heads by level."""
     from diffusers import DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
