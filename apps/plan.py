@@ -426,14 +426,14 @@ def make_plans(config: RunConfig, sources: Sources) -> tuple[list[Plan], list[st
         UsageError: whatever is wrong and can be told before weights are loaded, with one class, or with
             every one.
     """
-    check_inputs(config)
-    if not is_sweep(config):
-        return [make_plan(config, sources)], []
-    for name in ("token_path", "reference_images", "prompt_name"):
+    for name in ("token_path", "reference_images", "prompt_name") if is_sweep(config) else ():
         value = getattr(config, name)
         if value:
             given = f"--{name}: {value!r} was given with --class_index {config.class_index}"
             raise UsageError(f"{given}; allowed is one class")
+    check_inputs(config)
+    if not is_sweep(config):
+        return [make_plan(config, sources)], []
     labels = sources.labels(sources.guides[0])
     plans = []
     wrong = []

@@ -7,6 +7,8 @@ constant, set in Python: ``config.learning(fine_rate=1.0)``.
 import math
 from dataclasses import MISSING, dataclass, fields, replace
 
+from discriminative.seeds import VALIDATION_BASE
+
 
 @dataclass(frozen=True)
 class SamplerSettings:
@@ -235,6 +237,7 @@ class LearningSettings:
 
         Raises:
             TypeError: no part has such a setting.
+            ValueError: a value is not allowed.
         """
         parts = {name: getattr(self, name) for name in ("validation", "optimizer", "curriculum")}
         own = {name: value for name, value in constants.items() if name in {f.name for f in fields(self)}}
@@ -245,7 +248,23 @@ class LearningSettings:
             known |= set(given)
         if set(constants) - known:
             raise TypeError(f"no setting of a training is called {', '.join(sorted(set(constants) - known))}")
+        for name, (low, high) in CONSTANT_LIMITS.items():
+            if name in constants and not low <= constants[name] <= high:
+                raise ValueError(f"{name}: {constants[name]} was given; allowed is {low:g} to {high:g}")
         return replace(self, **parts, **own)
 
 
+TINY = 1e-12  # the least that stands for above 0
+CONSTANT_LIMITS = {
+    "relative_rate": (TINY, math.inf),
+    "fine_rate": (TINY, math.inf),
+    "adam_epsilon": (TINY, math.inf),
+    "adam_beta1": (0, 1 - TINY),
+    "adam_beta2": (0, 1 - TINY),
+    "validation_certainty": (0, 1),
+    "enough_validation_accuracy": (0, 1),
+    "attempt_patience": (1, math.inf),
+    "validation_size": (1, VALIDATION_BASE),
+    "confirm_size": (0, VALIDATION_BASE),
+}
 NEVER = math.inf  # updates of patience that never end

@@ -221,3 +221,25 @@ def test_help_and_usage_errors_import_nothing_heavy():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert out.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("relative_rate", -1.0),
+        ("relative_rate", 0.0),
+        ("fine_rate", float("nan")),
+        ("adam_epsilon", 0.0),
+        ("adam_beta1", 1.0),
+        ("adam_beta2", -0.1),
+        ("validation_certainty", 1.1),
+        ("enough_validation_accuracy", 2.0),
+        ("attempt_patience", 0),
+        ("validation_size", 0),
+        ("confirm_size", 500_001),
+    ],
+)
+def test_a_constant_outside_its_limits_is_refused(name, value):
+    """In Python they are set by name; seeds of too large a validation would be training's."""
+    with pytest.raises(ValueError, match=f"{name}: .* was given; allowed is"):
+        RunConfig().learning(**{name: value})

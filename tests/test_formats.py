@@ -1,10 +1,16 @@
-"""Every format of model and classifier, through the command line: train, evaluate, generate on folders of tiny random weights."""
+"""Every format of model and classifier, through the command line: train, evaluate, generate on folders of
+tiny random weights."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from short_runs import small_validations
 from tiny_folders import (
     save_hf_convnext,
     save_hf_vit,
@@ -17,20 +23,10 @@ from tiny_folders import (
 
 from run import main
 
+ROOT = Path(__file__).parent.parent
 SHORT = [
-    *(
-        "--num_inference_steps",
-        "3",
-        "--training_steps",
-        "3",
-        "--max_epochs",
-        "1",
-        "--images_per_update",
-        "2",
-        "--validation_size",
-        "1",
-    ),
-    *("--test_size", "2", "--num_images", "1", "--num_templates", "1"),
+    *("--num_inference_steps", "3", "--training_sampler", "dpmsolver++@3", "--max_epochs", "1"),
+    *("--images_per_update", "2", "--test_size", "2", "--num_images", "1"),
 ]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 MODELS = {"sd1": (save_sd1, 16), "sd2": (save_sd2, 24)}
@@ -44,10 +40,17 @@ CLASSIFIERS = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    with small_validations(1):
+        yield
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Folders by name, each written when it is first asked for."""
-    root, names = tmp_path_factory.mktemp("formats"), {}
+    root = tmp_path_factory.mktemp("formats")
+    names = {}
 
     def of(name: str) -> str:
         if name not in names:
@@ -101,7 +104,7 @@ def test_a_token_is_learned_with_every_scheduler_on_a_model_that_predicts_veloci
     saved, tmp_path, scheduler, mode, device
 ):
     choice = ["--scheduler", scheduler] if scheduler else []
-    extra = ["--export", "a1111", "--save_as_full_pipeline", "True"] if device == "cuda" else []
+    extra = ["--export", "a1111,pipeline"] if device == "cuda" else []
     result = run(
         saved, tmp_path, "sd2", saved("timm"), "--gradient_mode", mode, *choice, *extra, device=device
     )
@@ -119,7 +122,8 @@ def test_a_token_is_learned_with_every_scheduler_on_a_model_that_predicts_veloci
 def test_a_tiny_vae_decodes_in_training_and_the_models_own_in_the_evaluation(saved, tmp_path, monkeypatch):
     from discriminative.diffusion import sampler
 
-    decoders, decode = [], sampler.decode
+    decoders = []
+    decode = sampler.decode
 
     def noted(models, latents, settings):
         decoders.append((torch.is_grad_enabled(), settings.tiny_vae))
@@ -225,3 +229,16 @@ def test_classes_are_listed_by_number_label_and_prompt_name(saved, capsys):
     ]
     assert main(["--list_classes", "True"]) == 0  # of sd1.4's default
     assert "  283  tiger cat  ->  tiger cat" in capsys.readouterr().out.splitlines()
+
+
+def test_the_hubs_own_variables_say_where_its_files_are_and_that_none_is_fetched(tmp_path):
+    """They serve instead of options that this program had."""
+    place = tmp_path / "home" / "hub" / "models--somebody--vit"
+    save_hf_vit(place / "snapshots" / "abc")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    settings |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    argv = [sys.executable, "run.py", "--classifier", "hf:somebody/vit", "--list_classes"]
+    done = subprocess.run(argv, env=settings, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[:2] == ["    1  tiger cat  ->  tiger cat", "    2  bat  ->  bat"]

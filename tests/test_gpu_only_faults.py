@@ -2,20 +2,25 @@
 
 import pytest
 import torch
-from conftest import SHORT_TRAINING, tiny_models
+from conftest import learning, tiny_models
 from safetensors.torch import load_file
 from tiny_folders import save_sd1, save_timm
 
-import gradients
-from architecture import SD_1_4
-from class_token import ClassToken, token_tensors
-from classifiers import Guide, load_classifier
-from config import RunConfig, UsageError
-from export import write_web_ui
-from memory import choose, room, with_memory
-from models import load_models, resolve_device, resolve_dtype
-from sampler import SamplerSettings, Walk, draw
-from task import Task
+from apps.plan import Sources
+from classifiers import load_classifier
+from config import RunConfig
+from discriminative.diffusion import gradients
+from discriminative.diffusion.inspect import SD_1_4
+from discriminative.diffusion.memory import choose, room
+from discriminative.diffusion.models import load_models
+from discriminative.diffusion.sampler import Walk
+from discriminative.errors import UsageError
+from discriminative.guides.classifier import Guide
+from discriminative.precision import resolve_device, resolve_dtype
+from discriminative.settings import SamplerSettings
+from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.files import token_tensors, write_web_ui
+from discriminative.tokens.objective import Objective
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -63,12 +68,12 @@ def test_an_update_in_half_precision_leaves_a_gradient_in_float32(saved):
     token = ClassToken(models, "newclas", "a")
     guide = Guide(load_classifier(saved["classifier"], CPU, torch.bfloat16), 0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    images, losses, *_ = Task(SHORT_TRAINING, token, [guide], "cat").accumulate(0, scaler)
+    images, losses, *_ = Objective(learning(), token, [guide], "cat").accumulate(0, scaler)
     assert token.vector.grad.dtype == torch.float32
     assert token.vector.grad.isfinite().all()
     assert token.vector.grad.abs().sum() > 0
     assert losses.dtype == torch.float32
-    assert draw(token, ["a cat"], [0], SamplerSettings(num_inference_steps=2)).dtype == torch.bfloat16
+    assert token.sample(["a cat"], [0], SamplerSettings(2, guidance_scale=7.0)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -89,9 +94,8 @@ def test_the_noise_of_the_last_step_is_not_rounded_away_in_half_precision(schedu
     models = tiny_models(scheduler, dtype)
     token = ClassToken(models, "newclas", "a")
     noise = torch.zeros(1, *models.latent_shape(None, None))
-    walk = Walk(
-        models, token.encode(["a"]), token.unconditional, noise, SamplerSettings(num_inference_steps=20)
-    )
+    settings = SamplerSettings(20, guidance_scale=7.0)
+    walk = Walk(models, token.encode(["a"]), token.unconditional, noise, settings)
     last = len(walk.timesteps) - 1
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     signal = (1 - betas).cumprod(0)[walk.timesteps[last]].item()
@@ -108,8 +112,9 @@ def test_further_noises_of_the_last_step_have_the_right_share_in_half_precision(
     monkeypatch.setattr(gradients, "alpha_bar_at", noted)
     token = ClassToken(load_models(saved["model"], CPU, torch.bfloat16), "newclas", "a")
     guide = Guide(load_classifier(saved["classifier"], CPU, torch.bfloat16), 0)
-    config = RunConfig(gradient_mode="lv", training_steps=3, images_per_update=1)
-    Task(config, token, [guide], "cat").accumulate(0, torch.amp.GradScaler("cpu", enabled=False))
+    config = RunConfig(gradient_mode="lv", training_sampler="dpmsolver++@3", images_per_update=1)
+    objective = Objective(config.learning(), token, [guide], "cat")
+    objective.accumulate(0, torch.amp.GradScaler("cpu", enabled=False))
     assert asked == [torch.float32]
 
 
@@ -121,9 +126,16 @@ def card(monkeypatch):
     """Make believe that there is a card with so much free and so much in all."""
 
     def of(free: float, total: float) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (int(free * GB), int(total * GB)))
 
     return of
+
+
+def sources_of(**options) -> Sources:
+    """The sources of a run of SD 1.4 with one guide, of which a dry run fetches nothing."""
+    return Sources(RunConfig(dry_run=True, **options))
 
 
 def test_no_more_of_a_card_is_taken_than_others_have_left(card):
@@ -149,12 +161,14 @@ def test_of_an_empty_card_a_share_is_taken(card):
 def test_auto_goes_by_what_is_free(card, free, total, expected):
     card(free, total)
     assert choose(SD_1_4, CUDA, torch.float16) == expected
-    assert with_memory(RunConfig(), SD_1_4, CUDA, torch.float16).memory == expected
+    sources = sources_of()
+    assert (sources.device, sources.dtype) == (CUDA, torch.float16)
+    assert sources.memory["memory"] == expected
 
 
 def test_what_the_user_names_is_not_changed_by_what_is_free(card):
     card(free=2, total=80)
-    assert with_memory(RunConfig(memory="24gb"), SD_1_4, CUDA, torch.float16).memory == "24gb"
+    assert sources_of(memory="24gb").memory["memory"] == "24gb"
 
 
 @pytest.mark.parametrize(

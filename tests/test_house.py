@@ -43,7 +43,8 @@ ROOMS = (
     ("diffusion", "guides"),
     ("records",),
     ("hub", "precision"),
-    ("errors", "settings", "seeds"),
+    ("settings",),
+    ("errors", "seeds"),
 )
 
 # The miniature's scripts stand beside the house: what they may import, and who may import them.

@@ -5,13 +5,16 @@ import math
 import conftest
 import pytest
 import torch
-from conftest import learned, tiny_models
+from conftest import learned, learning, tiny_models
 
-from class_token import ClassToken
-from classifiers import Classifier, Guide
-from config import RunConfig, evaluation_seeds, training_seeds, validation_seeds
-from evaluate import Seen
-from sampler import draw_noise
+from config import RunConfig
+from discriminative.diffusion import gradients
+from discriminative.diffusion.sampler import draw_noise
+from discriminative.guides.classifier import Classifier, Guide
+from discriminative.seeds import evaluation_seeds, training_seeds, validation_seeds
+from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.objective import Objective
+from evaluate import Seen, evaluate
 
 WIDTH = 16  # of the tiny text encoder's embeddings
 
@@ -131,10 +134,56 @@ def test_the_probability_is_the_mean_of_the_softmax(seen):
 
 
 def test_seeds_are_the_numbers_that_earlier_tokens_were_learned_with():
-    assert training_seeds(RunConfig(), 0) == [36_000_000, 36_000_001, 36_000_002, 36_000_003, 36_000_004]
-    assert training_seeds(RunConfig(seed=0), 2) == [1_000_010, 1_000_011, 1_000_012, 1_000_013, 1_000_014]
-    assert validation_seeds(RunConfig(validation_size=2, confirm_size=1)) == [500_000, 500_001, 500_002]
-    assert evaluation_seeds(RunConfig(test_size=3)) == [0, 1, 2]
+    config = RunConfig()
+    assert training_seeds(config.seed, 0, config.images_per_update) == [
+        36_000_000,
+        36_000_001,
+        36_000_002,
+        36_000_003,
+        36_000_004,
+    ]
+    assert training_seeds(0, 2, 5) == [1_000_010, 1_000_011, 1_000_012, 1_000_013, 1_000_014]
+    assert validation_seeds(3) == [500_000, 500_001, 500_002]
+    assert evaluation_seeds(3) == [0, 1, 2]
+
+
+def drawn_seeds(monkeypatch) -> list[int]:
+    """A list that takes every seed whose image is finished from now on."""
+    seeds = []
+    sample = ClassToken.sample
+
+    def noted(self, prompts, of_batch, settings):
+        seeds.extend(of_batch)
+        return sample(self, prompts, of_batch, settings)
+
+    monkeypatch.setattr(ClassToken, "sample", noted)
+    return seeds
+
+
+def test_a_validation_that_can_still_end_the_training_draws_all_of_its_seeds(token, guides, monkeypatch):
+    seeds = drawn_seeds(monkeypatch)
+    settings = learning(validation_size=2, confirm_size=1, stop_validation_accuracy=0.0001)
+    Objective(settings, token, guides, "cat").validate()
+    assert seeds == [500_000, 500_001, 500_002]
+
+
+def test_an_evaluation_draws_its_seeds_once_for_each_arm(token, folder, guides, monkeypatch):
+    seeds = drawn_seeds(monkeypatch)
+    config = RunConfig(class_index=1, num_inference_steps=2, test_size=3)
+    evaluate(config, token, guides, None, "cat", folder)
+    assert seeds == [0, 1, 2] * 2
+
+
+def test_updates_take_the_seeds_of_their_turn(token, guides, monkeypatch):
+    seeds = []
+    draw = gradients.draw_noise
+    noted = lambda of_batch, *args: seeds.append(of_batch) or draw(of_batch, *args)  # noqa: E731
+    monkeypatch.setattr(gradients, "draw_noise", noted)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    objective = Objective(learning(seed=0, images_per_update=2, noise_pool=2), token, guides, "cat")
+    for epoch in range(4):
+        objective.accumulate(epoch, scaler)
+    assert seeds == [[1_000_000, 1_000_001], [1_000_002, 1_000_003]] * 2
 
 
 def test_noise_is_torchs_own_of_the_seed():

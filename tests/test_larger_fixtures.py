@@ -7,20 +7,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SHORT_TRAINING, tiny_classifier
+from conftest import SHORT_TRAINING, learning, tiny_classifier
 from PIL import Image
-from tiny_folders import VIT, save_models, save_processor
+from tiny_folders import VIT, save_models, save_processor, save_sd1, save_timm
 
-import recipes
-from architecture import check_sampling, relative_size
-from classifiers import Guide, hf_labels, load_classifier, read_labels, timm_labels
-from config import RunConfig, UsageError, training_seeds
+from apps.session import Session
+from classifiers import load_classifier, read_labels
+from config import RunConfig
+from discriminative.diffusion.inspect import check_sampling, read_configs, relative_size
+from discriminative.errors import UsageError
+from discriminative.guides import preprocess
+from discriminative.guides.classifier import Guide
+from discriminative.guides.loaders import hf_labels, timm_labels
+from discriminative.guides.preprocess import Recipe, augmented, hf_recipe, timm_recipe
+from discriminative.records.files import grid
+from discriminative.records.pictures import Shown, framed, upright
+from discriminative.seeds import training_seeds
+from discriminative.tokens.dataset import Dataset
+from discriminative.tokens.objective import Objective
 from evaluate import evaluate
-from generate import Dataset, generate
-from outputs import grid
-from pictures import Shown, framed, upright
-from recipes import Recipe, augmented, hf_recipe, timm_recipe
-from task import Task
 
 IDLE = torch.amp.GradScaler("cpu", enabled=False)
 CPU = torch.device("cpu")
@@ -78,17 +83,18 @@ def test_height_comes_first_in_latents_and_pixels(models):
 
 def test_memory_goes_by_both_sides(models, tmp_path):
     save_models(tmp_path, models)
-    square = relative_size(str(tmp_path), 16, 16).activations
+    configs = read_configs(str(tmp_path))
+    square = relative_size(configs, 16, 16).activations
     for height, width in ((16, 32), (32, 16), (None, 32), (32, None)):
-        assert relative_size(str(tmp_path), height, width).activations == pytest.approx(2 * square)
-    assert relative_size(str(tmp_path), 32, 32).activations == pytest.approx(4 * square)
+        assert relative_size(configs, height, width).activations == pytest.approx(2 * square)
+    assert relative_size(configs, 32, 32).activations == pytest.approx(4 * square)
 
 
 @pytest.mark.parametrize(("height", "width", "flag"), [(18, 32, "--height: 18"), (16, 34, "--width: 34")])
 def test_a_side_that_does_not_fit_is_told_by_its_own_flag(models, tmp_path, height, width, flag):
     save_models(tmp_path, models)
     with pytest.raises(UsageError, match=flag):
-        check_sampling(str(tmp_path), height, width, [])
+        check_sampling(read_configs(str(tmp_path)), height, width, [])
 
 
 @pytest.mark.parametrize(
@@ -131,13 +137,13 @@ def test_recipes_of_both_libraries_have_height_first():
 
 def test_an_augmentation_cuts_a_part_of_the_same_shape_from_within_the_image(monkeypatch):
     cuts = []
-    resized_crop = recipes.resized_crop
+    resized_crop = preprocess.resized_crop
 
     def noted(image, top, left, height, width, size, **settings):
         cuts.append((top, left, height, width, tuple(size)))
         return resized_crop(image, top, left, height, width, size, **settings)
 
-    monkeypatch.setattr(recipes, "resized_crop", noted)
+    monkeypatch.setattr(preprocess, "resized_crop", noted)
     images = torch.rand(40, 3, 50, 100, generator=torch.Generator().manual_seed(0))
     assert augmented(images, list(range(40))).shape == images.shape
     for top, left, height, width, size in cuts:
@@ -191,26 +197,42 @@ def test_an_evaluation_draws_wide_images(token, folder, guides):
             assert picture.size == (WIDTH, HEIGHT)
 
 
-def test_prompts_and_data_sets_are_drawn_wide(token, folder, guides):
-    generate(replace(SMALL, num_images=1), token, ["a newclas cat"], folder)
-    Dataset(folder.dataset, guides, None, {}).fill(replace(SMALL, export_dataset=1), token, "cat")
-    (of_prompt,) = folder.prompt_images.glob("0*.png")
-    for path in (of_prompt, folder.dataset / "000000.png"):
+def test_prompts_and_data_sets_are_drawn_wide(tmp_path):
+    session = Session(
+        save_sd1(tmp_path / "sd1"),
+        save_timm(tmp_path / "timm"),
+        num_inference_steps=2,
+        height=HEIGHT,
+        width=WIDTH,
+        device="cpu",
+        output_path=str(tmp_path / "results"),
+    )
+    token = torch.ones(1, 16)
+    plan = session.plan(1, token, prompt="a {token} cat", num_images=1, export_dataset=1)
+    session.generate(plan, session.token(plan))
+    session.fill_dataset(plan, session.token(plan))
+    (of_prompt,) = plan.folder.prompt_images.glob("0*.png")
+    for path in (of_prompt, plan.folder.dataset / "000000.png"):
         with Image.open(path) as picture:
             assert picture.size == (WIDTH, HEIGHT)
 
 
+def test_a_data_set_is_drawn_as_wide_as_its_sampler_says(token, folder, guides):
+    Dataset(folder.dataset, guides, None, {}).fill(token, "cat", 1, SMALL.sampler, batch_size=2)
+    with Image.open(folder.dataset / "000000.png") as picture:
+        assert picture.size == (WIDTH, HEIGHT)
+
+
 @pytest.mark.parametrize("mode", ["jump", "skip", "last", "lv"])
 def test_training_sees_wide_images(token, guides, mode):
-    config = replace(
-        SHORT_TRAINING, height=HEIGHT, width=WIDTH, images_per_update=2, augment=True, gradient_mode=mode
-    )
-    task = Task(config, token, guides, "cat")
-    images, *_ = task.accumulate(0, IDLE)
+    sizes = {"height": HEIGHT, "width": WIDTH}
+    settings = learning(**sizes, images_per_update=2, augment=True, gradient_mode=mode)
+    objective = Objective(settings, token, guides, "cat")
+    images, *_ = objective.accumulate(0, IDLE)
     assert images.shape == (2, 3, HEIGHT, WIDTH)
     assert token.vector.grad.abs().sum() > 0
-    task.validate()
-    assert task.first_images.shape[1:] == (3, HEIGHT, WIDTH)
+    objective.validate()
+    assert objective.first_images.shape[1:] == (3, HEIGHT, WIDTH)
 
 
 # --- more than one chunk of the decoder
@@ -224,8 +246,9 @@ def seen_in_training(token, monkeypatch, **changes):
     noted = lambda self, images: seen.append(images.detach().clone()) or logits(self, images)  # noqa: E731
     monkeypatch.setattr(type(classifier), "logits", noted)
     token.vector.grad = None
-    config = replace(SHORT_TRAINING, augment=True, jump_at="0.5", **changes)
-    images, losses, *_ = Task(config, token, [Guide(classifier, 0)], "cat").accumulate(0, IDLE)
+    settings = learning(augment=True, jump_at="0.5", **changes)
+    objective = Objective(settings, token, [Guide(classifier, 0)], "cat")
+    images, losses, *_ = objective.accumulate(0, IDLE)
     monkeypatch.undo()
     return images, torch.cat(seen), losses, token.vector.grad.clone()
 
@@ -237,7 +260,8 @@ def test_each_image_is_augmented_by_its_own_seed_however_many_are_decoded_at_onc
     changes = {"batch_size": batch_size, "decode_batch_size": decode_batch_size}
     images, seen, *_ = seen_in_training(token, monkeypatch, **changes)
     assert len(seen) == 4
-    torch.testing.assert_close(seen, augmented(images, training_seeds(SHORT_TRAINING, 0)), rtol=0, atol=0)
+    seeds = training_seeds(SHORT_TRAINING.seed, 0, 4)
+    torch.testing.assert_close(seen, augmented(images, seeds), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("decode_batch_size", [1, 2, 3])

@@ -1,17 +1,30 @@
 """What of an earlier run is taken over: which option decides the token, the evaluation, the data set."""
 
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import tiny_classifier
 
-from class_token import fingerprint
-from config import RunConfig, UsageError
+from apps.provenance import (
+    dataset_options,
+    evaluation_options,
+    is_evaluated,
+    is_learned,
+    read_dataset_record,
+)
+from apps.session import record_of
+from config import RunConfig
+from discriminative.errors import UsageError
+from discriminative.guides.classifier import Guide
+from discriminative.records.files import write_json
+from discriminative.records.layout import RunFolder
+from discriminative.settings import LearningSettings
+from discriminative.tokens.dataset import Dataset, check_dataset
+from discriminative.tokens.files import fingerprint
 from evaluate import templates_of
-from generate import FORMAT, RECORD, check_dataset, options_of
-from outputs import RunFolder, write_json
-from provenance import evaluation_options, is_evaluated, is_learned
+from trainer import Training
 
 VECTORS = torch.ones(1, 4)
 
@@ -19,11 +32,17 @@ VECTORS = torch.ones(1, 4)
 # --- the three predicates: was what is on disk made with ``then`` good for ``now``?
 
 
+def write_learned(then: RunConfig, folder: RunFolder, learning: LearningSettings | None = None) -> None:
+    """What a training leaves on disk, as far as it is asked whether it does for another one."""
+    folder.records.mkdir(parents=True, exist_ok=True)
+    folder.token.touch()
+    plan = SimpleNamespace(config=then, label="cat")
+    write_json(folder.config, record_of(plan, learning or then.learning(), Training()))
+
+
 def token_is_reused(then: RunConfig, now: RunConfig, folder: RunFolder) -> bool:
     """Whether a token that was learned with some options passes for one learned with others."""
-    folder.records.mkdir(parents=True)
-    folder.token.touch()
-    write_json(folder.config, {"config": asdict(then)})
+    write_learned(then, folder)
     return is_learned(now, folder)
 
 
@@ -34,17 +53,22 @@ def evaluation_is_reused(then: RunConfig, now: RunConfig, folder: RunFolder) -> 
     prompts = [{"template": template} for template in templates_of(then)]
     said = {"token": fingerprint(VECTORS), "options": evaluation_options(then), "prompts": prompts}
     write_json(folder.result, said)
-    return is_evaluated(SimpleNamespace(folder=folder, saved=VECTORS, config=now))
+    return is_evaluated(now, folder, VECTORS, templates_of(now))
+
+
+def may_be_added_to(config: RunConfig, folder: RunFolder, vectors: torch.Tensor = VECTORS) -> bool:
+    """Whether a data set on disk is added to with these options and this token."""
+    try:
+        check_dataset(folder.dataset, dataset_options(config, vectors), read_dataset_record)
+    except UsageError:
+        return False
+    return True
 
 
 def dataset_is_reused(then: RunConfig, now: RunConfig, folder: RunFolder) -> bool:
     """Whether a data set is added to with other options; the token is the same."""
-    write_json(folder.dataset / RECORD, {"format": FORMAT, "token": fingerprint(VECTORS)} | options_of(then))
-    try:
-        check_dataset(now, folder, VECTORS)
-    except UsageError:
-        return False
-    return True
+    Dataset(folder.dataset, [Guide(tiny_classifier(), 0)], None, dataset_options(then, VECTORS))
+    return may_be_added_to(now, folder)
 
 
 REUSED = {"token": token_is_reused, "evaluation": evaluation_is_reused, "dataset": dataset_is_reused}
@@ -61,28 +85,22 @@ TABLE = {
     "train": (True, ""),
     "evaluate": (True, ""),
     "prompt": ("a cat", ""),
-    "prompts_file": ("prompts.txt", ""),
     "num_images": (9, ""),
     "export_dataset": (5, ""),
     "keep": ("correct", "dataset"),
     "report": (True, ""),
-    "report_to": ("wandb", ""),
     "list_classes": (True, ""),
     "dry_run": (True, ""),
     "model": ("sd1.5", "token evaluation dataset"),
-    "revision": ("fp16", "token evaluation dataset"),
-    "scheduler": ("ddim", "evaluation dataset"),
     "classifier": ("cub", "token evaluation dataset"),
     "judge": ("none", "evaluation dataset"),
-    "cache_dir": ("cache", ""),
-    "local_files_only": (True, ""),
     "device": ("cpu", ""),
     "mixed_precision": ("no", "token evaluation dataset"),
     "memory": ("8gb", ""),
-    "batch_size": (2, ""),
     "decode_batch_size": (2, ""),
     "eval_batch_size": (2, ""),
     "gradient_checkpointing": (True, ""),
+    # It decodes in training alone.
     "tiny_vae": ("taesd", "token"),
     "compile": (True, ""),
     "placeholder_token": ("otherword", "token evaluation dataset"),
@@ -91,60 +109,65 @@ TABLE = {
     "initializer_token": ("pet", "token evaluation"),
     "start": ("class", "token"),
     "prompt_name": ("kitty", "token evaluation dataset"),
-    # The evaluation has training's first prompt, however many there are.
-    "num_templates": (2, "token dataset"),
     # Training has a sampler of its own: see below for where it has not.
     "num_inference_steps": (50, "evaluation dataset"),
     "guidance_scale": (5.0, "token evaluation dataset"),
-    "guidance_interval": ("0.1,0.8", "token evaluation dataset"),
-    "training_scheduler": ("ddim", "token"),
-    "training_steps": (20, "token"),
+    "scheduler": ("ddim", "evaluation dataset"),
+    "training_sampler": ("dpmsolver++@20", "token"),
     "height": (256, "token evaluation dataset"),
     "width": (256, "token evaluation dataset"),
+    # Evaluations and data sets have seeds of their own.
+    "seed": (1, "token"),
     "gradient_mode": ("skip", "token"),
-    "gradient_steps": (2, "token"),
     "jump_at": ("0.13", "token"),
-    "attempt_patience": (5, "token"),
-    "normalize_steps": (True, "token"),
     "learning_rate": (0.001, "token"),
-    "relative_rate": (0.1, "token"),
-    "fine_rate": (0.2, "token"),
-    "adam_beta1": (0.8, "token"),
-    "adam_beta2": (0.99, "token"),
-    "adam_epsilon": (1e-6, "token"),
+    "images_per_update": (2, "token"),
+    "max_epochs": (10, "token"),
+    "augment": (True, "token"),
     "weight_decay": (0.0, "token"),
     "max_grad_norm": (0.0, "token"),
     "max_token_norm": (0.0, "token"),
-    "token_ema": (0.5, "token"),
-    "images_per_update": (2, "token"),
-    # Evaluations and data sets have seeds of their own.
-    "seed": (1, "token"),
-    "reuse_trajectory": (2, "token"),
     "noise_pool": (1, "token"),
-    "augment": (True, "token"),
-    "max_epochs": (10, "token"),
+    "choose_by": ("loss", "token"),
+    "stop_validation_accuracy": (0.9, "token"),
+    "validate_every": (5, "token"),
     "patience": (5, "token"),
     "stop_train_accuracy": (0.7, "token"),
-    "stop_validation_accuracy": (0.9, "token"),
-    "enough_validation_accuracy": (0.9, "token"),
-    "choose_by": ("loss", "token"),
-    "validation_size": (6, "token"),
-    "confirm_size": (6, "token"),
-    "confirm_best": (False, "token"),
-    "validation_guidance_end": (0.5, "token"),
-    "validation_certainty": (0.0, "token"),
-    "validate_every": (5, "token"),
     "test_size": (100, "evaluation"),
     "eval_prompts": (PROMPTS_FILE, "evaluation"),
     "reference_images": ("photos", "evaluation"),
     "clip_model": ("clip", "evaluation"),
-    "train_images_every": (0, ""),
     "output_path": ("elsewhere", ""),
     "exp_id": ("other", ""),
     # What is learned is written elsewhere; which vectors a data set's images are of, their fingerprint tells.
     "token_path": ("token.safetensors", "evaluation"),
-    "export": ("a1111", ""),
-    "save_as_full_pipeline": (True, ""),
+    "export": ("a1111,pipeline", ""),
+    "report_to": ("wandb", ""),
+}
+# Further values of the same options: each part of a value decides.
+FURTHER = [
+    ("model", "sd1.4@fp16", "token evaluation dataset"),  # a revision
+    ("classifier", "inet,cub", "token evaluation dataset"),
+    ("prompt", "@prompts.txt", ""),
+    ("training_sampler", "ddim@12", "token"),
+    ("training_sampler", "same", "token"),
+    ("gradient_mode", "last:3", "token"),
+    ("jump_at", "0@8;0.07@15", "token"),
+    ("export", "pipeline", ""),
+    ("learning_rate", 0.002, "token"),
+]
+# Settings of a training that are no options, and another value than the default.
+CONSTANTS = {
+    "validation_size": 6,
+    "confirm_size": 6,
+    "validation_certainty": 0.0,
+    "relative_rate": 0.1,
+    "fine_rate": 1.0,
+    "adam_beta1": 0.8,
+    "adam_beta2": 0.99,
+    "adam_epsilon": 1e-6,
+    "attempt_patience": 5,
+    "enough_validation_accuracy": 0.99,
 }
 
 
@@ -168,6 +191,16 @@ def test_an_option_decides_what_the_table_says_and_nothing_else(name, tmp_path):
     now = replace(then, **{name: value})
     assert now != then, f"the table's value of --{name} is the default"
     assert decided(then, now, tmp_path / "changed") == set(expected.split())
+    assert decided(now, then, tmp_path / "changed back") == set(expected.split())
+    assert decided(now, now, tmp_path / "same") == set()
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), FURTHER)
+def test_every_part_of_a_value_decides_as_the_option_does(name, value, expected, tmp_path):
+    then = replace(RunConfig(), **BASE)
+    now = replace(then, **{name: value})
+    assert decided(then, now, tmp_path / "changed") == set(expected.split())
+    assert decided(now, then, tmp_path / "changed back") == set(expected.split())
     assert decided(now, now, tmp_path / "same") == set()
 
 
@@ -178,10 +211,12 @@ def test_the_table_has_no_option_that_is_gone():
 @pytest.mark.parametrize(
     ("without", "name", "value", "decides_token"),
     [
-        ({"training_steps": 0}, "num_inference_steps", 50, True),
-        ({"training_scheduler": "same"}, "scheduler", "ddim", True),
-        ({"training_steps": 0}, "scheduler", "ddim", False),
-        ({"training_scheduler": "same"}, "num_inference_steps", 50, False),
+        ({"training_sampler": "dpmsolver++"}, "num_inference_steps", 50, True),
+        ({"training_sampler": "same@12"}, "scheduler", "ddim", True),
+        ({"training_sampler": "dpmsolver++"}, "scheduler", "ddim", False),
+        ({"training_sampler": "same@12"}, "num_inference_steps", 50, False),
+        ({"training_sampler": "same"}, "num_inference_steps", 50, True),
+        ({"training_sampler": "same"}, "scheduler", "ddim", True),
     ],
 )
 def test_sampling_decides_the_token_where_training_has_no_sampler_of_its_own(
@@ -192,15 +227,60 @@ def test_sampling_decides_the_token_where_training_has_no_sampler_of_its_own(
     assert found == {"evaluation", "dataset"} | ({"token"} if decides_token else set())
 
 
+# --- constants
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_training_with_another_constant_is_not_the_defaults_token(name, folder):
+    config = replace(RunConfig(), **BASE)
+    other = config.learning(**{name: CONSTANTS[name]})
+    assert other != config.learning(), f"the table's value of {name} is the default"
+    write_learned(config, folder)
+    assert is_learned(config, folder)
+    assert not is_learned(config, folder, other)
+    write_learned(config, folder, other)
+    assert not is_learned(config, folder)
+    assert not is_learned(config, folder, config.learning())
+    assert is_learned(config, folder, config.learning(**{name: CONSTANTS[name]}))
+
+
+def test_the_table_has_every_constant_of_a_training():
+    assert set(CONSTANTS) == set(RunConfig().learning().constants)
+
+
+def test_how_many_images_go_through_the_models_at_once_is_no_other_training(folder):
+    config = replace(RunConfig(), **BASE)
+    write_learned(config, folder, config.learning(batch_size=1))
+    assert is_learned(config, folder)
+
+
+def test_with_another_constant_an_option_decides_as_before(folder):
+    config = replace(RunConfig(), **BASE)
+    write_learned(config, folder, config.learning(fine_rate=1.0))
+    other = replace(config, seed=1)
+    assert not is_learned(other, folder, other.learning(fine_rate=1.0))
+    other = replace(config, test_size=50)
+    assert is_learned(other, folder, other.learning(fine_rate=1.0))
+
+
+# --- the token itself, and what options name
+
+
 def test_another_token_decides_evaluation_and_data_set(tmp_path):
     config = replace(RunConfig(), **BASE)
     folder = RunFolder(str(tmp_path), "0001_cat", "default")
     assert evaluation_is_reused(config, config, folder)
     assert dataset_is_reused(config, config, folder)
     other = VECTORS + 1e-6
-    assert not is_evaluated(SimpleNamespace(folder=folder, saved=other, config=config))
-    with pytest.raises(UsageError):
-        check_dataset(config, folder, other)
+    assert not is_evaluated(config, folder, other, templates_of(config))
+    assert not may_be_added_to(config, folder, other)
+
+
+def test_a_token_that_is_yet_to_be_learned_is_not_that_of_the_data_set(tmp_path):
+    config = replace(RunConfig(), **BASE)
+    folder = RunFolder(str(tmp_path), "0001_cat", "default")
+    assert dataset_is_reused(config, config, folder)
+    assert not may_be_added_to(config, folder, None)
 
 
 def test_another_text_in_the_same_file_of_prompts_decides_the_evaluation(tmp_path):
@@ -210,4 +290,21 @@ def test_another_text_in_the_same_file_of_prompts_decides_the_evaluation(tmp_pat
     folder = RunFolder(str(tmp_path), "0001_cat", "default")
     assert evaluation_is_reused(config, config, folder)
     file.write_text("a {token} {class} in a box\n")
-    assert not is_evaluated(SimpleNamespace(folder=folder, saved=VECTORS, config=config))
+    assert not is_evaluated(config, folder, VECTORS, templates_of(config))
+
+
+@pytest.mark.parametrize("what", ["token", "config"])
+def test_without_its_file_or_its_record_no_token_is_taken_over(what, folder):
+    config = replace(RunConfig(), **BASE)
+    write_learned(config, folder)
+    getattr(folder, what).unlink()
+    assert not is_learned(config, folder)
+
+
+@pytest.mark.parametrize("what", ["result", "grid", "eval_images"])
+def test_without_its_figures_or_pictures_no_evaluation_is_taken_over(what, folder):
+    config = replace(RunConfig(), **BASE)
+    assert evaluation_is_reused(config, config, folder)
+    path = getattr(folder, what)
+    path.rmdir() if path.is_dir() else path.unlink()
+    assert not is_evaluated(config, folder, VECTORS, templates_of(config))

@@ -3,28 +3,29 @@
 import csv
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from short_runs import small_validations
 
-from apps.plan import is_sweep, make_plan, numbers_of
-from apps.provenance import is_evaluated, is_learned
-from config import RunConfig, with_preset
+from apps.plan import Sources, is_sweep, make_plan, numbers_of
+from apps.provenance import changed_settings, is_evaluated, is_learned
+from config import RunConfig
+from discriminative.records.files import write_json
 from discriminative.records.layout import RunFolder
-from run import build_parser, main
+from evaluate import templates_of
+from run import main, options_of, parse
 
 MINI = ["--model", "miniature"]
 SHORT = [
     "--num_inference_steps",
     "4",
-    "--training_steps",
-    "4",
+    "--training_sampler",
+    "dpmsolver++@4",
     "--max_epochs",
-    "2",
-    "--validation_size",
     "2",
     "--validate_every",
     "1",
@@ -32,6 +33,12 @@ SHORT = [
     "3",
 ]
 QUICK = [*MINI, "--device", "cpu", *SHORT]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    with small_validations():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +187,8 @@ def test_where_a_token_is_missing_the_experiments_that_have_one_are_told(trained
     assert main(argv) == 2
     told = capsys.readouterr().err
     assert (
-        "this command's model (miniature), classifier (miniature), --preset and --exp_id (there is one of --exp_id default)"
-        in told
+        "this command's model (miniature), classifier (miniature), --preset and --exp_id "
+        "(there is one of --exp_id default)" in told
     )
 
 
@@ -243,7 +250,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
         == 0
     )
     shown = json.loads(capsys.readouterr().out)
-    assert shown["config"]["relative_rate"] > 0
+    assert shown["config"]["training_sampler"] == "dpmsolver++@12"
+    assert shown["config"]["memory"] != "auto"
+    assert shown["config"]["eval_batch_size"] >= 1
     assert shown["plan"]["classifier"] == "miniature"
     assert shown["plan"]["prompts"][0] == "A photo of newclas bat"
     assert not (tmp_path / "r").exists()
@@ -304,24 +313,26 @@ def test_a_dry_run_of_several_classes_has_a_plan_for_each(capsys):
     assert [plan["config"]["class_index"] for plan in plans] == [2, 4, 5]
 
 
-@pytest.mark.parametrize("mode", ["lv", "jump", "skip"])
-def test_more_gradient_steps_than_the_trajectory_has_are_refused_only_where_they_are_its_last(capsys, mode):
-    """Of "lv" they are noises."""
-    argv = [
-        *MINI,
-        "--class_index",
-        "2",
-        "--train",
-        "True",
-        "--dry_run",
-        "True",
-        "--gradient_steps",
-        "16",
-        "--gradient_mode",
-    ]
+@pytest.mark.parametrize("mode", ["last", "random"])
+def test_more_gradient_steps_than_the_trajectory_has_are_refused_where_they_are_its_last(capsys, mode):
+    argv = [*MINI, "--class_index", "2", "--train", "--dry_run", "--gradient_mode"]
+    assert main([*argv, f"{mode}:12"]) == 0
+    assert main([*argv, f"{mode}:13"]) == 2
+    told = capsys.readouterr().err
+    assert f"--gradient_mode: '{mode}:13' was given; allowed is 1 to 12 steps" in told
+
+
+def test_of_lv_they_are_noises_which_may_be_more():
+    argv = [*MINI, "--class_index", "2", "--train", "--dry_run", "--gradient_mode"]
+    assert main([*argv, "lv:16"]) == 0
+
+
+@pytest.mark.parametrize("mode", ["jump", "skip"])
+def test_modes_with_places_take_no_number_of_steps(capsys, mode):
+    argv = [*MINI, "--class_index", "2", "--train", "--dry_run", "--gradient_mode"]
     assert main([*argv, mode]) == 0
-    assert main([*argv, "random"]) == 2
-    assert "--gradient_steps: 16 was given; allowed is 1 to 12" in capsys.readouterr().err
+    assert main([*argv, f"{mode}:16"]) == 2
+    assert f"--gradient_mode: '{mode}:16' was given; allowed is jump, skip, last" in capsys.readouterr().err
 
 
 def test_a_dry_run_refuses_what_the_run_would(capsys):
@@ -330,8 +341,6 @@ def test_a_dry_run_refuses_what_the_run_would(capsys):
 
 
 def test_a_token_of_another_model_is_neither_overwritten_nor_evaluated(trained, tmp_path, capsys):
-    import shutil
-
     from discriminative.hub import MINIATURE
 
     shutil.copytree(MINIATURE / "model", tmp_path / "model")
@@ -368,9 +377,35 @@ def test_settings_other_than_the_tokens_own_are_told(trained, capsys):
     assert "not as the token was learned: guidance_scale 7.0 -> 5.0" in capsys.readouterr().out
 
 
-def test_an_inpainting_model_is_refused_before_it_is_loaded(tmp_path, capsys):
-    import shutil
+# Options that a token is drawn with, and another value of each.
+DRAWN_WITH = {
+    "initializer_token": "pet",
+    "prompt_name": "kitty",
+    "num_inference_steps": 50,
+    "guidance_scale": 5.0,
+    "scheduler": "ddim",
+    "height": 256,
+    "width": 256,
+}
 
+
+@pytest.mark.parametrize("name", DRAWN_WITH)
+def test_every_setting_that_a_token_is_drawn_with_is_told_where_it_is_another(name, folder):
+    then = RunConfig()
+    write_json(folder.config, {"version": "0.3.0", "config": asdict(then), "constants": {}})
+    now = replace(then, **{name: DRAWN_WITH[name]})
+    assert changed_settings(then, folder) == []
+    assert changed_settings(now, folder) == [f"{name} {getattr(then, name)} -> {DRAWN_WITH[name]}"]
+    assert changed_settings(replace(now, train=True), folder) == []  # it is learned anew
+
+
+def test_another_setting_of_the_training_is_not_told_where_a_token_is_drawn(folder):
+    then = RunConfig()
+    write_json(folder.config, {"version": "0.3.0", "config": asdict(then), "constants": {}})
+    assert changed_settings(replace(then, training_sampler="ddim@5", seed=1, test_size=3), folder) == []
+
+
+def test_an_inpainting_model_is_refused_before_it_is_loaded(tmp_path, capsys):
     from discriminative.hub import MINIATURE
 
     shutil.copytree(MINIATURE / "model", tmp_path / "model")
@@ -421,13 +456,15 @@ def test_an_evaluation_passes_for_that_of_its_own_token_and_options_alone(traine
     shutil.copytree(trained, tmp_path / "r")
     argv = [*QUICK, "--class_index", "2", "--evaluate", "True", "--output_path", str(tmp_path / "r")]
     assert main(argv) == 0
-    given = vars(build_parser().parse_args(argv))
-    plan = make_plan(with_preset(given.pop("preset"), given))
-    assert is_evaluated(plan)
-    assert not is_evaluated(replace(plan, config=replace(plan.config, num_inference_steps=5)))
-    assert not is_evaluated(replace(plan, saved=plan.saved + 1e-6))
+    config = options_of(parse(argv)[0])
+    plan = make_plan(config, Sources(config))
+    templates = templates_of(plan.config)
+    assert is_evaluated(plan.config, plan.folder, plan.vectors, templates)
+    assert not is_evaluated(replace(plan.config, num_inference_steps=5), plan.folder, plan.vectors, templates)
+    assert not is_evaluated(plan.config, plan.folder, plan.vectors + 1e-6, templates)
+    assert not is_evaluated(plan.config, plan.folder, plan.vectors, [*templates, "a {token} {class}"])
     plan.folder.grid.unlink()
-    assert not is_evaluated(plan)
+    assert not is_evaluated(plan.config, plan.folder, plan.vectors, templates)
 
 
 @pytest.mark.parametrize("broken", ["file", "program"])
@@ -474,7 +511,7 @@ def test_more_steps_for_the_evaluation_are_no_reason_to_learn_again(trained):
     config = json.loads((records(trained) / "config.json").read_text())["config"]
     folder = RunFolder(str(trained), "0002_bat_cricket_bat", "default")
     assert is_learned(RunConfig(**config | {"num_inference_steps": 50}), folder)
-    assert not is_learned(RunConfig(**config | {"training_steps": 0}), folder)
+    assert not is_learned(RunConfig(**config | {"training_sampler": "same"}), folder)
     assert not is_learned(RunConfig(**config | {"guidance_scale": 5.0}), folder)
 
 
@@ -482,38 +519,36 @@ def test_running_out_of_memory_is_one_line_that_names_the_flags(monkeypatch, tmp
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("trainer.train", full)
+    monkeypatch.setattr("apps.session.train", full)
     assert main([*QUICK, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path)]) == 1
     assert "try --memory 8gb, or a smaller --height and --width" in capsys.readouterr().err
-    monkeypatch.setattr(
-        "discriminative.diffusion.models.load_models", full
-    )  # already while models are loaded
+    monkeypatch.setattr("apps.session.load_models", full)  # already while models are loaded
     assert main([*QUICK, "--class_index", "2", "--train", "True", "--output_path", str(tmp_path)]) == 1
     assert "try --memory 8gb, or a smaller --height and --width" in capsys.readouterr().err
 
 
 def test_all_classes_are_gone_through_and_a_run_that_broke_off_goes_on(tmp_path, capsys, monkeypatch):
     """Models are loaded once; what is learned is not learned again; one class that fails stops no other."""
-    import trainer
-    from discriminative.diffusion import models
+    from apps import session
     from discriminative.errors import WorkError
 
-    loaded, learned, load, train = [], [], models.load_models, trainer.train
+    loaded = []
+    learned = []
+    load = session.load_models
+    train = session.train
+    monkeypatch.setattr("apps.session.load_models", lambda *args: loaded.append(args) or load(*args))
     monkeypatch.setattr(
-        "discriminative.diffusion.models.load_models", lambda *args: loaded.append(args) or load(*args)
-    )
-    monkeypatch.setattr(
-        "classifiers.read_labels",
+        "apps.plan.read_labels",
         lambda name, *a, **k: ["bat, fruit bat", "bat, cricket bat", "mouse, field mouse"],
     )
 
-    def first_fails(config, token, guides, class_name, folder, on_update):
-        learned.append(config.class_index)
-        if config.class_index == 1 and len(learned) == 1:
+    def first_fails(settings, token, guides, class_name, folder, on_update):
+        learned.append(guides[0].target + 1)
+        if learned == [1]:
             raise WorkError("loss nan")
-        return train(config, token, guides, class_name, folder, on_update)
+        return train(settings, token, guides, class_name, folder, on_update)
 
-    monkeypatch.setattr("trainer.train", first_fails)
+    monkeypatch.setattr("apps.session.train", first_fails)
     monkeypatch.setattr(
         "discriminative.guides.classifier.Classifier.look",
         lambda self, images: (torch.eye(44)[[1] * len(images)], torch.rand(len(images), 4)),

@@ -7,14 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from class_token import fingerprint
-from classifiers import Classifier, Guide
-from config import DATASET_BASE, RunConfig
+from apps.plan import Sources, make_plan
+from config import RunConfig
+from discriminative.guides.classifier import Classifier, Guide
+from discriminative.records.evaluation import EvaluationRecord
+from discriminative.records.files import read_json
+from discriminative.records.summary import read, replace_row, row_of
+from discriminative.seeds import DATASET_BASE
+from discriminative.tokens.dataset import Dataset
+from discriminative.tokens.files import fingerprint
 from evaluate import evaluate
-from generate import Dataset
-from outputs import read_json
-from plan import judge_of, make_plan
-from summary import read, replace_row, row_of
 
 CONFIG = RunConfig(class_index=1, evaluate=True, num_inference_steps=2, test_size=4, classifier="one,two")
 GREEN = (0x2A, 0x9D, 0x4A)
@@ -79,7 +81,7 @@ def test_files_and_the_summary_follow_all_guides(token, folder, two_guides, tmp_
         "token_0003_right.png",
     ]
     assert all("wrong" in path.name for path in folder.eval_images.glob("baseline_*"))
-    replace_row(str(tmp_path), row_of(result, folder, "default"))
+    replace_row(str(tmp_path), row_of(EvaluationRecord(result, folder)))
     (row,) = read(str(tmp_path))
     assert (row["guide_without"], row["guide_with"]) == ("0.0", "0.5")
 
@@ -119,8 +121,8 @@ def drawn(path, keep: str, number: int, token) -> Dataset:
     """A data set under two guides, and what these say of its images."""
     guides = [told("one", [1, 1, 0, 1, 0, 1]), told("two", [1, 0, 1, 1, 0, 1], target=1)]
     dataset = Dataset(path, guides, None, {"token": fingerprint(token.vector)})
-    config = RunConfig(num_inference_steps=2, eval_batch_size=2, export_dataset=number, keep=keep)
-    dataset.fill(config, token, "cat")
+    settings = RunConfig(num_inference_steps=2).sampler
+    dataset.fill(token, "cat", number, settings, batch_size=2, only_correct=keep == "correct")
     return dataset
 
 
@@ -158,16 +160,20 @@ def test_the_verdict_in_a_data_sets_row_is_that_of_all_guides(token, tmp_path):
     ],
 )
 def test_the_default_judge_is_the_first_guides_unless_it_guides_itself(guides, judge):
-    assert judge_of(RunConfig(), guides) == judge
+    sources = Sources(RunConfig(classifier=",".join(guides), device="cpu"))
+    assert sources.guides == guides
+    assert sources.judge == judge
 
 
 def test_a_plan_whose_default_judge_guides_has_none_and_counts_the_second_guide(tmp_path):
     guides = "miniature,miniature-judge"
     config = RunConfig(class_index=2, model="miniature", classifier=guides, train=True, evaluate=True)
-    plan = make_plan(replace(config, device="cpu", output_path=str(tmp_path)))
+    config = replace(config, device="cpu", output_path=str(tmp_path))
+    sources = Sources(config)
+    plan = make_plan(config, sources)
     assert (plan.judge, plan.judge_target, plan.config.judge) == (None, None, "none")
     assert list(plan.guides) == ["miniature", "miniature-judge"]
-    assert plan.size.others == 0.608e9  # bytes of one more classifier
+    assert sources.size.others == 0.608e9  # bytes of one more classifier
 
 
 def test_an_evaluation_on_disk_says_that_nothing_judged(token, folder, two_guides):

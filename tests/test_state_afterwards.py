@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import tiny_classifier, tiny_models, weight_hashes
 
-import outputs
-from class_token import ClassToken
-from config import WorkError
-from export import write_pipeline
-from outputs import write_image, write_json, write_lines, write_tensors, write_text
+from discriminative.errors import WorkError
+from discriminative.records import files
+from discriminative.records.files import write_image, write_json, write_lines, write_tensors, write_text
+from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.files import write_pipeline
 
 
 class Picture:
@@ -35,7 +35,7 @@ def written(request, monkeypatch):
 
     def write(path: Path, look, breaks_off: bool) -> None:
         picture = Picture(look, breaks_off)
-        monkeypatch.setattr(outputs, "save_file", lambda tensors, path, metadata: picture.save(path))
+        monkeypatch.setattr(files, "save_file", lambda tensors, path, metadata: picture.save(path))
         monkeypatch.setattr(Path, "write_text", lambda self, *args, **settings: picture.save(self))
         calls = {
             "image": lambda: write_image(path, picture),

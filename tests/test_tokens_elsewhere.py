@@ -1,4 +1,5 @@
-"""A token in other tools: diffusers' stock pipeline, the web UIs' file, a whole pipeline; and tokens that come from elsewhere."""
+"""A token in other tools: diffusers' stock pipeline, the web UIs' file, a whole pipeline; and tokens that
+come from elsewhere."""
 
 import json
 
@@ -8,11 +9,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from short_runs import small_validations
 
 from discriminative.diffusion.models import load_models
-from discriminative.diffusion.sampler import SamplerSettings
 from discriminative.diffusion.schedulers import SCHEDULERS
 from discriminative.hub import MINIATURE
+from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.files import read_token
 from run import main
@@ -27,21 +29,27 @@ MINI = [
     "2",
     "--num_inference_steps",
     "4",
-    "--training_steps",
-    "4",
+    "--training_sampler",
+    "dpmsolver++@4",
     "--max_epochs",
     "1",
 ]
-QUICK = [*MINI, "--images_per_update", "1", "--validation_size", "1", "--test_size", "2"]
+QUICK = [*MINI, "--images_per_update", "1", "--test_size", "2"]
 PROMPT = "A photo of newclas bat"
 NOISE = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    with small_validations(1):
+        yield
 
 
 @pytest.fixture(scope="module", params=[1, 3])
 def learned(request, tmp_path_factory):
     """A token of one vector, and one of three, with everything that can be written beside it."""
     out = tmp_path_factory.mktemp("results")
-    extra = ["--num_vectors", str(request.param), "--export", "a1111", "--save_as_full_pipeline", "True"]
+    extra = ["--num_vectors", str(request.param), "--export", "a1111,pipeline"]
     assert main([*QUICK, "--train", "True", "--evaluate", "True", "--output_path", str(out), *extra]) == 0
     (records,) = (out / "pipeline_token").glob("*/default")
     return records
@@ -116,7 +124,8 @@ def test_the_whole_pipeline_draws_our_image_without_loading_a_token(learned):
 
 
 def test_the_whole_pipeline_has_weights_and_words_in_files_that_every_version_reads(learned):
-    """transformers 5 writes names that 4 takes for missing weights: it would draw with a random text encoder. And no vocab.json."""
+    """transformers 5 writes names that 4 takes for missing weights, and would draw with a random text
+    encoder. And no vocab.json."""
     for folder in (learned / "pipeline", MINIATURE / "model"):
         assert all(
             name.startswith("text_model.")
@@ -145,9 +154,8 @@ def test_the_file_says_where_it_comes_from(learned):
         )
         assert json.loads(said["hyperparameters"])["num_inference_steps"] == 4
         assert said["version"]
-        assert (
-            "output_path" not in said["hyperparameters"]
-        )  # whoever gets the file need not know the owner's folders
+        # Whoever gets the file need not know the owner's folders.
+        assert "output_path" not in said["hyperparameters"]
 
 
 def test_a_token_on_disk_is_exported_without_training(learned, tmp_path):

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from discriminative.records.evaluation import EvaluationRecord
+from discriminative.records.layout import RunFolder
+from discriminative.records.pictures import Shown, framed
+from discriminative.records.report import write_report
+from discriminative.records.summary import replace_row, row_of
 from evaluate import verdict
-from outputs import RunFolder
-from pictures import Shown, framed
-from report import write_report
-from summary import replace_row, row_of
 
 GREEN = (0x2A, 0x9D, 0x4A)
 RED = (0xC8, 0x37, 0x2D)
@@ -71,7 +72,8 @@ def write(root, told: dict, exp_id: str = "default", pictures: bool = False) -> 
 
 
 def test_the_summary_has_each_interval_under_its_own_name(tmp_path):
-    path = replace_row(str(tmp_path), row_of(result(), RunFolder(str(tmp_path), "c", "e"), "e"))
+    record = EvaluationRecord(result(), RunFolder(str(tmp_path), "c", "e"))
+    path = replace_row(str(tmp_path), row_of(record))
     with path.open(newline="") as file:
         (row,) = csv.DictReader(file)
     guide = [float(row[f"guide_{name}"]) for name in ("without", "with", "low", "high")]
@@ -83,7 +85,8 @@ def test_the_summary_has_each_interval_under_its_own_name(tmp_path):
 
 def test_the_summary_of_a_class_that_nothing_judged_leaves_the_judges_cells_empty(tmp_path):
     arms = {"token": {"judge": None}, "baseline": {"judge": None}}
-    path = replace_row(str(tmp_path), row_of(result(**arms), RunFolder(str(tmp_path), "c", "e"), "e"))
+    record = EvaluationRecord(result(**arms), RunFolder(str(tmp_path), "c", "e"))
+    path = replace_row(str(tmp_path), row_of(record))
     with path.open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert [row[f"judge_{name}"] for name in ("without", "with", "low", "high")] == [""] * 4

@@ -1,4 +1,4 @@
-"""Finished tokens at work: prompts, several tokens in one, data sets."""
+"""Data sets; and finished tokens at work in prompts, several in one among them."""
 
 import json
 from dataclasses import replace
