@@ -1,15 +1,11 @@
 #!/usr/bin/env python
-"""Learn a class token for a text-to-image model from a pretrained classifier, evaluate it, and generate
-with it.
+"""Learn a word for a text-to-image model from a pretrained classifier, evaluate it, and generate with it.
 
-python run.py --model miniature --class_index 2 --train --evaluate                # the bundled model, on
-a laptop
-python run.py --model miniature --class_index 2 --prompt "A photo of {token} {class} on a blue background"
-python run.py --class_index 283 --train --evaluate                                # SD 1.4, ImageNet's
-tiger cat
-python run.py --class_index 283 --train --evaluate --preset paper                 # with the paper's settings
-python run.py --classifier cub --list_classes                                     # every class of a
-classifier
+python run.py --model miniature --class_index 2 --train --evaluate       # the bundled model, on a laptop
+python run.py --model miniature --class_index 2 --prompt "A photo of {token} {class} in the grass"
+python run.py --class_index 283 --train --evaluate                       # SD 1.4, ImageNet's tiger cat
+python run.py --class_index 283 --train --evaluate --preset paper        # with the paper's settings
+python run.py --classifier cub --list_classes                            # every class of a classifier
 """
 
 import argparse
@@ -77,7 +73,8 @@ def build_parser(more: bool = True) -> argparse.ArgumentParser:
         elif f.metadata["choices"]:
             settings["choices"] = f.metadata["choices"]
         else:
-            settings["metavar"] = kind.__name__.upper().replace("STR", "TEXT")
+            is_text = kind is str or f.metadata["parse"]
+            settings["metavar"] = "TEXT" if is_text else kind.__name__.upper()
         is_hidden = f.metadata["more"] and not more
         line = argparse.SUPPRESS if is_hidden else (f.metadata["help"] + shown).replace("%", "%%")
         group.add_argument(f"--{f.name}", help=line, **settings)
@@ -97,8 +94,9 @@ def parse(argv: list[str]) -> tuple[dict, argparse.ArgumentParser]:
     """
     argv = [with_underscores(text) for text in argv]
     for text in argv:
-        if text.startswith("--") and len(text) > 2:
-            check_flag(text[2:].partition("=")[0])
+        name = text[2:].partition("=")[0]
+        if text.startswith("--") and name:
+            check_flag(name)
     parser = build_parser()
     return vars(parser.parse_args(argv)), parser
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from config import RunConfig
-from discriminative.errors import UsageError
+from discriminative.errors import UsageError, WorkError
 from discriminative.settings import CurriculumSettings, OptimizerSettings, ValidationSettings
 
 
@@ -83,7 +83,7 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
         config["gradient_mode"] += f":{steps}"
     revision = config.pop("revision", None)
     if revision:
-        config["model"] += f"@{revision}"
+        config["model"] = f"{config.get('model') or RunConfig().model}@{revision}"
     prompts_file = config.pop("prompts_file", None)
     if prompts_file:
         config["prompt"] = f"@{prompts_file}"
@@ -93,10 +93,17 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_record(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options and constants of a token's ``config.json``, of this version or an earlier one."""
-    config = record["config"]
+    """Options and constants of a token's ``config.json``, of this version or an earlier one.
+
+    Raises:
+        WorkError: it holds no options.
+    """
+    config = record.get("config")
+    constants = record.get("constants", {})
+    if not (isinstance(config, dict) and isinstance(constants, dict)):
+        raise WorkError("a token's config.json holds no options; remove or mend it")
     if "version" in record:
-        return config, record.get("constants", {})
+        return config, constants
     return upgraded(config), constants_of(config)
 
 
@@ -125,6 +132,8 @@ def read_options(path: str) -> dict[str, Any]:
         if name not in types:
             raise UsageError(f"{given}; {name} is no option")
         kinds = get_args(types[name]) or (types[name],)
+        if value is False and name == "mixed_precision":
+            value = "no"  # which YAML takes for False
         options[name] = as_float(value) if float in kinds else value
         if type(options[name]) not in kinds:
             kind = getattr(types[name], "__name__", str(types[name]))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from apps.earlier import GONE, read_record, upgraded
+from apps.earlier import read_record, upgraded
 from config import RunConfig, deciding
 from discriminative import VERSION
 from discriminative.diffusion.sources import model_id
@@ -130,8 +130,8 @@ def changed_settings(config: RunConfig, folder: RunFolder) -> list[str]:
         for name in deciding("drawing")
         if name in then and then[name] != getattr(config, name)
     ]
-    # An option that is gone, and did something.
-    changes += [f"{name} {value} -> none" for name, value in then.items() if name in GONE]
+    if "guidance_interval" in then:  # an option that is gone, and did something
+        changes.append(f"guidance_interval {then['guidance_interval']} -> none")
     if then.get("model", config.model) != config.model and not other_origin(config, folder.token):
         changes.append(f"model {then['model']} -> {config.model}")  # another revision
     return changes

@@ -21,13 +21,14 @@ from PIL import Image
 from apps.plan import Plan, Sources, check_inputs, make_plan
 from apps.provenance import dataset_options, evaluation_options, origin, read_dataset_record
 from classifiers import load_classifier
-from config import RunConfig, check_values, validate, with_preset
+from config import PRESETS, RunConfig, check_values, deciding, validate, with_preset
 from discriminative import VERSION
 from discriminative.diffusion.models import DiffusionModels, load_models, load_tiny_vae, models_of
 from discriminative.errors import UsageError
 from discriminative.guides.classifier import Classifier, Guide
 from discriminative.guides.preprocess import Recipe
 from discriminative.guides.similarity import TextSimilarity
+from discriminative.precision import resolve_device, resolve_dtype
 from discriminative.records.evaluation import EvaluationRecord
 from discriminative.records.files import (
     clear,
@@ -44,6 +45,7 @@ from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.dataset import Dataset
 from discriminative.tokens.drawing import in_batches
 from discriminative.tokens.files import (
+    fingerprint,
     read_origin,
     read_token,
     token_tensors,
@@ -54,6 +56,18 @@ from evaluate import evaluate
 from trainer import OnUpdate, Training, train
 
 COLUMNS = 8  # of a grid of images
+# Options of what is loaded once, and how.
+OF_THE_SESSION = {
+    "model",
+    "classifier",
+    "judge",
+    "scheduler",
+    "device",
+    "mixed_precision",
+    "compile",
+    "memory",
+}
+OF_THE_SESSION |= {"decode_batch_size", "eval_batch_size", "gradient_checkpointing"}
 
 
 @dataclass
@@ -104,15 +118,19 @@ class Session:
         preset: str = "default",
         **options,
     ):
-        models = None if isinstance(model, str | Path) else models_of(model)
-        name = str(model) if models is None else pipeline_name(model)
+        if preset not in PRESETS:
+            raise UsageError(f"preset: {preset!r} was given; allowed is {' or '.join(PRESETS)}")
+        models = None
+        name = str(model)
+        if not isinstance(model, str | Path):
+            models = models_of(model, options.get("scheduler"))
+            name = pipeline_name(model)
+            check_pipeline_options(models, options)
         if isinstance(classifier, torch.nn.Module):
             classifier = as_classifier(classifier, labels, recipe)
         loaded = [c for c in (classifier, judge) if isinstance(c, Classifier)]
         given = {"model": name, "classifier": name_of(classifier), "judge": name_of(judge)} | options
-        unknown = sorted(set(given) - set(RunConfig.__dataclass_fields__))
-        if unknown:
-            raise UsageError(f"no option is called {unknown[0]!r}")
+        check_names(options)
         config = with_preset(preset, given)
         check_values(config)
         self.start(Sources(config, models, {c.name: c for c in loaded}))
@@ -130,6 +148,7 @@ class Session:
         self.config = sources.config
         self.loaded: dict[str, Classifier] = dict(sources.classifiers)
         self.clips: dict[str, TextSimilarity] = {}
+        self.tiny_vaes: dict[str, Any] = {}
 
     # Models and classifiers.
 
@@ -168,10 +187,12 @@ class Session:
 
     def load_tiny_vae(self, config: RunConfig) -> None:
         """Load the small decoder that training is to have, where one is named."""
-        if config.tiny_vae and self.models.tiny_vae is None:
-            self.models.tiny_vae = load_tiny_vae(config.tiny_vae, self.sources.device, self.sources.dtype)
+        name = config.tiny_vae
+        if name and name not in self.tiny_vaes:
+            self.tiny_vaes[name] = load_tiny_vae(name, self.sources.device, self.sources.dtype)
             if config.compile:
-                self.models.tiny_vae.decoder.compile(dynamic=False)
+                self.tiny_vaes[name].decoder.compile(dynamic=False)
+        self.models.tiny_vae = self.tiny_vaes.get(name)
 
     def load_all(self) -> None:
         """Load what the options need: what is missing ends the run, not one class."""
@@ -341,7 +362,7 @@ class Session:
         Raises:
             UsageError: something is wrong with it.
         """
-        config = replace(self.config, class_index=class_index, **options)
+        config = replace(self.changed_config(options), class_index=class_index)
         if not config.evaluate:  # a session may have options of evaluations that are to come
             config = replace(config, eval_prompts=None, reference_images=None, clip_model=None)
         if not config.train:
@@ -350,6 +371,20 @@ class Session:
         check_inputs(config)
         self.sources.first_plan = None  # options may have changed: all is checked again
         return make_plan(config, self.sources, vectors=vectors, learning=learning)
+
+    def changed_config(self, options: dict[str, Any]) -> RunConfig:
+        """The session's options with those of one call.
+
+        Raises:
+            UsageError: one is not known, is the whole session's, or is not allowed.
+        """
+        check_names(options)
+        for name in options:
+            if name in OF_THE_SESSION:
+                raise UsageError(f"{name}: is the whole session's; give it to Session(...)")
+        config = replace(self.config, **options)
+        check_values(config)
+        return config
 
     def learn(
         self,
@@ -370,7 +405,11 @@ class Session:
             UsageError: an option is not allowed, or there is no such class.
             WorkError: the training failed.
         """
-        learning = replace(self.config, **options).learning(**(constants or {}))
+        config = self.changed_config(options)
+        try:
+            learning = config.learning(**(constants or {}))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"constants: {error}") from error
         plan = self.plan(class_index, learning=learning, train=True, **options)
         learning = plan.config.learning(**(constants or {}))
         self.load_tiny_vae(plan.config)
@@ -391,6 +430,9 @@ class Session:
             vectors=learned.plan.vectors,
             **(changed(learned, self.config) | {"evaluate": True} | options),
         )
+        there = plan.folder.token
+        if there.exists() and fingerprint(read_token(there)[1]) != fingerprint(plan.vectors):
+            raise UsageError(f"{there}: is another token of this class and experiment; give another exp_id")
         return self.run_evaluation(plan, learned.token)
 
     def draw(
@@ -410,7 +452,7 @@ class Session:
         for placeholder, vectors in plan.others.items():
             token.join(placeholder, vectors)
         images = []
-        for text in plan.to_draw:
+        for text in plan.to_draw if seeds else ():
             in_batches(
                 token,
                 [text] * len(seeds),
@@ -435,13 +477,21 @@ class Session:
             class_index: the class that it is of; None is what the file says.
 
         Raises:
-            UsageError: the file holds no token, or does not say of which class it is.
+            UsageError: the file holds no token, or does not say of which class of this classifier it is.
         """
         _, vectors = read_token(Path(path))
-        said = read_origin(Path(path)).get("class_index", "")
-        if class_index is None and not said.isdecimal():
-            raise UsageError(f"{path}: does not say of which class it is; give class_index")
-        plan = self.plan(class_index or int(said), vectors=vectors, prompt="{token} {class}")
+        if class_index is None:
+            said = read_origin(Path(path))
+            if (
+                not said.get("class_index", "").isdecimal()
+                or said.get("classifier") != self.config.classifier
+            ):
+                classifier = self.config.classifier
+                raise UsageError(
+                    f"{path}: does not say of which class of {classifier} it is; give class_index"
+                )
+            class_index = int(said["class_index"])
+        plan = self.plan(class_index, vectors=vectors, prompt="{token} {class}")
         return LearnedToken(self.token(plan), replace(plan, to_draw=()))
 
 
@@ -467,16 +517,37 @@ def record_of(plan: Plan, settings: LearningSettings, training: Training) -> dic
 def changed(learned: LearnedToken, config: RunConfig) -> dict[str, Any]:
     """The options that a token was learned with and that are other ones now; not what was to be done."""
     then = asdict(learned.plan.config)
-    names = (
-        "prompt_name",
-        "exp_id",
-        "output_path",
-        "height",
-        "width",
-        "guidance_scale",
-        "num_inference_steps",
-    )
+    names = {*deciding("drawing"), "placeholder_token", "exp_id", "output_path"} - OF_THE_SESSION
     return {name: then[name] for name in names if then[name] != getattr(config, name)}
+
+
+def check_names(options: dict[str, Any]) -> None:
+    """Check that options are fields of ``RunConfig``.
+
+    Raises:
+        UsageError: one is not.
+    """
+    unknown = sorted(set(options) - set(RunConfig.__dataclass_fields__))
+    if unknown:
+        raise UsageError(f"no option is called {unknown[0]!r}")
+
+
+def check_pipeline_options(models: DiffusionModels, options: dict[str, Any]) -> None:
+    """Check the options that stand beside an existing pipeline, which brings a device and a precision.
+
+    Raises:
+        UsageError: the pipeline has another.
+    """
+    device = options.get("device", "auto")
+    precision = options.get("mixed_precision", "auto")
+    has = {
+        "device": device == "auto" or resolve_device(device).type == models.device.type,
+        "mixed_precision": precision == "auto" or resolve_dtype(precision, models.device) == models.dtype,
+        "gradient_checkpointing": not options.get("gradient_checkpointing"),
+    }
+    for name, holds in has.items():
+        if not holds:
+            raise UsageError(f"{name}: {options[name]!r} was given with a pipeline, which has its own")
 
 
 def as_classifier(module: torch.nn.Module, labels: list[str] | None, recipe: Recipe | None) -> Classifier:

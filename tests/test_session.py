@@ -357,7 +357,6 @@ def test_an_evaluations_images_are_those_that_are_drawn_from_its_seeds(session):
     assert pixels(images) == pixels(session.draw(learned, PROMPT, seeds=[0, 1]))
 
 
-@pytest.mark.xfail(strict=True, reason="the word is not among what changed() tells: newclas is evaluated")
 def test_a_token_is_evaluated_under_the_word_that_it_was_learned_with(session):
     learned = learn(session, placeholder_token="otherword")
     result = session.evaluate(learned)
@@ -546,23 +545,19 @@ def test_a_session_may_hold_options_of_work_that_is_to_come(start, tmp_path):
 
 # --- known faults of apps/session.py; each mark goes with its fault
 
-FAULT = {"strict": True}
 
 
-@pytest.mark.xfail(**FAULT, reason="replace() and learning() come before the check")
 @pytest.mark.parametrize("options", [{"stepps": 3}, {"jump_at": "x"}, {"gradient_mode": "first"}])
 def test_a_calls_option_that_is_not_known_or_not_readable_is_one_usage_error(session, options):
     with pytest.raises(UsageError):
         learn(session, **options)
 
 
-@pytest.mark.xfail(**FAULT, reason="PRESETS[...] is not checked")
 def test_a_preset_that_is_not_known_is_one_usage_error(start):
     with pytest.raises(UsageError):
         start(preset="papr")
 
 
-@pytest.mark.xfail(**FAULT, reason="models_of() keeps the pipeline's own scheduler")
 def test_a_pipeline_draws_with_the_scheduler_that_is_named(start, pipeline, tmp_path):
     path = file_of_a_token(tmp_path / "token.safetensors")
     drawn = []
@@ -572,7 +567,6 @@ def test_a_pipeline_draws_with_the_scheduler_that_is_named(start, pipeline, tmp_
     assert drawn[0] == drawn[1]
 
 
-@pytest.mark.xfail(**FAULT, reason="load_tiny_vae() loads one alone")
 def test_a_call_learns_with_the_small_decoder_that_it_names(start, tmp_path):
     first = save_tiny_vae(tmp_path / "first")
     decoder = AutoencoderTiny.from_pretrained(first)
@@ -587,7 +581,6 @@ def test_a_call_learns_with_the_small_decoder_that_it_names(start, tmp_path):
     assert torch.equal(learn(session, tiny_vae=second, choose_by="loss").token.vector, expected.token.vector)
 
 
-@pytest.mark.xfail(**FAULT, reason="0 or ... takes what the file says")
 def test_class_0_is_refused_whatever_the_file_says(session, tmp_path):
     path = file_of_a_token(tmp_path / "token.safetensors", class_index="2")
     with pytest.raises(UsageError, match="--class_index: 0 was given"):

@@ -156,10 +156,13 @@ def load_models(
     return DiffusionModels(tokenizer, text_encoder, unet, vae, scheduler, device, dtype)
 
 
-def models_of(pipeline: Any) -> DiffusionModels:
+def models_of(pipeline: Any, scheduler_choice: str | None = None) -> DiffusionModels:
     """The parts of a Stable Diffusion pipeline of diffusers, frozen and in evaluation mode.
 
     They are shared, but for a text encoder in half precision, of which a copy in float32 is made.
+
+    Args:
+        scheduler_choice: a short name of ``SCHEDULERS``; None is the pipeline's own.
 
     Raises:
         UsageError: the pipeline has not the parts of Stable Diffusion 1 or 2.
@@ -176,5 +179,5 @@ def models_of(pipeline: Any) -> DiffusionModels:
         text_encoder = copy.deepcopy(text_encoder).float()
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval()
-    scheduler = fresh_scheduler(scheduler)
+    scheduler = fresh_scheduler(scheduler, scheduler_choice)
     return DiffusionModels(tokenizer, text_encoder, unet, vae, scheduler, unet.device, unet.dtype)

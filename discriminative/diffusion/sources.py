@@ -40,9 +40,13 @@ def check_source(name: str, flag: str = "model") -> None:
         UsageError: neither a short name, nor a folder with all its parts, nor of a hub id's form.
     """
     known, parts = SOURCES[flag]
-    source, _ = source_of(name, flag)
+    source, revision = source_of(name, flag)
     folder = Path(source)
     if folder.is_dir():
+        if revision:
+            raise UsageError(
+                f"--{flag}: {name!r} was given, but a folder has no revisions; allowed is the folder"
+            )
         missing = [part for part in parts if not (folder / part).exists()]
         if missing:
             raise UsageError(
