@@ -546,7 +546,6 @@ def test_a_session_may_hold_options_of_work_that_is_to_come(start, tmp_path):
 # --- known faults of apps/session.py; each mark goes with its fault
 
 
-
 @pytest.mark.parametrize("options", [{"stepps": 3}, {"jump_at": "x"}, {"gradient_mode": "first"}])
 def test_a_calls_option_that_is_not_known_or_not_readable_is_one_usage_error(session, options):
     with pytest.raises(UsageError):
