@@ -482,15 +482,12 @@ class Session:
         _, vectors = read_token(Path(path))
         if class_index is None:
             said = read_origin(Path(path))
-            if (
-                not said.get("class_index", "").isdecimal()
-                or said.get("classifier") != self.config.classifier
-            ):
-                classifier = self.config.classifier
-                raise UsageError(
-                    f"{path}: does not say of which class of {classifier} it is; give class_index"
-                )
-            class_index = int(said["class_index"])
+            classifier = self.config.classifier
+            number = said.get("class_index", "")
+            if not number.isdecimal() or said.get("classifier", classifier) != classifier:
+                wanted = f"of which class of {classifier} it is"
+                raise UsageError(f"{path}: does not say {wanted}; give class_index")
+            class_index = int(number)
         plan = self.plan(class_index, vectors=vectors, prompt="{token} {class}")
         return LearnedToken(self.token(plan), replace(plan, to_draw=()))
 

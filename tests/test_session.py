@@ -167,7 +167,8 @@ def state_of(pipeline: StableDiffusionPipeline) -> dict:
 def test_a_pipelines_weights_are_bit_for_bit_the_same_afterwards(start, saved, dtype):
     pipeline = pipeline_of(dtype=dtype)
     before = state_of(pipeline)
-    session = start(pipeline, judge=saved["other"])
+    precision = {torch.float32: "no", torch.bfloat16: "bf16"}[dtype]
+    session = start(pipeline, judge=saved["other"], mixed_precision=precision)
     token = learn(session)
     session.evaluate(token)
     session.draw(token, PROMPT, seeds=[0])
@@ -584,3 +585,22 @@ def test_class_0_is_refused_whatever_the_file_says(session, tmp_path):
     path = file_of_a_token(tmp_path / "token.safetensors", class_index="2")
     with pytest.raises(UsageError, match="--class_index: 0 was given"):
         session.load(path, 0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("mixed_precision", "bf16"), ("gradient_checkpointing", True)])
+def test_what_a_pipeline_brings_is_not_chosen_anew(start, name, value):
+    with pytest.raises(UsageError, match=f"{name}: .* was given with a pipeline, which has its own"):
+        start(pipeline_of(), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["model", "classifier", "eval_batch_size"])
+def test_what_is_loaded_once_is_no_option_of_one_call(start, name):
+    with pytest.raises(UsageError, match=f"{name}: is the whole session's"):
+        learn(start(), **{name: "x" if name != "eval_batch_size" else 1})
+
+
+def test_a_token_of_another_classifier_is_not_taken_by_its_number(session, tmp_path):
+    path = file_of_a_token(tmp_path / "token.safetensors", class_index="2", classifier="inet")
+    with pytest.raises(UsageError, match="does not say of which class"):
+        session.load(path)
+    assert session.load(path, 2).plan.label == "bat"
