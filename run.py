@@ -173,8 +173,12 @@ def main(argv: list[str] | None = None) -> int:
         config = options_of(given)
         validate(config)
         # Everything heavy is imported from here on.
-        from apps.work import work
-
+        try:
+            from apps.work import work
+        except ModuleNotFoundError as error:
+            advice = "is the environment active? See Install in README.md"
+            print(f"run.py: failed: {error}; {advice}", file=sys.stderr)
+            return 1
         return work(config)
     except UsageError as error:
         print(f"run.py: error: {error}", file=sys.stderr)
