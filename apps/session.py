@@ -288,16 +288,12 @@ class Session:
         return written
 
     def run_evaluation(self, plan: Plan, token: ClassToken) -> dict[str, Any]:
-        """Evaluate, and put the class's row into the summary; what ``evaluation.json`` holds."""
+        """Evaluate; what ``evaluation.json`` holds."""
         config = plan.config
         clip = self.clip(config.clip_model)
         options = evaluation_options(config)
         guides = self.guides(plan)
-        result = evaluate(
-            config, token, guides, self.judge(plan), plan.class_name, plan.folder, clip, options
-        )
-        self.summarize(plan)
-        return result
+        return evaluate(config, token, guides, self.judge(plan), plan.class_name, plan.folder, clip, options)
 
     def summarize(self, plan: Plan) -> Path:
         """Put the class's row into the summary, whose path it gives."""
@@ -433,7 +429,9 @@ class Session:
         there = plan.folder.token
         if there.exists() and fingerprint(read_token(there)[1]) != fingerprint(plan.vectors):
             raise UsageError(f"{there}: is another token of this class and experiment; give another exp_id")
-        return self.run_evaluation(plan, learned.token)
+        result = self.run_evaluation(plan, learned.token)
+        self.summarize(plan)
+        return result
 
     def draw(
         self, learned: LearnedToken, prompt: str, seeds: Sequence[int] = range(4), **options

@@ -114,7 +114,8 @@ def head_size(file: Path, head: str | tuple[str, ...]) -> int:
 
     head = head if isinstance(head, str) else head[0]  # distilled models have two heads of one size
     with safe_open(file, "pt") as weights:
-        names = [k for k in (f"{head}.bias", f"{head}.weight") if k in weights.keys()]  # noqa: SIM118 (not a dict)
+        there = list(weights.keys())
+        names = [k for k in (f"{head}.bias", f"{head}.weight") if k in there]
         if not names:
             raise ValueError(
                 f"{file} has no {head}.weight: it is no checkpoint of this model, or has no classifier"
