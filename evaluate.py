@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from config import RunConfig
 from discriminative.diffusion.memory import peak_bytes
 from discriminative.guides.classifier import Classifier, Guide
 from discriminative.guides.similarity import TextSimilarity
-from discriminative.records.evaluation import EvaluationRecord
+from discriminative.records.evaluation import EvaluationRecord, PromptRecord
 from discriminative.records.files import (
     image_files,
     read_image,
@@ -31,7 +31,14 @@ from discriminative.records.files import (
 )
 from discriminative.records.layout import RunFolder
 from discriminative.records.pictures import Shown, framed
-from discriminative.records.scores import distances, interval, paired, spread
+from discriminative.records.scores import (
+    distances,
+    interval,
+    paired,
+    paired_log_probabilities,
+    ranks,
+    spread,
+)
 from discriminative.seeds import evaluation_seeds
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.drawing import in_batches
@@ -39,6 +46,7 @@ from discriminative.tokens.files import fingerprint
 from discriminative.tokens.prompts import TEMPLATES, fill, read_prompts
 
 SHOWN = 8  # pairs in the picture that sets with and without the token one above the other
+SURE = 0.05  # p-value of the verdicts up to which they say enough
 TOP = 5  # labels in "top 5", and of those most often predicted
 
 
@@ -75,9 +83,14 @@ class Seen:
         """Which images are of the class, (N,)."""
         return self.logits.argmax(1) == self.guide.target
 
+    @property
+    def log_probabilities(self) -> torch.Tensor:
+        """Of the class, (N,)."""
+        return self.logits.double().log_softmax(1)[:, self.guide.target]
+
     def figures(self) -> dict[str, Any]:
-        """Top-1 and top-5 accuracy with intervals, the class's mean probability, and the labels most
-        often predicted."""
+        """Top-1 and top-5 accuracy with intervals, the class's mean probability and log-probability and
+        median rank, and the labels most often predicted."""
         target = self.guide.target
         number = len(self.logits)
         labels = self.guide.classifier.labels
@@ -88,6 +101,8 @@ class Seen:
             | shares(among, "top5")
             | {
                 "probability": self.logits.softmax(1)[:, target].mean().item(),
+                "log_probability": self.log_probabilities.mean().item(),
+                "rank": median(ranks(self.logits, target).tolist()),
                 "predicted": [[labels[i], count / number] for i, count in predicted],
             }
         )
@@ -140,6 +155,11 @@ class Arm:
         return torch.stack([seen.right for seen in self.by_guide]).all(0)
 
     @property
+    def log_probabilities(self) -> torch.Tensor:
+        """Of the class, the mean over the guides, (N,): what training raises."""
+        return torch.stack([seen.log_probabilities for seen in self.by_guide]).mean(0)
+
+    @property
     def features(self) -> torch.Tensor:
         """Features (N, D) of the judge, or of the first guide where there is none."""
         return (self.by_judge or self.by_guide[0]).features
@@ -147,10 +167,11 @@ class Arm:
     def figures(self, reference: torch.Tensor | None) -> dict[str, Any]:
         """All that is told of the arm; ``reference`` are features (M, D) of reference images.
 
-        Of several guides "guide" has the accuracy of all together and the first one's other figures;
+        Of several guides "guide" has accuracy and log-probability of all together and the first one's other figures;
         "guides" has each one's own.
         """
-        guide = self.by_guide[0].figures() | shares(self.right, "accuracy")
+        of_all = {"log_probability": self.log_probabilities.mean().item()}
+        guide = self.by_guide[0].figures() | shares(self.right, "accuracy") | of_all
         told = {
             "prompt": self.prompt,
             "guide": guide,
@@ -192,20 +213,35 @@ def verdict(result: dict[str, Any]) -> str:
             told = f"{who} {before.accuracy:.2f} -> {after.accuracy:.2f}"
             parts.append(f"{told} [{after.low:.2f}, {after.high:.2f}]")
     parts.append(f"p={first.p_value:.1g}")
+    if first.p_value > SURE and first.share("token", "guide").accuracy < 1:
+        parts.append(told_by_log_probability(first))
     if first.diversity_ratio is not None:
         parts.append(f"diversity {first.diversity_ratio:.2f}x")
     warning = "; the token fools the guide: the judge does not see the class" if first.fools_the_guide else ""
     return f"{result['class_name']}: {', '.join(parts)}{warning}"
 
 
+def paired_figures(with_token: Arm | Seen, without: Arm | Seen) -> dict[str, float]:
+    """What differs with the token on the same seeds: verdicts and log-probabilities."""
+    verdicts = paired(with_token.right, without.right)
+    return verdicts | paired_log_probabilities(with_token.log_probabilities, without.log_probabilities)
+
+
+def told_by_log_probability(first: PromptRecord) -> str:
+    """What the guide's log-probability and rank of the class say, where its verdicts say nothing."""
+    before, after = (first.content["arms"][arm]["guide"] for arm in ("baseline", "token"))
+    moved = f"log-probability {before['log_probability']:.2f} -> {after['log_probability']:.2f}"
+    p_value = first.content["paired"]["guide"]["log_probability_p_value"]
+    return f"{moved} (p={p_value:.1g}), rank {before['rank']:g} -> {after['rank']:g}"
+
+
 def compare(arms: dict[str, Arm], reference: torch.Tensor | None) -> dict[str, Any]:
     """The figures of one prompt's arms, and of the pairs with and without the token."""
     with_token = arms["token"]
     without = arms["baseline"]
-    pairs = {"guide": paired(with_token.right, without.right)}
-    pairs["judge"] = (
-        paired(with_token.by_judge.right, without.by_judge.right) if with_token.by_judge else None
-    )
+    pairs = {"guide": paired_figures(with_token, without), "judge": None}
+    if with_token.by_judge:
+        pairs["judge"] = paired_figures(with_token.by_judge, without.by_judge)
     told = {arm: seen.figures(reference) for arm, seen in arms.items()}
     with_spread = told["token"]["diversity"]
     without_spread = told["baseline"]["diversity"]

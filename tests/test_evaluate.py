@@ -17,7 +17,7 @@ from discriminative.guides.similarity import TextSimilarity
 from discriminative.records.files import read_image, to_pil
 from discriminative.records.layout import RunFolder
 from discriminative.records.pictures import Shown, framed
-from discriminative.records.scores import distances, interval, mcnemar, paired, spread
+from discriminative.records.scores import distances, interval, mcnemar, paired, ranks, spread
 from discriminative.tokens.class_token import ClassToken
 from evaluate import Arm, Seen, arm_prompts, compare, evaluate, shares, verdict
 
@@ -97,14 +97,14 @@ def test_a_gap_of_just_twenty_points_is_not_called_out_however_it_is_rounded(num
     def line(guide: int, judge: int, before: int = 0) -> str:
         token, baseline = (
             {
-                who: shares(torch.arange(number) < right, "accuracy")
+                who: shares(torch.arange(number) < right, "accuracy") | {"log_probability": -1.0, "rank": 2}
                 for who, right in (("guide", g), ("judge", j))
             }
             for g, j in ((guide, judge), (before, 0))
         )
         first = {
             "arms": {"token": token, "baseline": baseline},
-            "paired": {"guide": {"p_value": 1.0}},
+            "paired": {"guide": {"p_value": 1.0, "log_probability_p_value": 1.0}},
             "diversity_ratio": None,
         }
         return verdict({"class_name": "cat", "prompts": [first]})
@@ -116,6 +116,54 @@ def test_a_gap_of_just_twenty_points_is_not_called_out_however_it_is_rounded(num
             "; the token fools the guide: the judge does not see the class"
         )
         assert "fools" not in line(guide, 0, before=guide - fifth)  # the gap was there before
+
+
+def logits_classifier(gain: float) -> Guide:
+    """A guide that never gives an image to class 1, but the more the brighter it is."""
+
+    class Bright(torch.nn.Module):
+        def forward(self, images):
+            brightness = images.mean((1, 2, 3))
+            return torch.stack([torch.full_like(brightness, 10.0), gain * brightness], 1)
+
+    return Guide(Classifier(f"gain {gain}", Bright(), ["bat", "cat"], lambda images: images), 1)
+
+
+def test_a_gain_below_the_first_right_image_is_seen():
+    generator = torch.Generator().manual_seed(0)
+    without = torch.rand(8, 3, 8, 8, generator=generator) / 2
+    arms = {
+        name: Arm(name, [logits_classifier(4.0)], logits_classifier(2.0)) for name in ("token", "baseline")
+    }
+    arms["baseline"].look(without)
+    arms["token"].look(without + 0.4)
+    told = compare(arms, None)
+    of_token, of_baseline = (told["arms"][arm]["guide"] for arm in ("token", "baseline"))
+    assert of_token["accuracy"] == of_baseline["accuracy"] == 0
+    assert of_token["log_probability"] - of_baseline["log_probability"] == pytest.approx(1.6, abs=0.01)
+    for who in ("guide", "judge"):
+        assert told["paired"][who]["p_value"] == 1
+        assert told["paired"][who]["log_probability_p_value"] == pytest.approx(2 / 2**8)
+    line = verdict({"class_name": "cat", "prompts": [told | {"template": ""}]})
+    assert "guide 0.00 -> 0.00" in line
+    before = of_baseline["log_probability"]
+    assert f"log-probability {before:.2f} -> {before + 1.6:.2f} (p=0.008), rank 2 -> 2" in line
+
+
+def test_the_rank_counts_from_the_most_probable_label():
+    logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 3.0, 2.0]])
+    assert ranks(logits, 1).tolist() == [2, 2, 1]
+
+
+def test_with_several_guides_the_log_probability_is_of_all():
+    both = [logits_classifier(4.0), logits_classifier(2.0)]
+    arm = Arm("p", both, None)
+    arm.look(torch.full((2, 3, 8, 8), 0.5))
+    told = arm.figures(None)
+    of_each = [told["guides"][name]["log_probability"] for name in told["guides"]]
+    apart = [seen.log_probabilities.mean().item() for seen in arm.by_guide]
+    assert told["guide"]["log_probability"] == pytest.approx(sum(apart) / 2)
+    assert of_each[-1] == pytest.approx(apart[-1])
 
 
 def test_a_token_that_draws_one_image_only_has_no_diversity_at_all():

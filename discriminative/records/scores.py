@@ -7,6 +7,7 @@ import warnings
 import torch
 
 CONFIDENCE = 0.95
+PERMUTATIONS = 9999  # of signs; all of them where there are no more
 KERNEL_SUBSET = 50  # images of each side in a subset of the kernel distance
 
 
@@ -42,6 +43,33 @@ def paired(with_token: torch.Tensor, without: torch.Tensor) -> dict[str, float]:
         "only_without": only_without,
         "p_value": mcnemar(only_with, only_without),
     }
+
+
+def paired_log_probabilities(with_token: torch.Tensor, without: torch.Tensor) -> dict[str, float]:
+    """With the token against without, on the same seeds, from the class's log-probabilities, (N,) each.
+
+    They move long before a verdict does. The p-value is two-sided, of the mean difference's sign: each pair's
+    is turned round at random (every way where there are at most ``PERMUTATIONS``), as nothing would change
+    if the token did nothing.
+    """
+    from scipy.stats import permutation_test
+
+    def mean_difference(x, y, axis):
+        return (x - y).mean(axis=axis)
+
+    both = (with_token.double().numpy(), without.double().numpy())
+    found = permutation_test(
+        both, mean_difference, permutation_type="samples", n_resamples=PERMUTATIONS, vectorized=True, rng=0
+    )
+    return {
+        "log_probability_difference": float(found.statistic),
+        "log_probability_p_value": float(found.pvalue),
+    }
+
+
+def ranks(logits: torch.Tensor, target: int) -> torch.Tensor:
+    """The class's place among the labels by logits (N, K), (N,); 1 is the most probable."""
+    return 1 + (logits > logits[:, target : target + 1]).sum(1)
 
 
 def spread(features: torch.Tensor) -> float | None:
