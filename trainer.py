@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 import torch
 from tqdm import tqdm
@@ -19,12 +20,40 @@ from discriminative.records.layout import RunFolder
 from discriminative.records.pictures import write_evolution
 from discriminative.settings import NEVER, LearningSettings
 from discriminative.tokens.class_token import ClassToken
-from discriminative.tokens.curriculum import Curriculum, Step
+from discriminative.tokens.curriculum import Curriculum, Score, Step
 from discriminative.tokens.objective import FOLLOWED, Objective
 
 OnUpdate = Callable[[dict, torch.Tensor], None]  # is given an update's log row and images (N, 3, H, W)
 
+DOUBTFUL = 0.05  # p-value of a gain from which the token is not kept
 MAX_OVERFLOWS = 10  # updates in a row that may lose their loss to an overflow in half precision
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What the kept token gains over the word in its place, in log-probability, on noises that chose nothing.
+
+    Args:
+        p_value: of a paired t-test, one-sided.
+        noises: on which both were drawn.
+    """
+
+    log_probability: float
+    p_value: float
+    noises: int
+
+    @classmethod
+    def of(cls, gains: list[float]) -> "Gain":
+        """From the gain of each noise."""
+        from scipy.stats import ttest_1samp
+
+        found = ttest_1samp(gains, 0, alternative="greater") if len(set(gains)) > 1 else None
+        return cls(fmean(gains), float(found.pvalue) if found else 1.0, len(gains))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the token is worth keeping."""
+        return self.p_value < DOUBTFUL
 
 
 @dataclass
@@ -39,6 +68,7 @@ class Training:
     images: int = 0  # sampled, for updates and for validation
     seconds: float = 0.0
     precision: str = ""  # of UNet and decoder
+    gain: Gain | None = None  # over the word in its place; None where it is beyond doubt, or not asked for
 
 
 def train(
@@ -96,7 +126,7 @@ def loop(
         attempt = {"start": settings.starts[curriculum.start], "stage": curriculum.stage + 1}
 
         # Sample, classify, step on the one vector.
-        set_step_size(settings, optimizer, token, curriculum.is_nearly_right)
+        set_step_size(settings, optimizer, token, curriculum.takes_small_steps)
         figures, norm, images = update(objective, optimizer, scaler, epoch, curriculum.stage, result.rows)
 
         # Keep the best token.
@@ -116,6 +146,7 @@ def loop(
             optimizer = begin(settings, token, curriculum.attempt.vector)
         elif step is Step.NEXT_START:
             optimizer = begin(settings, token, starts[curriculum.start])
+            keeper.look_at_start(epoch)
     progress.close()
     write_lines(folder.log, result.rows)  # empty where no update was needed
     result.last_vector = token.vector.detach().clone()
@@ -128,6 +159,10 @@ def loop(
     token.load(best.vector)
     result.stopped_by = curriculum.stopped_by
     result.kept_updates = best.updates
+    result.gain = keeper.gain(token.start_vector("initializer", class_name))
+    if result.gain and not result.gain.is_there:
+        token.load(token.start_vector("initializer", class_name))
+        result.kept_updates = 0
     result.images = objective.images
     result.seconds = time.monotonic() - start
     show_evolution(folder, result.rows, keeper.strips, keeper.columns)
@@ -197,20 +232,34 @@ class ValidationKeeper:
         self.is_scored = self.curriculum.is_due(epoch, accuracy)
         if not self.is_scored:
             return {}
-        return dict(
-            zip(("validation_accuracy", "validation_log_probability"), self.score(epoch), strict=True)
-        )
+        score = self.score(epoch)
+        log_probability = fmean(score.log_probabilities)
+        return {"validation_accuracy": score.accuracy, "validation_log_probability": log_probability}
 
-    def score(self, epoch: int) -> tuple[float, float]:
-        """Accuracy and log-probability of the token on the validation seeds."""
+    def look_at_start(self, epoch: int) -> None:
+        """Score another start before it is learned from."""
+        self.take(self.objective.validate(beats=self.curriculum.to_confirm), epoch, updates=0)
+
+    def gain(self, initial: torch.Tensor) -> Gain | None:
+        """What the kept token gains over ``initial`` (N, width); None where it is beyond doubt."""
+        if self.curriculum.best.accuracy >= self.curriculum.settings.enough_validation_accuracy > 0:
+            return None
+        return Gain.of(self.objective.compare(self.curriculum.best.vector, initial))
+
+    def score(self, epoch: int) -> Score:
+        """What the validation seeds make of the token; its first images are shown."""
         score = self.objective.validate(beats=self.curriculum.to_confirm)
-        vector = self.objective.token.vector.detach().clone()
-        if self.curriculum.offer(score, vector, epoch, epoch):
-            write_partial(self.folder, self.objective.token, vector, epoch)
+        self.take(score, epoch, epoch)
         if len(self.objective.first_images):
             strip = grid(self.objective.first_images, columns=FOLLOWED)
             write_image(self.folder.train_images / f"validation_{epoch:03d}.png", strip)
         return score
+
+    def take(self, score: Score, epoch: int, updates: int) -> None:
+        """Take a score into account; the best token of all is written at once."""
+        vector = self.objective.token.vector.detach().clone()
+        if self.curriculum.offer(score, vector, epoch, updates):
+            write_partial(self.folder, self.objective.token, vector, updates)
 
 
 class LossKeeper:
@@ -231,9 +280,13 @@ class LossKeeper:
 
     def look(self, epoch: int, loss: float, accuracy: float, sampled_with: torch.Tensor) -> dict:
         """Take the loss of the token that the update's images were sampled with."""
-        if math.isfinite(loss) and self.curriculum.offer((-loss,), sampled_with, epoch, epoch - 1):
+        score = Score(0.0, (-loss,))  # the loss alone decides
+        if math.isfinite(loss) and self.curriculum.offer(score, sampled_with, epoch, epoch - 1):
             write_partial(self.folder, self.objective.token, sampled_with, epoch - 1)
         return {}
+
+    def gain(self, initial: torch.Tensor) -> None:
+        """The paper asks for none."""
 
 
 KEEPERS = {"validation": ValidationKeeper, "loss": LossKeeper}
@@ -257,11 +310,11 @@ def begin(settings: LearningSettings, token: ClassToken, vector: torch.Tensor) -
 
 
 def set_step_size(
-    settings: LearningSettings, optimizer: torch.optim.AdamW, token: ClassToken, is_nearly_right: bool
+    settings: LearningSettings, optimizer: torch.optim.AdamW, token: ClassToken, takes_small_steps: bool
 ) -> None:
-    """Small steps from where the token is nearly right."""
+    """Small steps from where large ones would do harm, or have had their turn."""
     rate = settings.optimizer.step_size(settings.images_per_update, token.word_rms)
-    optimizer.param_groups[0]["lr"] = rate * (settings.optimizer.fine_rate if is_nearly_right else 1)
+    optimizer.param_groups[0]["lr"] = rate * (settings.optimizer.fine_rate if takes_small_steps else 1)
 
 
 def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: list[dict]) -> None:

@@ -151,6 +151,15 @@ def tell_training(plan: Plan, training: Training) -> None:
     kept = f"kept the token after {training.kept_updates}, stopped by {training.stopped_by}"
     cost = f"{round(training.seconds, 2)} s, {training.precision}"
     print(f"training: {len(training.rows)} updates, {kept}, {cost}")
+    gain = training.gain
+    if gain and not gain.is_there:
+        found = (
+            f"log-probability {gain.log_probability:+.2f} on {gain.noises} new noises, p={gain.p_value:.1g}"
+        )
+        print(
+            f"note: nothing was gained over {plan.config.initializer_token!r}, so it is kept ({found}); try "
+            "a word nearer to the class (--start, --prompt_name), another --classifier, or several"
+        )
     print(f"token: {plan.folder.token}\ntraining images: {plan.folder.train_images}")
 
 

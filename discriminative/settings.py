@@ -141,7 +141,8 @@ class OptimizerSettings:
         max_grad_norm: the gradient is clipped to this norm; 0 turns it off.
         max_token_norm: the vectors are kept no longer than this many words' norms; 0 turns it off.
         relative_rate: step size for each image of an update over the root mean square of a word's embedding.
-        fine_rate: the step size is multiplied with this once the token is nearly right; 1 turns it off.
+        fine_rate: the step size is multiplied with this once the token is nearly right, and in every round
+            through the stages but the first; 1 turns it off.
         adam_beta1: decay of the first moment.
         adam_beta2: decay of the second moment.
         adam_epsilon: added to the denominator.
@@ -173,8 +174,7 @@ class CurriculumSettings:
         stop_train_accuracy: a larger share of right images in an update ends training; 1 turns it off.
         stop_validation_accuracy: share of counting validation images that ends training; 0 turns it off.
         validate_every: updates between two validations.
-        attempt_patience: updates without a better token (in the first stage, a clearly better one) after
-            which the next stage or start is tried.
+        attempt_patience: updates without a better token after which the next stage has its turn.
         enough_validation_accuracy: no other start is tried once the best token has this accuracy; 0
             always tries. Above ``curriculum.NEARLY_RIGHT_ACCURACY``, from where a best token's whole
             validation is drawn.

@@ -124,6 +124,37 @@ class Thing:
 
 
 @dataclass(frozen=True)
+class Backdrop:
+    """A background: its colour word, RGB shades (0 to 255) of its two ends, the ramp's angle in radians."""
+
+    colour: str
+    first: tuple[int, int, int]
+    second: tuple[int, int, int]
+    angle: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How one thing is to be drawn: class index from 0, tint or None, centre (x, y) and longer side in
+    pixels, whether mirrored, rotation in degrees."""
+
+    class_index: int
+    colour: str | None
+    centre: tuple[float, float]
+    side: float
+    mirrored: bool
+    angle: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a picture follows from; later placements lie over earlier ones."""
+
+    backdrop: Backdrop
+    placements: tuple[Placement, ...]
+
+
+@dataclass(frozen=True)
 class Scene:
     """A picture's exact content with its caption; ``things`` are ordered as the caption names them."""
 
@@ -156,40 +187,60 @@ def sprite(name: str, tint: str | None = None) -> Image.Image:
     return rgb
 
 
-def _background(colour: str, rng: np.random.Generator) -> Image.Image:
-    """A plain or linearly graded background of a named colour, its shade drawn at random."""
+def plan_backdrop(colour: str, rng: np.random.Generator) -> Backdrop:
+    """A background of a colour of ``BACKGROUNDS``, plain or linearly graded, its shade drawn at random."""
 
-    def shade() -> np.ndarray:
+    def shade() -> tuple[int, int, int]:
         if colour in HUES:
             hue = (HUES[colour] + rng.uniform(-9, 9)) % 360
             hsv = (hue / 360 * 255, rng.uniform(70, 170), rng.uniform(170, 250))
         else:
             hsv = (0, 0, rng.uniform(240, 255) if colour == "white" else rng.uniform(95, 185))
-        pixel = Image.new("HSV", (1, 1), tuple(int(v) for v in hsv)).convert("RGB").getpixel((0, 0))
-        return np.asarray(pixel, dtype=np.float32)
+        return Image.new("HSV", (1, 1), tuple(int(v) for v in hsv)).convert("RGB").getpixel((0, 0))
 
     first = shade()
     second = shade() if rng.random() < 0.5 else first
-    angle = rng.uniform(0, 2 * np.pi)
+    return Backdrop(colour, first, second, rng.uniform(0, 2 * np.pi))
+
+
+def plan_thing(
+    class_index: int, colour: str | None, centre, side: float, rng: np.random.Generator
+) -> Placement:
+    """One sprite with its longer side ``side`` pixels at ``centre`` (x, y), slightly rotated, perhaps
+    mirrored."""
+    mirrored = bool(rng.random() < 0.5)
+    return Placement(class_index, colour, tuple(map(float, centre)), side, mirrored, rng.uniform(-12, 12))
+
+
+def draw(plan: Plan) -> tuple[Image.Image, tuple[Thing, ...]]:
+    """The picture of a plan, RGB 64x64, and its things in the plan's order. Nothing is drawn at random."""
+    canvas = _background(plan.backdrop)
+    things = tuple(_paste(canvas, placement) for placement in plan.placements)
+    return canvas, things
+
+
+def _background(backdrop: Backdrop) -> Image.Image:
+    first = np.asarray(backdrop.first, dtype=np.float32)
+    second = np.asarray(backdrop.second, dtype=np.float32)
     y, x = np.mgrid[0:SIZE, 0:SIZE] / (SIZE - 1) - 0.5
-    ramp = np.clip(0.5 + (x * np.cos(angle) + y * np.sin(angle)) / 1.42, 0, 1)[..., None]
+    ramp = np.clip(0.5 + (x * np.cos(backdrop.angle) + y * np.sin(backdrop.angle)) / 1.42, 0, 1)[..., None]
     return Image.fromarray(np.uint8(first * (1 - ramp) + second * ramp))
 
 
-def _draw(canvas: Image.Image, thing_class: int, tint: str | None, centre, side: float, rng) -> Thing:
-    """Paste one sprite with its longer side ``side`` pixels at ``centre``, slightly rotated, perhaps
-    mirrored."""
-    picture = sprite(CLASSES[thing_class].name, tint)
-    if rng.random() < 0.5:
+def _paste(canvas: Image.Image, placement: Placement) -> Thing:
+    """Paste one sprite, moved into the picture where it would stick out."""
+    picture = sprite(CLASSES[placement.class_index].name, placement.colour)
+    if placement.mirrored:
         picture = ImageOps.mirror(picture)
-    picture = picture.rotate(rng.uniform(-12, 12), Image.Resampling.BICUBIC, expand=True)
+    picture = picture.rotate(placement.angle, Image.Resampling.BICUBIC, expand=True)
     picture = picture.crop(picture.getchannel("A").getbbox())
-    scale = side / max(picture.size)
+    scale = placement.side / max(picture.size)
     picture = picture.resize([max(1, round(n * scale)) for n in picture.size], Image.Resampling.LANCZOS)
-    x = int(np.clip(round(centre[0] - picture.width / 2), 0, SIZE - picture.width))
-    y = int(np.clip(round(centre[1] - picture.height / 2), 0, SIZE - picture.height))
+    x = int(np.clip(round(placement.centre[0] - picture.width / 2), 0, SIZE - picture.width))
+    y = int(np.clip(round(placement.centre[1] - picture.height / 2), 0, SIZE - picture.height))
     canvas.paste(picture, (x, y), picture)
-    return Thing(thing_class, tint, (x, y, x + picture.width, y + picture.height))
+    box = (x, y, x + picture.width, y + picture.height)
+    return Thing(placement.class_index, placement.colour, box)
 
 
 def _class_weights() -> np.ndarray:
@@ -207,6 +258,11 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
+def plural(noun: str) -> str:
+    """``noun`` as the captions' counts have it."""
+    return PLURALS.get(noun, noun + "s")
+
+
 def _noun(thing: Thing, rng: np.random.Generator, imprecise_share: float) -> str:
     c = CLASSES[thing.class_index]
     noun = c.word if rng.random() < imprecise_share else c.name
@@ -221,12 +277,12 @@ def _relation(first: Thing, second: Thing) -> str:
     return "above" if dy < 0 else "below"
 
 
-def _phrase(things: list[Thing], rng: np.random.Generator, imprecise_share: float) -> str:
+def _phrase(things: tuple[Thing, ...], rng: np.random.Generator, imprecise_share: float) -> str:
     """The caption's noun phrase: a single noun, a count, a relation or an enumeration."""
     names = {CLASSES[t.class_index].name for t in things}
     if len(things) > 1 and len(names) == 1:
         name = names.pop()
-        return f"{('two', 'three')[len(things) - 2]} {PLURALS.get(name, name + 's')}"
+        return f"{('two', 'three')[len(things) - 2]} {plural(name)}"
     nouns = [with_article(_noun(t, rng, imprecise_share)) for t in things]
     if len(things) == 1:
         return nouns[0]
@@ -236,7 +292,9 @@ def _phrase(things: list[Thing], rng: np.random.Generator, imprecise_share: floa
     return f"{nouns[0]}, {nouns[1]} and {nouns[2]}"
 
 
-def _caption(things: list[Thing], background: str, rng: np.random.Generator, imprecise_share: float) -> str:
+def _caption(
+    things: tuple[Thing, ...], background: str, rng: np.random.Generator, imprecise_share: float
+) -> str:
     caption = CAPTION_FORMS[rng.integers(len(CAPTION_FORMS))].format(_phrase(things, rng, imprecise_share))
     return f"{caption} on a {background} background" if rng.random() < 0.3 else caption
 
@@ -268,7 +326,7 @@ def render(
     """
     rng = np.random.default_rng([seed, SPLITS[split], index])
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    canvas = _background(background, rng)
+    backdrop = plan_backdrop(background, rng)
     drawn = rng.choice(list(COUNT_SHARES), p=list(COUNT_SHARES.values()))
     count = int(drawn) if count is None else count
     classes = [int(c) for c in rng.choice(len(CLASSES), size=count, p=CLASS_WEIGHTS)]
@@ -283,12 +341,13 @@ def render(
     else:
         layout = PLACES[count][rng.integers(len(PLACES[count]))]
         centres = [np.array(p) + rng.uniform(-3, 3, size=2) for p in rng.permutation(layout)]
-    things = []
+    placements = []
     for c, centre in zip(classes, centres, strict=True):
         tinted = CLASSES[c].name in TINTABLE and rng.random() < 0.4
         tint = tuple(HUES)[rng.integers(len(HUES))] if tinted else None
-        things.append(_draw(canvas, c, tint, centre, rng.uniform(*SIDES[count]), rng))
+        placements.append(plan_thing(c, tint, centre, rng.uniform(*SIDES[count]), rng))
+    canvas, things = draw(Plan(backdrop, tuple(placements)))
     # Twice from the same state: the captions differ in their nouns alone.
     precise_caption = _caption(things, background, deepcopy(rng), 0.0)
     caption = _caption(things, background, rng, IMPRECISE_SHARE)
-    return Scene(canvas, caption, precise_caption, tuple(things), background)
+    return Scene(canvas, caption, precise_caption, things, background)

@@ -5,6 +5,7 @@
 Expect all to pass within seconds: there is no model, no image and no torch.
 """
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from config import RunConfig
 from discriminative.settings import NEVER, CurriculumSettings
-from discriminative.tokens.curriculum import Best, Curriculum, Step
+from discriminative.tokens.curriculum import Best, Curriculum, Score, Step
 
 ROOT = Path(__file__).parent.parent
 GO_ON = Step.GO_ON
@@ -32,10 +34,17 @@ SETTINGS = CurriculumSettings(
     enough_validation_accuracy=0.0,
 )
 
+FOUND = [0.1, 0.95, 0.5, 0.5, 0.5, 0.5]  # of the first of two stages, by the first start: over after update 5
+
+
+def scored(accuracy: float) -> Score:
+    """What a validation of four noises makes of a token: the probability of the class is its accuracy."""
+    return Score(accuracy, (math.log(max(accuracy, 0.001)),) * 4)
+
 
 def after(curriculum: Curriculum, epoch: int, accuracy: float, train_accuracy: float = 0.0) -> Step:
     """Offer a token of this validation accuracy after ``epoch``; what comes next."""
-    curriculum.offer((accuracy, -1.0), f"vector {epoch}", epoch, epoch)
+    curriculum.offer(scored(accuracy), f"vector {epoch}", epoch, epoch)
     return curriculum.observe(epoch, train_accuracy, is_scored=True)
 
 
@@ -44,13 +53,24 @@ def walked(curriculum: Curriculum, accuracies: list[float]) -> list[Step]:
     return [after(curriculum, epoch, accuracy) for epoch, accuracy in enumerate(accuracies)]
 
 
-def places(curriculum: Curriculum, accuracies: list[float]) -> list[tuple[int, int]]:
-    """Start and stage of each update, each followed by a validation; the first accuracy is the start's."""
+def places(curriculum: Curriculum, accuracies: list[float]) -> list[tuple[int, int, int]]:
+    """Start, round and stage of each update; each is validated, and so is the token before the first."""
     found = []
     after(curriculum, 0, accuracies[0])
     for epoch, accuracy in enumerate(accuracies[1:], start=1):
-        found.append((curriculum.start, curriculum.stage))
+        found.append((curriculum.start, curriculum.round, curriculum.stage))
         after(curriculum, epoch, accuracy)
+    return found
+
+
+def events(curriculum: Curriculum, accuracies: list[float]) -> list[tuple[int, Step]]:
+    """After which updates training does not just go on, and what comes there, until it ends."""
+    found = []
+    for epoch, accuracy in enumerate(accuracies):
+        step = after(curriculum, epoch, accuracy)
+        found += [(epoch, step)] if step is not GO_ON else []
+        if step is STOP:
+            break
     return found
 
 
@@ -58,96 +78,168 @@ def test_nothing_heavy_is_imported():
     """A curriculum is tried out where there is no torch."""
     code = (
         "import sys; import discriminative.tokens.curriculum; "
-        "print([m for m in ('torch', 'numpy', 'transformers', 'diffusers', 'config') if m in sys.modules])"
+        "heavy = ('torch', 'numpy', 'scipy', 'transformers', 'diffusers', 'config'); "
+        "print([m for m in heavy if m in sys.modules])"
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"
 
 
+# Which of two tokens is better.
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0.1, 0.5), (0.0, 0.5), (0.5, 0.5), (0.0, 0.9), (0.9, 0.1)])
+def test_below_nearly_right_the_log_probability_decides(better, worse):
+    """A verdict more or less of twelve is luck, and below the first right one there is none."""
+    surer = Score(better, (-1.0, -2.0, -3.0))
+    other = Score(worse, (-1.5, -2.5, -3.6))
+    assert surer.beats(other)
+    assert not other.beats(surer)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0.91, 0.9), (0.95, 0.92), (0.91, 0.0), (1.0, 0.99)])
+def test_of_tokens_that_are_nearly_right_the_verdicts_decide(better, worse):
+    """A few images that are surer still are worth less than one more that is right."""
+    right = Score(better, (-1.5, -2.5, -3.6))
+    other = Score(worse, (-1.0, -2.0, -3.0))
+    assert right.beats(other)
+    assert not other.beats(right)
+
+
+def test_of_nearly_right_tokens_of_the_same_accuracy_the_surer_one_is_better():
+    assert Score(0.95, (-0.1, -0.2)).beats(Score(0.95, (-0.3, -0.5)))
+    assert not Score(0.95, (-0.3, -0.5)).beats(Score(0.95, (-0.1, -0.2)))
+
+
+@pytest.mark.parametrize(
+    ("gains", "is_better"),
+    [
+        ((-0.1, 2.0), False),  # .95 on average, of a standard error of 1.05
+        ((0.1, 2.0), True),  # 1.05, of .95
+        ((-1.0, 1.0), False),
+        ((-0.1, -0.1), False),
+        ((0.0, 0.0), False),
+        ((0.1, 0.1), True),
+        ((-1.0, 1.0, 1.0, 1.0) * 9, True),
+        ((-5.0, 1.0, 1.0, 4.0), False),
+    ],
+)
+def test_a_gain_within_chance_is_none(gains, is_better):
+    """The best of many that are as good is the luckiest one: patience would never end."""
+    other = Score(0.5, (-9.0,) * len(gains))
+    assert Score(0.5, tuple(-9.0 + gain for gain in gains)).beats(other) is is_better
+
+
+def test_the_same_noises_are_compared():
+    """Noises differ far more from each other than tokens do, and each is drawn with both."""
+    other = (-0.01, -1.0, -3.0, -9.0)
+    assert Score(0.0, tuple(p + 0.05 + 0.001 * i for i, p in enumerate(other))).beats(Score(0.0, other))
+    assert not Score(0.0, (-8.95, -2.9, -0.9, 0.0)).beats(Score(0.0, other))  # as much more, in another order
+
+
+def test_a_token_does_not_beat_itself():
+    for accuracy in (0.0, 0.5, 0.95, 1.0):
+        score = Score(accuracy, (-0.01, -1.0, -3.0))
+        assert not score.beats(score)
+
+
+def test_of_a_validation_that_drew_more_the_noises_of_both_are_compared():
+    few = Score(0.5, (-1.0, -2.0))
+    assert few.beats(Score(0.5, (-1.1, -2.1, 0.0, 0.0)))
+    assert Score(0.5, (-0.9, -1.9, -99.0, -99.0)).beats(few)
+
+
+def test_of_one_loss_each_the_lower_is_better():
+    """There is no standard error of one, as the paper's rule has it."""
+    assert Score(0.0, (-1.0,)).beats(Score(0.0, (-1.001,)))
+    assert not Score(0.0, (-1.001,)).beats(Score(0.0, (-1.0,)))
+
+
 # The best token.
 
 
-def test_the_best_token_is_the_one_of_the_highest_score():
-    """By the first figure, then by the second; the earlier one where both are alike."""
+def test_the_best_token_is_the_earlier_one_where_both_are_alike():
     curriculum = Curriculum(SETTINGS)
-    offers = [((0.5, -2.0), True), ((0.5, -1.0), True), ((0.5, -1.0), False), ((0.4, -0.1), False)]
-    for epoch, (score, is_best) in enumerate(offers):
+    offers = [(-2.0, True), (-1.0, True), (-1.0, False), (-1.5, False)]
+    for epoch, (log_probability, is_best) in enumerate(offers):
+        score = Score(0.5, (log_probability,) * 3)
         assert curriculum.offer(score, f"vector {epoch}", epoch, epoch) is is_best
-    assert curriculum.best == Best((0.5, -1.0), "vector 1", 1, 1)
-    assert str(curriculum.best) == "0.50 after 1"
+    assert curriculum.best == Best(Score(0.5, (-1.0,) * 3), "vector 1", 1, 1)
+
+
+def test_a_better_token_within_chance_is_not_kept():
+    """Nor does it give the stage more patience."""
+    curriculum = Curriculum(SETTINGS, stages=2)
+    curriculum.offer(Score(0.0, (-3.0, -3.0)), "vector 0", 0, 0)
+    for epoch, expected in ((1, GO_ON), (2, NEXT_STAGE)):
+        assert not curriculum.offer(Score(0.5, (-1.0, -4.5)), f"vector {epoch}", epoch, epoch)
+        assert curriculum.observe(epoch, 0.0, is_scored=True) is expected
+    assert curriculum.best.vector == curriculum.attempt.vector == "vector 0"
 
 
 def test_a_first_token_is_the_best_however_bad_it_is():
-    for score in ((0.0, -1000.0), (-1000.0,)):
-        assert Curriculum(SETTINGS).offer(score, "vector", 1, 1)
-    assert str(Best()) == "none"
+    assert Curriculum(SETTINGS).offer(Score(0.0, (-1000.0,)), "vector", 1, 1)
     assert Best().accuracy < 0
+    assert Best().beaten_by(Score(0.0, (-math.inf,)))
+
+
+def test_the_best_token_says_how_good_it_is():
+    """Where no image is right, or none was looked at, its log-probability alone."""
+    assert str(Best()) == "none"
+    assert str(Best(Score(0.5, (-1.0, -2.0)), "vector", 7, 7)) == "0.50 right, -1.50 after 7"
+    assert str(Best(Score(0.0, (-3.0,)), "vector", 5, 4)) == "-3.00 after 5"
 
 
 def test_the_updates_that_made_a_token_need_not_be_those_after_which_it_was_found():
     """A loss is that of the images which the token before the update drew."""
     curriculum = Curriculum(SETTINGS)
-    curriculum.offer((-3.0,), "vector", 5, 4)
+    curriculum.offer(Score(0.0, (-3.0,)), "vector", 5, 4)
     assert (curriculum.best.epoch, curriculum.best.updates) == (5, 4)
-    assert str(curriculum.best) == "3.00 after 5"
 
 
 def test_the_best_token_of_all_outlives_its_start():
     curriculum = Curriculum(SETTINGS, starts=2)
-    assert walked(curriculum, [0.1, 0.2, 0.15, 0.12])[-2:] == [NEXT_START, GO_ON]
+    assert walked(curriculum, [0.1, 0.2, 0.15, 0.12, 0.12])[-2:] == [NEXT_START, GO_ON]
     assert curriculum.best.vector == "vector 1"
-    assert curriculum.attempt.vector == "vector 3"
-    assert not curriculum.offer((0.15, 0.0), "vector 4", 4, 4)  # the best of its start alone
     assert curriculum.attempt.vector == "vector 4"
+    assert not curriculum.offer(scored(0.15), "vector 5", 5, 5)  # the best of its start alone
+    assert curriculum.attempt.vector == "vector 5"
     assert curriculum.best.vector == "vector 1"
 
 
-# Stages and starts.
+# The first stage from every start.
 
 
-def test_where_a_start_brings_nothing_the_next_is_tried():
-    """And after the last one the first again."""
+def test_a_start_in_vain_gives_way_to_the_next():
     curriculum = Curriculum(SETTINGS, stages=3, starts=2)
-    steps = walked(curriculum, [0.1, 0.1, 0.3, 0.2, 0.3, 0.1, 0.1])
-    assert steps == [GO_ON, GO_ON, NEXT_START, GO_ON, NEXT_START, GO_ON, NEXT_START]
-    assert (curriculum.start, curriculum.stage) == (1, 0)
+    assert walked(curriculum, [0.1, 0.1, 0.1]) == [GO_ON, GO_ON, NEXT_START]
+    assert (curriculum.start, curriculum.stage, curriculum.round) == (1, 0, 0)
+    assert curriculum.attempt == Best()
 
 
-def test_a_start_that_only_gets_a_little_better_has_no_more_patience():
-    """In the first stage only a clearly better token counts: one that only lowers the loss leads astray."""
-    curriculum = Curriculum(SETTINGS, stages=2)
-    assert walked(curriculum, [0.1, 0.2, 0.25])[-1] is NEXT_START
+def test_a_start_is_left_only_where_it_brings_nothing_any_more():
+    """A token that is a little better again and again gets there; one that was better once has not."""
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
+    accuracies = [0.1, 0.12, 0.14, 0.14, 0.16, 0.18, 0.18, 0.18]
+    assert events(curriculum, accuracies) == [(7, NEXT_START)]
 
 
-def test_a_clearly_better_token_goes_on_at_the_next_stage():
-    """Each stage has its patience, the last one twice as much; after that learning begins again."""
-    curriculum = Curriculum(SETTINGS, stages=3, starts=2)
-    accuracies = [0.1, 0.3, 0.5, 0.6, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5, 0.2]
-    stages = [0, 0, 1, 1, 1, 2, 2, 2, 2, 0]
-    assert places(curriculum, accuracies) == [(int(i == 9), stage) for i, stage in enumerate(stages)]
-
-
-def test_the_next_stage_begins_with_the_best_token_of_its_start():
-    """Not with the last one; nor with the best of all, which another start found."""
-    curriculum = Curriculum(SETTINGS, stages=3, starts=2)
-    steps = walked(curriculum, [0.1, 0.5, 0.6, 0.4, 0.3])
-    assert steps == [GO_ON, NEXT_STAGE, GO_ON, GO_ON, NEXT_STAGE]
+def test_a_start_that_makes_the_token_clearly_better_goes_on_at_the_next_stage_at_once():
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
+    assert walked(curriculum, [0.1, 0.2, 0.5]) == [GO_ON, GO_ON, NEXT_STAGE]
+    assert (curriculum.start, curriculum.stage, curriculum.round) == (0, 1, 0)
     assert curriculum.attempt.vector == "vector 2"
-    later = [after(curriculum, epoch, 0.5) for epoch in range(5, 9)]
-    assert later == [GO_ON] * 3 + [NEXT_START]
-    assert after(curriculum, 9, 0.45) is NEXT_STAGE
-    assert curriculum.attempt.vector == "vector 9"
-    assert curriculum.best.vector == "vector 2"
 
 
-def test_the_plateau_is_left_at_once_but_a_later_stage_only_where_it_brings_nothing():
-    curriculum = Curriculum(SETTINGS, stages=3)
-    steps = walked(curriculum, [0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.6, 0.6])
-    assert steps == [GO_ON, NEXT_STAGE, GO_ON, GO_ON, GO_ON, GO_ON, GO_ON, NEXT_STAGE]
+def test_the_first_start_that_helps_is_the_one_that_is_gone_on_from():
+    """The third is not tried."""
+    curriculum = Curriculum(SETTINGS, stages=2, starts=3)
+    assert events(curriculum, [0.1, 0.1, 0.1, 0.2, 0.5]) == [(2, NEXT_START), (4, NEXT_STAGE)]
+    assert (curriculum.start, curriculum.attempt.vector) == (1, "vector 4")
 
 
 @pytest.mark.parametrize(
-    ("first", "accuracy", "goes_on"),
+    ("first", "accuracy", "is_clearly_better"),
     [
         (0.0, 0.25, False),  # a quarter of the way to 1, and no more
         (0.0, 0.26, True),
@@ -160,71 +252,152 @@ def test_the_plateau_is_left_at_once_but_a_later_stage_only_where_it_brings_noth
         (1.0, 1.0, False),
     ],
 )
-def test_a_clearly_better_token_has_gone_a_quarter_of_the_way_or_is_nearly_right(first, accuracy, goes_on):
+def test_a_clearly_better_token_has_gone_a_quarter_of_the_way_or_is_nearly_right(
+    first, accuracy, is_clearly_better
+):
     curriculum = Curriculum(SETTINGS, stages=2)
-    assert walked(curriculum, [first, accuracy])[1] is (NEXT_STAGE if goes_on else GO_ON)
-    assert curriculum.has_progress is goes_on
+    assert walked(curriculum, [first, accuracy])[1] is (NEXT_STAGE if is_clearly_better else GO_ON)
+    assert curriculum.is_clearly_better(Best(scored(accuracy))) is is_clearly_better
 
 
-def test_progress_counts_from_the_first_start():
+def test_no_token_is_not_clearly_better():
+    curriculum = Curriculum(SETTINGS)
+    assert not curriculum.is_clearly_better(Best())
+    after(curriculum, 0, 0.0)
+    assert not curriculum.is_clearly_better(Best())
+
+
+def test_clearly_better_counts_from_the_first_start():
     """Another start may be a worse one: its tokens are compared with what came for nothing."""
     curriculum = Curriculum(SETTINGS, stages=2, starts=2)
-    assert walked(curriculum, [0.4, 0.1, 0.1, 0.0, 0.5])[2:] == [NEXT_START, GO_ON, NEXT_START]
-    assert after(curriculum, 5, 0.56) is NEXT_STAGE
+    accuracies = [0.4, 0.1, 0.1, 0.0, 0.5, 0.54, 0.56]
+    assert events(curriculum, accuracies) == [(2, NEXT_START), (6, NEXT_STAGE)]
 
 
-def test_the_next_start_forgets_the_best_token_of_the_one_before():
+def test_where_no_start_helps_the_next_stage_goes_on_from_the_best_token_of_all():
+    """A guide that the first stage does not move another stage may."""
+    curriculum = Curriculum(SETTINGS, stages=3, starts=2)
+    steps = events(curriculum, [0.1, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05])
+    assert steps == [(3, NEXT_START), (6, NEXT_STAGE)]
+    assert (curriculum.stage, curriculum.round) == (1, 0)
+    assert curriculum.attempt is curriculum.best
+    assert curriculum.attempt.vector == "vector 1"
+
+
+def test_the_next_stage_begins_with_what_no_start_helped_to_beat():
+    """Its token is compared with the best of all, not of the last start."""
     curriculum = Curriculum(SETTINGS, stages=2, starts=2)
-    walked(curriculum, [0.1, 0.95, 0.5, 0.5, 0.5, 0.5])
-    assert (curriculum.start, curriculum.stage) == (1, 0)
-    assert curriculum.attempt == Best()
-    assert not curriculum.has_progress
-    assert curriculum.best.accuracy == 0.95
+    assert events(curriculum, [0.1, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05])[-1] == (6, NEXT_STAGE)
+    after(curriculum, 7, 0.14)
+    assert curriculum.attempt.vector == "vector 1"
+    after(curriculum, 8, 0.16)
+    assert curriculum.attempt.vector == "vector 8"
+
+
+def test_no_start_is_tried_again_where_nothing_helped():
+    """Each start once, each other stage once, and that is the end."""
+    curriculum = Curriculum(SETTINGS, stages=3, starts=2)
+    ended = events(curriculum, [0.1] * 20)
+    assert ended == [(2, NEXT_START), (5, NEXT_STAGE), (7, NEXT_STAGE), (9, STOP)]
+    assert curriculum.stopped_by == "no_progress"
+    assert curriculum.best.vector == "vector 0"
+
+
+def test_a_token_that_is_a_little_better_makes_no_start_worth_another_try():
+    """It is kept, where the stages bring nothing more to it."""
+    curriculum = Curriculum(SETTINGS, starts=2)
+    assert events(curriculum, [0.1, 0.15, *[0.1] * 20]) == [(3, NEXT_START), (6, NEXT_STAGE), (8, STOP)]
+    assert (curriculum.stopped_by, curriculum.best.vector) == ("no_progress", "vector 1")
+
+
+def test_one_stage_that_no_start_helped_has_its_small_steps_if_a_start_made_a_better_token():
+    """There is no next stage; the round that made it better is followed by another."""
+    curriculum = Curriculum(SETTINGS, starts=2)
+    steps = events(curriculum, [0.1, 0.1, 0.1, 0.1, 0.15, 0.1, 0.1, 0.1, 0.1, 0.1])
+    assert steps == [(2, NEXT_START), (6, NEXT_STAGE), (8, STOP)]
+    assert (curriculum.round, curriculum.stage, curriculum.stopped_by) == (1, 0, "no_progress")
+
+
+def trained_in_vain(settings: CurriculumSettings, stages: int, starts: int) -> tuple[int, Curriculum]:
+    """After how many updates a training ends that never makes a better token."""
+    curriculum = Curriculum(settings, stages, starts)
+    after(curriculum, 0, 0.0)
+    for epoch in range(1, settings.max_epochs + 1):
+        is_scored = curriculum.is_due(epoch, 0.0)
+        if is_scored:
+            curriculum.offer(scored(0.0), f"vector {epoch}", epoch, epoch)
+        step = curriculum.observe(epoch, 0.0, is_scored)
+        if step is STOP:
+            break
+        if step is NEXT_START:
+            curriculum.offer(scored(0.0), f"start {curriculum.start}", epoch, epoch)
+    return epoch, curriculum
+
+
+def test_training_in_vain_ends_within_a_hundred_updates():
+    """Of some guides no token is to be had: two starts and two more stages of 20 updates say so, not 300."""
+    settings = RunConfig().learning()
+    assert settings.curriculum.validate_every == 10
+    number, curriculum = trained_in_vain(settings.curriculum, len(settings.stages), len(settings.starts))
+    assert (number, curriculum.stopped_by) == (80, "no_progress")
+    assert number <= 100
+    assert curriculum.best.vector == "vector 0"
+
+
+# Stage by stage, round by round.
+
+
+def test_a_stage_goes_on_as_long_as_it_makes_a_better_token():
+    curriculum = Curriculum(SETTINGS, stages=3)
+    steps = events(curriculum, [0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.6, 0.6])
+    assert steps == [(1, NEXT_STAGE), (7, NEXT_STAGE)]
+    assert curriculum.attempt.vector == "vector 5"  # not the last one
+
+
+def test_each_stage_has_its_patience_and_the_last_twice_as_much():
+    curriculum = Curriculum(SETTINGS, stages=3, starts=2)
+    accuracies = [0.1, 0.3, 0.5, 0.6, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5, 0.2]
+    stages = [(0, 0, 0)] * 2 + [(0, 0, 1)] * 3 + [(0, 0, 2)] * 4 + [(0, 1, 0)]
+    assert places(curriculum, accuracies) == stages
 
 
 def test_a_stage_has_its_patience_from_where_it_began():
     """Updates that the stage before it spent do not count."""
-    settings = replace(SETTINGS, attempt_patience=3)
-    curriculum = Curriculum(settings, stages=3)
-    steps = walked(curriculum, [0.0, 0.0, 0.5, 0.4, 0.4, 0.4])
-    assert steps == [GO_ON, GO_ON, NEXT_STAGE, GO_ON, GO_ON, NEXT_STAGE]
+    curriculum = Curriculum(replace(SETTINGS, attempt_patience=3), stages=3)
+    assert events(curriculum, [0.0, 0.0, 0.5, 0.4, 0.4, 0.4]) == [(2, NEXT_STAGE), (5, NEXT_STAGE)]
 
 
-@pytest.mark.parametrize(("stages", "patience"), [(1, 2), (2, 4), (3, 4)])
-def test_the_last_of_several_stages_has_twice_the_patience(stages, patience):
-    """A single stage, which is the first one too, has not."""
+@pytest.mark.parametrize(
+    ("stages", "accuracy", "patience"),
+    [(1, 0.5, 2), (2, 0.5, 4), (3, 0.5, 4), (2, 0.1, 2), (3, 0.1, 2)],
+)
+def test_the_last_of_several_stages_has_twice_the_patience_with_a_clearly_better_token(
+    stages, accuracy, patience
+):
+    """A single stage, which is the first one too, has not; nor one that goes on from a token in vain."""
     curriculum = Curriculum(SETTINGS, stages=stages)
     epoch = 0
     after(curriculum, epoch, 0.0)
     while curriculum.stage < stages - 1:
         epoch += 1
-        after(curriculum, epoch, 0.5)
-    began = epoch
-    for epoch in range(began + 1, began + 10):
-        if after(curriculum, epoch, 0.0) is not GO_ON:
-            break
-    assert epoch - began == patience
+        after(curriculum, epoch, accuracy)
+    began = max(epoch, curriculum.attempt.epoch)
+    while after(curriculum, epoch + 1, 0.0) is GO_ON:
+        epoch += 1
+    assert epoch + 1 - began == patience
 
 
-def test_a_single_stage_goes_on_as_long_as_it_brings_something():
-    curriculum = Curriculum(SETTINGS)
-    steps = walked(curriculum, [0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6])
-    assert steps == [GO_ON] * 6 + [NEXT_START]
-    assert (curriculum.start, curriculum.stage) == (0, 0)  # the only start, from its beginning
-
-
-def test_a_better_token_of_the_same_accuracy_is_better():
-    """The log-probability decides: patience counts from there."""
-    curriculum = Curriculum(SETTINGS, stages=3)
-    walked(curriculum, [0.0, 0.5, 0.5])
-    curriculum.offer((0.5, -0.5), "surer", 2, 2)
-    assert curriculum.attempt.vector == "surer"
-    assert after(curriculum, 3, 0.5) is GO_ON
-    assert after(curriculum, 4, 0.5) is NEXT_STAGE
+def test_in_another_round_the_last_stage_has_no_more_patience_than_the_others():
+    """Its steps are small then: it makes no token worse before it makes it better."""
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
+    accuracies = [0.1, 0.5, *[0.6] * 9]
+    stages = [(0, 0, 0), *[(0, 0, 1)] * 5, *[(0, 1, 0)] * 2, *[(0, 1, 1)] * 2]
+    assert places(curriculum, accuracies) == stages
+    assert (curriculum.start, curriculum.round) == (1, 0)
 
 
 def test_patience_runs_between_validations_too():
-    curriculum = Curriculum(SETTINGS, stages=2)
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
     after(curriculum, 0, 0.0)
     assert curriculum.observe(1, 0.0, is_scored=False) is GO_ON
     assert curriculum.observe(2, 0.0, is_scored=False) is NEXT_START
@@ -233,6 +406,148 @@ def test_patience_runs_between_validations_too():
 def test_before_the_first_update_no_stage_is_over():
     settings = replace(SETTINGS, attempt_patience=0)
     assert after(Curriculum(settings, stages=2), 0, 1.0) is GO_ON
+
+
+def test_a_round_follows_while_it_helps():
+    """As long as a whole one made a better token; after one that did not comes another start."""
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
+    first = [0.1, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6]  # the last stage made it better, and had its patience
+    second = [0.6, 0.6, 0.6, 0.7, 0.6, 0.6]  # so did it in the second round
+    third = [0.6] * 4
+    steps = events(curriculum, first + second + third)
+    assert steps == [
+        (1, NEXT_STAGE),
+        (6, NEXT_STAGE),
+        (8, NEXT_STAGE),
+        (12, NEXT_STAGE),
+        (14, NEXT_STAGE),
+        (16, NEXT_START),
+    ]
+    assert (curriculum.start, curriculum.round, curriculum.stage) == (1, 0, 0)
+    rounds = [number for _, number, _ in places(Curriculum(SETTINGS, stages=2), first + second + third)]
+    assert rounds == [0] * 6 + [1] * 6 + [2] * 4
+
+
+def test_a_round_begins_at_the_first_stage_with_the_best_token():
+    curriculum = Curriculum(SETTINGS, stages=2)
+    walked(curriculum, [0.1, 0.5, 0.6, 0.6, 0.6, 0.6, 0.5])
+    assert (curriculum.round, curriculum.stage) == (1, 0)
+    assert curriculum.attempt.vector == "vector 2"
+
+
+def test_in_another_round_the_first_stage_has_its_patience_too():
+    """In the first round it only has to find a start; now it is to make the token better."""
+    curriculum = Curriculum(SETTINGS, stages=2)
+    walked(curriculum, [0.1, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6])
+    better = enumerate([0.7, 0.8, 0.8, 0.8], start=7)
+    later = [after(curriculum, epoch, accuracy) for epoch, accuracy in better]
+    assert later == [GO_ON, GO_ON, GO_ON, NEXT_STAGE]
+
+
+def test_a_nearly_right_token_has_no_other_round():
+    """It goes on to another start, which may find a better one, with large steps again."""
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
+    steps = events(curriculum, [0.1, 0.5, 0.91, 0.5, 0.5, 0.5, 0.5])
+    assert steps == [(1, NEXT_STAGE), (6, NEXT_START)]
+
+
+def test_a_token_that_no_start_made_clearly_better_has_its_rounds_too():
+    """All stages of them: a better token is a better token."""
+    curriculum = Curriculum(SETTINGS, stages=2)
+    steps = events(curriculum, [0.1, 0.15, 0.1, 0.1, 0.16, *[0.1] * 10])
+    assert steps == [(3, NEXT_STAGE), (6, NEXT_STAGE), (8, NEXT_STAGE), (10, STOP)]
+    assert (curriculum.round, curriculum.best.vector) == (1, "vector 4")
+
+
+def test_a_round_helps_that_makes_the_token_of_its_own_start_better():
+    """It need not be the best of all yet."""
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
+    assert walked(curriculum, FOUND)[-1] is NEXT_START
+    later = [after(curriculum, epoch, accuracy) for epoch, accuracy in enumerate([0.5] * 5, start=6)]
+    assert later == [NEXT_STAGE, GO_ON, GO_ON, GO_ON, NEXT_STAGE]
+    assert (curriculum.start, curriculum.round, curriculum.best.vector) == (1, 1, "vector 1")
+
+
+def test_one_stage_has_rounds_too():
+    curriculum = Curriculum(SETTINGS)
+    steps = events(curriculum, [0.0, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6])
+    assert steps == [(6, NEXT_STAGE), (8, NEXT_START)]
+    assert (curriculum.start, curriculum.stage) == (0, 0)  # the only start, from its beginning
+
+
+# Another start.
+
+
+def test_the_next_start_forgets_the_best_token_of_the_one_before():
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
+    assert walked(curriculum, FOUND)[-1] is NEXT_START
+    assert (curriculum.start, curriculum.round, curriculum.stage) == (1, 0, 0)
+    assert curriculum.attempt == Best()
+    assert curriculum.best.accuracy == 0.95
+
+
+def test_a_later_start_goes_on_with_its_own_best_token():
+    """Not with the best of all, which another start found."""
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
+    assert events(curriculum, [*FOUND, 0.3, 0.5])[-1] == (7, NEXT_STAGE)
+    assert curriculum.attempt.vector == "vector 7"
+    assert curriculum.best.vector == "vector 1"
+
+
+def test_a_later_start_in_vain_gives_way_to_the_next_and_to_no_stage():
+    """The best token of all had its stages."""
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
+    assert events(curriculum, [*FOUND, 0.1, 0.1, 0.1])[-1] == (8, NEXT_START)
+    assert (curriculum.start, curriculum.stage) == (0, 0)
+
+
+def test_after_the_last_start_comes_the_first_again():
+    """With other noises it may be another matter."""
+    curriculum = Curriculum(SETTINGS, stages=2, starts=3)
+    walked(curriculum, FOUND)
+    seen = []
+    for epoch in range(6, 13):
+        seen.append(curriculum.start)
+        after(curriculum, epoch, 0.1)
+    assert seen == [1, 1, 1, 2, 2, 2, 0]
+
+
+@pytest.mark.parametrize("starts", [1, 2, 3])
+def test_training_ends_once_every_start_was_tried_again_in_vain(starts):
+    curriculum = Curriculum(SETTINGS, stages=2, starts=starts)
+    steps = events(curriculum, [*FOUND, *[0.1] * 30])
+    tried = [(5 + 3 * i, NEXT_START) for i in range(starts)]  # a new start's first token is its best
+    assert steps == [(1, NEXT_STAGE), *tried, (5 + 3 * starts, STOP)]
+    assert (curriculum.stopped_by, curriculum.best.vector) == ("no_progress", "vector 1")
+
+
+def test_a_start_that_made_the_best_token_of_all_lets_all_be_tried_once_more():
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
+    better = [0.97, *[0.5] * 4]  # clearly better at once, then the last stage's patience
+    steps = events(curriculum, [*FOUND, *[0.1] * 3, *better, *[0.1] * 30])
+    starts = [epoch for epoch, step in steps if step is NEXT_START]
+    assert starts == [5, 8, 13, 16]
+    assert steps[-1] == (19, STOP)
+    assert (curriculum.stopped_by, curriculum.best.vector) == ("no_progress", "vector 9")
+
+
+def test_the_token_that_a_start_begins_with_is_none_that_its_round_made():
+    """The trainer scores it before it is learned from: no round follows where nothing beats it."""
+    curriculum = Curriculum(SETTINGS, starts=2)
+    assert walked(curriculum, [0.1, 0.1, 0.1])[-1] is NEXT_START
+    assert curriculum.offer(scored(0.5), "start", 2, 2)
+    later = [after(curriculum, epoch, 0.4) for epoch in (3, 4)]
+    assert later == [GO_ON, NEXT_START]
+    assert curriculum.best.vector == "start"
+
+
+def test_a_start_that_is_the_best_token_of_all_by_itself_has_helped_too():
+    """It is scored after the update that left the start before it."""
+    curriculum = Curriculum(SETTINGS, stages=2)
+    assert walked(curriculum, FOUND)[-1] is NEXT_START
+    assert curriculum.offer(scored(0.97), "start", 5, 5)
+    later = [after(curriculum, epoch, 0.5) for epoch in range(6, 11)]
+    assert later == [NEXT_STAGE, GO_ON, GO_ON, GO_ON, NEXT_START]
 
 
 # What ends training.
@@ -247,9 +562,9 @@ def test_stopping_rules_are_told_apart():
         validate_every=5,
     )
 
-    def rule(epoch, accuracy, is_scored, score=(0.5, -1.0), **changes):
+    def rule(epoch, accuracy, is_scored, validation_accuracy=0.5, **changes):
         curriculum = Curriculum(replace(settings, **changes))
-        curriculum.offer(score, "vector", 10, 10)
+        curriculum.offer(Score(validation_accuracy, (-1.0,)), "vector", 10, 10)
         return curriculum.stopping_rule(epoch, accuracy, is_scored)
 
     assert rule(12, 0.6, False) == ""
@@ -260,9 +575,9 @@ def test_stopping_rules_are_told_apart():
     assert rule(15, 0.6, False) == ""
     assert rule(50, 0.6, True, patience=0) == "max_epochs"
     assert rule(49, 0.6, True, patience=0) == ""
-    assert rule(12, 0.6, False, score=(0.9, -1.0)) == "validation_accuracy"
-    assert rule(12, 0.6, False, score=(0.89, -1.0)) == ""
-    assert rule(12, 0.6, False, score=(1.0, -1.0), stop_validation_accuracy=0.0) == ""
+    assert rule(12, 0.6, False, 0.9) == "validation_accuracy"
+    assert rule(12, 0.6, False, 0.89) == ""
+    assert rule(12, 0.6, False, 1.0, stop_validation_accuracy=0.0) == ""
 
 
 @pytest.mark.parametrize(
@@ -329,7 +644,7 @@ def test_the_patience_of_all_counts_over_starts():
     ],
 )
 def test_a_token_is_validated_every_so_often_and_before_training_ends(changes, epoch, accuracy, is_due):
-    settings = replace(SETTINGS, validate_every=5, max_epochs=12)
+    settings = replace(SETTINGS, validate_every=5, max_epochs=12, attempt_patience=NEVER)
     assert Curriculum(replace(settings, **changes)).is_due(epoch, accuracy) is is_due
 
 
@@ -351,11 +666,20 @@ def test_a_good_token_is_enough_where_an_attempt_brings_nothing_any_more(enough,
     assert curriculum.best.vector == "vector 1"
 
 
+def test_a_first_token_that_is_enough_ends_by_that_and_not_for_want_of_progress():
+    """A word that does already cannot be made clearly better."""
+    settings = replace(SETTINGS, enough_validation_accuracy=0.95)
+    curriculum = Curriculum(settings, stages=2, starts=2)
+    assert events(curriculum, [0.96] * 20) == [(2, NEXT_START), (5, NEXT_STAGE), (7, STOP)]
+    assert curriculum.stopped_by == "enough"
+
+
 def test_the_best_token_of_an_earlier_start_is_enough_too():
     """It holds for the best of all, whichever start has just failed."""
     settings = replace(SETTINGS, enough_validation_accuracy=0.93)
     curriculum = Curriculum(settings, stages=1, starts=2)
-    curriculum.best = Best((0.94, -1.0), "of an earlier start", 1, 1)
+    curriculum.best = Best(scored(0.94), "of an earlier start", 1, 1)
+    curriculum.searches = False
     assert walked(curriculum, [0.1, 0.1, 0.1])[-1] is STOP
     assert curriculum.stopped_by == "enough"
 
@@ -375,12 +699,23 @@ def test_a_rule_that_ends_training_comes_before_the_next_stage():
 def test_steps_are_small_once_a_token_of_the_start_was_nearly_right():
     """At the next stage too, and where a later token is worse, but not from another start."""
     curriculum = Curriculum(SETTINGS, stages=2, starts=2)
-    nearly_right = []
+    small = []
     for epoch, accuracy in enumerate([0.1, 0.5, 0.95, 0.7, 0.7, 0.7, 0.7, 0.7]):
         after(curriculum, epoch, accuracy)
-        nearly_right.append(curriculum.is_nearly_right)
-    assert nearly_right == [False, False, True, True, True, True, False, False]
-    assert not Curriculum(SETTINGS).is_nearly_right
+        small.append(curriculum.takes_small_steps)
+    assert small == [False, False, True, True, True, True, False, False]
+    assert not Curriculum(SETTINGS).takes_small_steps
+
+
+def test_steps_are_small_in_every_round_but_the_first():
+    """At each of its stages; another start has large ones again."""
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
+    small = []
+    for epoch, accuracy in enumerate([0.1, 0.5, *[0.6] * 10]):
+        after(curriculum, epoch, accuracy)
+        small.append(curriculum.takes_small_steps)
+    assert small == [False] * 6 + [True] * 4 + [False] * 2
+    assert not curriculum.is_nearly_right
 
 
 def test_nearly_right_begins_above_nine_in_ten():
@@ -401,7 +736,12 @@ def test_what_a_token_has_to_beat_to_be_sampled_on():
     assert asked == [0.9, 0.9, 0.95, 0.95, 0.9]
 
 
-# The token of the lowest loss, which the trainer offers as a score below 0.
+# The token of the lowest loss, which the trainer offers as a log-probability, with no image right.
+
+
+def of_loss(loss: float) -> Score:
+    """What the trainer makes of a loss."""
+    return Score(0.0, (-loss,))
 
 
 def test_without_patience_of_stages_no_stage_and_no_start_ever_changes():
@@ -409,18 +749,19 @@ def test_without_patience_of_stages_no_stage_and_no_start_ever_changes():
     curriculum = Curriculum(replace(SETTINGS, attempt_patience=NEVER, max_epochs=300))
     steps = []
     for epoch in range(1, 301):
-        curriculum.offer((-1.0 / epoch if epoch < 100 else -5.0,), f"vector {epoch}", epoch, epoch - 1)
+        loss = 1.0 / epoch if epoch < 100 else 5.0
+        curriculum.offer(of_loss(loss), f"vector {epoch}", epoch, epoch - 1)
         steps.append(curriculum.observe(epoch, 0.5, is_scored=True))
-        assert (curriculum.start, curriculum.stage) == (0, 0)
+        assert (curriculum.start, curriculum.stage, curriculum.round) == (0, 0, 0)
     assert steps == [GO_ON] * 299 + [STOP]
     assert curriculum.stopped_by == "max_epochs"
-    assert curriculum.best == Best((-1.0 / 99,), "vector 99", 99, 98)
+    assert curriculum.best == Best(of_loss(1.0 / 99), "vector 99", 99, 98)
 
 
 def test_patience_of_the_paper_counts_updates_without_a_lower_loss():
     curriculum = Curriculum(replace(SETTINGS, attempt_patience=NEVER, patience=3))
     for epoch, loss in enumerate([3.0, 2.0, 2.5, 2.5, 2.5, 2.5], start=1):
-        curriculum.offer((-loss,), f"vector {epoch}", epoch, epoch - 1)
+        curriculum.offer(of_loss(loss), f"vector {epoch}", epoch, epoch - 1)
         if curriculum.observe(epoch, 0.0, is_scored=True) is STOP:
             break
     assert (epoch, curriculum.stopped_by, curriculum.best.updates) == (5, "patience", 1)
@@ -431,9 +772,10 @@ def test_a_loss_is_no_accuracy():
     settings = replace(SETTINGS, stop_validation_accuracy=0.9, enough_validation_accuracy=0.95)
     curriculum = Curriculum(replace(settings, attempt_patience=NEVER))
     for epoch, loss in enumerate([5.0, 0.95, 1e-9, 0.0], start=1):
-        curriculum.offer((-loss,), "vector", epoch, epoch - 1)
+        curriculum.offer(of_loss(loss), "vector", epoch, epoch - 1)
         assert curriculum.observe(epoch, 0.0, is_scored=True) is GO_ON
-        assert not curriculum.is_nearly_right
+        assert not curriculum.takes_small_steps
+    assert curriculum.best.epoch == 4
 
 
 def test_updates_without_a_finite_loss_leave_no_best_token():
@@ -448,3 +790,21 @@ def test_what_no_whole_validation_stands_behind_is_never_enough(enough):
     """Up to there a part of the validation scores a token, and may be lucky."""
     with pytest.raises(ValueError, match="allowed is 0 or above 0.9"):
         Curriculum(replace(SETTINGS, enough_validation_accuracy=enough))
+
+
+@pytest.mark.parametrize("validate_every", [10, 15, 25, 50])
+def test_no_stage_ends_with_a_token_that_was_never_scored(validate_every):
+    settings = replace(RunConfig().learning().curriculum, validate_every=validate_every)
+    curriculum = Curriculum(settings, stages=3, starts=2)
+    curriculum.offer(Score(0.0, (-5.0, -5.0)), "start", 0, 0)
+    curriculum.observe(0, 0.0, is_scored=True)
+    step = GO_ON
+    epoch = 0
+    while step is not STOP:
+        epoch += 1
+        is_scored = curriculum.is_due(epoch, 0.0)
+        if is_scored:
+            curriculum.offer(Score(0.0, (-5.0, -5.0)), "vector", epoch, epoch)
+        step = curriculum.observe(epoch, 0.0, is_scored)
+        assert step is GO_ON or is_scored
+    assert curriculum.stopped_by == "no_progress"

@@ -17,7 +17,15 @@ from discriminative.guides.similarity import TextSimilarity
 from discriminative.records.files import read_image, to_pil
 from discriminative.records.layout import RunFolder
 from discriminative.records.pictures import Shown, framed
-from discriminative.records.scores import distances, interval, mcnemar, paired, ranks, spread
+from discriminative.records.scores import (
+    distances,
+    interval,
+    mcnemar,
+    paired,
+    paired_log_probabilities,
+    ranks,
+    spread,
+)
 from discriminative.tokens.class_token import ClassToken
 from evaluate import Arm, Seen, arm_prompts, compare, evaluate, shares, verdict
 
@@ -148,6 +156,11 @@ def test_a_gain_below_the_first_right_image_is_seen():
     assert "guide 0.00 -> 0.00" in line
     before = of_baseline["log_probability"]
     assert f"log-probability {before:.2f} -> {before + 1.6:.2f} (p=0.008), rank 2 -> 2" in line
+
+
+def test_one_pair_of_images_says_nothing():
+    told = paired_log_probabilities(torch.tensor([-1.0]), torch.tensor([-3.0]))
+    assert told == {"log_probability_difference": 2.0, "log_probability_p_value": 1.0}
 
 
 def test_the_rank_counts_from_the_most_probable_label():

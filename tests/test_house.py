@@ -49,7 +49,7 @@ ROOMS = (
 
 # The miniature's scripts stand beside the house: what they may import, and who may import them.
 MINIATURE_TAKES = ("discriminative", "classifiers", "evaluate", "config")
-MINIATURE_SERVES = ("experiments",)
+MINIATURE_SERVES = ("experiments", "dpt")
 
 # A class of one's own is found from the working directory.
 CHANGES_SEARCH_PATH = ("discriminative/guides/loaders.py",)

@@ -11,7 +11,8 @@ from config import with_preset
 from discriminative.guides.classifier import Guide
 from discriminative.seeds import evaluation_seeds, training_seeds, turn, validation_seeds
 from discriminative.tokens.class_token import ClassToken
-from discriminative.tokens.objective import Objective, counted, token_gradient
+from discriminative.tokens.curriculum import Score
+from discriminative.tokens.objective import FINAL_SIZE, Objective, counted, token_gradient
 
 IDLE = torch.amp.GradScaler("cpu", enabled=False)
 CONFIG = learning()
@@ -116,6 +117,96 @@ def test_the_images_that_are_followed_are_those_of_the_first_noises(token, guide
     torch.testing.assert_close(objective.first_images, first, rtol=1e-4, atol=1e-5)
 
 
+def test_a_validation_gives_the_class_log_probability_image_by_image(token, guides):
+    """In the noises' order, in however many batches and parts: two tokens are compared noise by noise."""
+    settings = learning(validation_size=4, confirm_size=4, eval_batch_size=3)
+    objective = Objective(settings, token, guides, "cat")
+    found = objective.validate(beats=-math.inf).log_probabilities
+    prompts = [objective.validation_prompts[i % 6] for i in range(8)]
+    images = token.sample(prompts, validation_seeds(8), settings.sampler)
+    losses, _ = objective.class_loss(images)
+    assert found == pytest.approx([-loss for loss in losses.tolist()], rel=1e-3)
+    assert len(set(found)) == 8
+
+
+def compared(monkeypatch, objective: Objective, vector, other) -> tuple[list[float], list[tuple]]:
+    """The gains of one token over another, and what was drawn for them: the vector, prompts and seeds."""
+    drawn = []
+    sample = ClassToken.sample
+
+    def noted(token, prompts, seeds, settings):
+        drawn.append((token.vector.detach().clone(), prompts, seeds))
+        return sample(token, prompts, seeds, settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassToken, "sample", noted)
+        return objective.compare(vector, other), drawn
+
+
+def test_two_tokens_are_compared_on_the_same_noises_and_prompts(token, guides, monkeypatch):
+    vector, other = (token.start_vector(word, "cat") for word in ("tiger", "a"))
+    objective = Objective(learning(eval_batch_size=20), token, guides, "cat")
+    gains, drawn = compared(monkeypatch, objective, vector, other)
+    of_vector, of_other = (
+        [(prompts, seeds) for tried, prompts, seeds in drawn if torch.equal(tried, asked)]
+        for asked in (vector, other)
+    )
+    assert of_vector == of_other
+    assert len(of_vector) + len(of_other) == len(drawn)
+    assert sum(len(seeds) for _, seeds in of_vector) == len(gains) == FINAL_SIZE
+    assert objective.images == 2 * FINAL_SIZE
+
+
+@pytest.mark.parametrize("sizes", [{}, {"validation_size": 4, "confirm_size": 0}])
+def test_two_tokens_are_compared_on_noises_that_nothing_was_chosen_on(token, guides, monkeypatch, sizes):
+    """The best of many validations was lucky on its noises, and would be sure of a gain that is none."""
+    objective = Objective(learning(eval_batch_size=99, **sizes), token, guides, "cat")
+    drawn = []
+    score_seeds = Objective.score_seeds
+    monkeypatch.setattr(
+        Objective, "score_seeds", lambda self, seeds: drawn.extend(seeds) or score_seeds(self, seeds)
+    )
+    objective.validate(beats=-math.inf)
+    validated = set(drawn)
+    validation = objective.settings.validation
+    assert len(validated) == validation.validation_size + validation.confirm_size
+    drawn.clear()
+    vector = token.vector.detach().clone()
+    objective.compare(vector, vector)
+    assert len(set(drawn)) == FINAL_SIZE
+    assert not validated & set(drawn)
+    trained = [s for update in range(300) for s in training_seeds(objective.settings.seed, update, 4)]
+    assert not set(drawn) & {*trained, *evaluation_seeds(1000)}
+
+
+def test_a_gain_is_how_much_more_probable_the_class_is_with_the_first_token(token, guides, monkeypatch):
+    vector, other = (token.start_vector(word, "cat") for word in ("tiger", "a"))
+    objective = Objective(learning(eval_batch_size=36), token, guides, "cat")
+    gains, drawn = compared(monkeypatch, objective, vector, other)
+    assert torch.equal(token.vector.detach(), vector)  # it is left as the first
+    log_probabilities = []
+    for tried in (vector, other):
+        token.load(tried)
+        _, prompts, seeds = drawn[0]
+        losses, _ = objective.class_loss(token.sample(prompts, seeds, objective.settings.sampler))
+        log_probabilities.append(-losses)
+    assert gains == pytest.approx((log_probabilities[0] - log_probabilities[1]).tolist(), abs=1e-4)
+    assert any(abs(gain) > 1e-3 for gain in gains)
+    assert objective.compare(other, vector) == pytest.approx([-gain for gain in gains], abs=1e-6)
+    assert objective.compare(vector, vector) == [0.0] * FINAL_SIZE
+
+
+def test_a_comparison_changes_nothing_that_training_goes_by(token, guides):
+    """Neither which prompts fail nor the images that are followed."""
+    objective = Objective(learning(), token, guides, "cat")
+    objective.validate()
+    wrong, images = dict(objective.wrong), objective.first_images.clone()
+    objective.compare(token.start_vector("tiger", "cat"), token.start_vector("a", "cat"))
+    assert objective.wrong == wrong
+    assert torch.equal(objective.first_images, images)
+    assert token.vector.grad is None
+
+
 def test_prompts_that_fail_are_trained_more(token, guides):
     objective = Objective(learning(images_per_update=30), token, guides, "cat")
     assert [objective.prompts(0).count(t) for t in objective.templates] == [10, 10, 10]
@@ -134,7 +225,7 @@ def test_a_validation_tells_which_prompts_fail(token, guides, monkeypatch):
     objective = Objective(
         learning(validation_size=8, confirm_size=0, eval_batch_size=4), token, guides, "cat"
     )
-    assert objective.validate() == (0.75, -1.0)
+    assert objective.validate() == Score(0.75, (-1.0,) * 8)
     assert list(objective.wrong.values()) == [pytest.approx(1 / 3), 0.0, 0.0]
 
 
@@ -182,10 +273,10 @@ def test_a_lucky_validation_is_confirmed_before_it_ends_the_training(
     monkeypatch.setattr(Objective, "class_loss", score)
     settings = learning(validation_size=3, confirm_size=6, eval_batch_size=9, stop_validation_accuracy=0.88)
     objective = Objective(settings, token, guides, "cat")
-    assert objective.validate() == (pytest.approx(accuracy), -1.0)
+    assert objective.validate() == Score(pytest.approx(accuracy), (-1.0,) * drawn_in_all)
     assert sum(drawn) == drawn_in_all
     drawn.clear()
-    assert objective.validate(beats=-math.inf) == (pytest.approx(1 - sum(wrong) / 9), -1.0)
+    assert objective.validate(beats=-math.inf) == Score(pytest.approx(1 - sum(wrong) / 9), (-1.0,) * 9)
 
 
 @pytest.mark.parametrize(("beats", "drawn_in_all"), [(0.8, 3), (0.6, 6), (0.5, 9)])
@@ -212,7 +303,7 @@ def test_a_validation_that_can_just_end_the_training_is_confirmed(token, guides,
         lambda self, images: (drawn.append(1), (torch.ones(1), torch.tensor([len(drawn) > 1])))[1],
     )
     settings = learning(validation_size=1, confirm_size=9, eval_batch_size=1, stop_validation_accuracy=0.9)
-    assert Objective(settings, token, guides, "cat").validate() == (0.9, -1.0)
+    assert Objective(settings, token, guides, "cat").validate() == Score(0.9, (-1.0,) * 10)
 
 
 @pytest.mark.parametrize("sure", [1.0, 0.5])
@@ -234,7 +325,7 @@ def test_a_blend_does_not_end_a_training_nor_draw_more_prompts(token, guides, mo
     )
     settings = learning(validation_size=8, confirm_size=0, eval_batch_size=4, validation_certainty=certainty)
     objective = Objective(settings, token, guides, "cat")
-    assert objective.validate() == (share, pytest.approx(-0.25))
+    assert objective.validate() == Score(share, pytest.approx((-0.1, -0.1, -0.1, -0.7) * 2))
     assert set(objective.wrong.values()) == {0.0}
 
 
@@ -270,10 +361,11 @@ def test_seeds_of_training_validation_and_evaluation_never_meet():
             updates = [turn(epoch, settings.noise_pool) for epoch in range(1000)]
             trained = {s for update in updates for s in training_seeds(settings.seed, update, number)}
             validation = settings.validation
-            validated = set(validation_seeds(validation.validation_size + validation.confirm_size))
+            drawn = validation.validation_size + validation.confirm_size
+            validated = set(validation_seeds(drawn + FINAL_SIZE))  # the kept token's comparison too
             evaluated = set(evaluation_seeds(config.test_size))
             assert len(trained) == (5 if settings.noise_pool else 5000)
-            assert (len(validated), len(evaluated)) == (1036, 1000)
+            assert (len(validated), len(evaluated)) == (1072, 1000)
             assert not trained & validated
             assert not trained & evaluated
             assert not validated & evaluated

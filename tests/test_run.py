@@ -16,6 +16,8 @@ from apps.provenance import changed_settings, is_evaluated, is_learned
 from config import RunConfig
 from discriminative.records.files import write_json
 from discriminative.records.layout import RunFolder
+from discriminative.tokens.curriculum import Score
+from discriminative.tokens.objective import Objective
 from evaluate import templates_of
 from run import main, options_of, parse
 
@@ -74,6 +76,36 @@ def test_a_run_leaves_token_configuration_log_and_evaluation(trained):
     config = json.loads((folder / "config.json").read_text())
     assert config["config"]["class_index"] == 2
     assert config["training"]["stopped_by"] in ("max_epochs", "validation_accuracy")
+
+
+@pytest.mark.parametrize(
+    ("gains", "notes"),
+    [
+        ([1.0, -1.1, 1.3, -1.0], ["log-probability +0.05 on 4 new noises, p=0.5"]),
+        ([-1.0, -1.1, -1.2, -1.3], ["log-probability -1.15 on 4 new noises, p=1"]),
+        ([1.0, 1.1, 1.2, 1.3], []),
+    ],
+    ids=["chance", "loss", "gain"],
+)
+def test_a_run_that_gained_nothing_says_so_in_one_line_and_keeps_the_word(
+    tmp_path, monkeypatch, capsys, gains, notes
+):
+    """A token that does nothing would look like one that was learned; the next thing to try is named."""
+    monkeypatch.setattr(Objective, "compare", lambda self, vector, other: gains)
+    scores = map(Score, (0.1, 0.5, 0.4), ((-3.0,) * 2, (-1.0,) * 2, (-2.0,) * 2))
+    monkeypatch.setattr(Objective, "validate", lambda self, beats: next(scores))
+    asked = [*QUICK, "--class_index", "2", "--initializer_token", "an", "--output_path", str(tmp_path)]
+    assert main([*asked, "--train", "True"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if "nothing was gained" in line or line.startswith("note:")] == [
+        f"note: nothing was gained over 'an', so it is kept ({found}); try a word nearer to the class "
+        "(--start, --prompt_name), another --classifier, or several"
+        for found in notes
+    ]
+    assert sum("kept the token after 1, stopped by" in line for line in told) == 1 - len(notes)
+    training = json.loads((records(tmp_path) / "config.json").read_text())["training"]
+    assert training["kept_after_updates"] == 1 - len(notes)
+    assert training["gain"]["log_probability"] == pytest.approx(sum(gains) / 4)
 
 
 def evaluation(out):
@@ -205,7 +237,11 @@ def test_further_prompts_and_reference_images_are_evaluated(trained, tmp_path, c
     assert painting["arms"]["baseline"]["prompt"] == "a painting of a bat"
     assert first["arms"]["token"]["frechet_distance"] > 0
     assert without["arms"]["token"]["guide"] == without["arms"]["baseline"]["guide"]
-    assert without["paired"]["guide"] == {"difference": 0, "only_with": 0, "only_without": 0, "p_value": 1}
+    verdicts = {"difference": 0, "only_with": 0, "only_without": 0, "p_value": 1}
+    assert without["paired"]["guide"] == verdicts | {
+        "log_probability_difference": 0,
+        "log_probability_p_value": 1,
+    }
     assert len(list(tmp_path.glob("img/*/more/eval/prompt_02/*.png"))) == 7
 
 

@@ -17,7 +17,9 @@ from classifiers import load_classifier
 from discriminative.errors import UsageError, WorkError
 from discriminative.records.layout import RunFolder
 from discriminative.records.summary import read as read_summary
+from discriminative.tokens.curriculum import Score
 from discriminative.tokens.files import read_origin, read_token
+from discriminative.tokens.objective import Objective
 
 SHORT = {
     "device": "cpu",
@@ -126,6 +128,7 @@ def test_a_pipeline_learns_what_its_folder_learns(start, pipeline):
     of_folder = learn(start())
     of_pipeline = learn(start(pipeline), exp_id="of_pipeline")
     assert torch.equal(of_folder.token.vector, of_pipeline.token.vector)
+    assert torch.equal(of_folder.training.last_vector, of_pipeline.training.last_vector)
     assert len(of_folder.training.rows) == 2
 
 
@@ -209,7 +212,7 @@ def test_another_guide_learns_another_token(start, saved):
     first = learn(start(), exp_id="first")
     other = learn(start(classifier=saved["other"]), exp_id="other")
     both = learn(start(classifier=f"{saved['classifier']},{saved['other']}"), exp_id="both")
-    vectors = [tuple(found.token.vector.flatten().tolist()) for found in (first, other, both)]
+    vectors = [tuple(found.training.last_vector.flatten().tolist()) for found in (first, other, both)]
     assert len(set(vectors)) == 3
     assert list(both.plan.guides) == [saved["classifier"], saved["other"]]
 
@@ -277,6 +280,37 @@ def test_learning_writes_the_token_and_its_record(session, tmp_path):
     assert (record["config"]["seed"], record["training"]["updates"]) == (3, 2)
     assert record["constants"]["validation_size"] == 2
     assert torch.equal(learned.plan.vectors, learned.token.vector)
+
+
+@pytest.mark.parametrize(
+    ("gains", "is_there"), [((1.0, 1.1, 1.2, 1.3), True), ((1.0, -1.1, 1.2, -1.0), False)]
+)
+def test_the_record_says_what_was_gained_over_the_word_in_the_tokens_place(
+    session, tmp_path, monkeypatch, gains, is_there
+):
+    """And where that is nothing for sure, the token's file holds that word."""
+    monkeypatch.setattr(Objective, "compare", lambda self, vector, other: list(gains))
+    scores = map(Score, (0.1, 0.5, 0.4), ((-3.0,) * 2, (-1.0,) * 2, (-2.0,) * 2))
+    monkeypatch.setattr(Objective, "validate", lambda self, beats: next(scores))
+    learned = learn(session)
+    folder = RunFolder(str(tmp_path / "results"), "0001_tiger_cat", "default")
+    training = json.loads(folder.config.read_text())["training"]
+    assert training["gain"] == {
+        "log_probability": pytest.approx(sum(gains) / 4),
+        "p_value": learned.training.gain.p_value,
+        "noises": 4,
+    }
+    assert (training["gain"]["p_value"] < 0.1) is is_there
+    assert training["kept_after_updates"] == (1 if is_there else 0)
+    word = learned.token.start_vector("initializer", "tiger cat")
+    assert torch.equal(read_token(folder.token)[1], word) is not is_there
+    assert torch.equal(learned.token.vector, word) is not is_there
+
+
+def test_the_record_of_a_token_of_the_lowest_loss_has_no_gain(session, tmp_path):
+    learn(session, choose_by="loss")
+    folder = RunFolder(str(tmp_path / "results"), "0001_tiger_cat", "default")
+    assert json.loads(folder.config.read_text())["training"]["gain"] is None
 
 
 def test_constants_and_options_reach_the_training_of_one_class_alone(session):

@@ -60,7 +60,11 @@ def test_the_headline_accuracy_is_that_of_images_which_all_guides_call_right(tok
     assert with_token["guide"]["accuracy"] == 0.5
     assert with_token["guide"]["accuracy_interval"] == pytest.approx([0.1500, 0.8500], abs=1e-4)  # Wilson's
     assert without["guide"]["accuracy"] == 0.0
-    assert first["paired"]["guide"] == {"difference": 0.5, "only_with": 2, "only_without": 0, "p_value": 0.5}
+    verdicts = {"difference": 0.5, "only_with": 2, "only_without": 0, "p_value": 0.5}
+    assert first["paired"]["guide"] == verdicts | {
+        "log_probability_difference": pytest.approx(1.5),  # three more of eight verdicts, by 4 each
+        "log_probability_p_value": 0.5,
+    }
     assert result["verdict"].startswith("cat: guide 0.00 -> 0.50 [0.15, 0.85], p=0.5")
 
 

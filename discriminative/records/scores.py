@@ -50,9 +50,13 @@ def paired_log_probabilities(with_token: torch.Tensor, without: torch.Tensor) ->
 
     They move long before a verdict does. The p-value is two-sided, of the mean difference's sign: each pair's
     is turned round at random (every way where there are at most ``PERMUTATIONS``), as nothing would change
-    if the token did nothing.
+    if the token did nothing. One pair says nothing: 1.
     """
     from scipy.stats import permutation_test
+
+    if len(with_token) == 1:
+        difference = (with_token - without).item()
+        return {"log_probability_difference": difference, "log_probability_p_value": 1.0}
 
     def mean_difference(x, y, axis):
         return (x - y).mean(axis=axis)

@@ -1,20 +1,22 @@
 """When training goes on to another stage or start, and when it ends. Pure: it sees scores, no model.
 
-The first stage has to leave the plateau on which no image is right, and is over once the token is clearly
-better than the start. A later one makes the token reliable, from the best one of the attempt on, until it
-brings nothing any more: the second settles what is drawn, the third how it looks. From which start the
-plateau is left differs from class to class.
+Which place of the gradient helps differs from class to class, from guide to guide, and along the way. The
+first stage is tried from every start, until one makes the token clearly better. From there, or from the best
+token of all, each stage goes on for as long as it helps, and hands its best token to the next. After the last
+one the first has its turn again, with smaller steps, as long as a whole round helps.
 """
 
 import math
 from dataclasses import dataclass
 from enum import Enum
+from statistics import fmean, stdev
 from typing import Any
 
 from discriminative.settings import CurriculumSettings
 
-MIN_PROGRESS = 0.25  # share of the way from the start's accuracy to 1 after which a token is clearly better
+MIN_PROGRESS = 0.25  # share of the way from the start's accuracy to 1 after which the first stage is done
 NEARLY_RIGHT_ACCURACY = 0.9  # validation accuracy from which large steps would do a token harm
+MIN_GAIN = 1.0  # standard errors that a mean gain in log-probability has to be above 0
 LAST_STAGE_PATIENCE = 2  # times as long: a late step makes a token worse before it makes it better
 
 
@@ -27,37 +29,68 @@ class Step(Enum):
     STOP = "stop"
 
 
-@dataclass
-class Best:
-    """The best token so far, by a score that is compared as tuples are; higher is better.
+@dataclass(frozen=True)
+class Score:
+    """What a validation makes of a token.
 
     Args:
-        score: () where none was scored yet.
+        accuracy: share of its images that count.
+        log_probabilities: of the class, image by image, of the same noises in the same order; of the paper's
+            rule one, minus the loss.
+    """
+
+    accuracy: float
+    log_probabilities: tuple[float, ...]
+
+    def beats(self, other: "Score") -> bool:
+        """Whether the token is better.
+
+        Verdicts on a few images are luck as long as many are wrong, and say nothing below the first right
+        one: there log-probabilities decide, pair by pair. Of tokens that are nearly right the verdicts do.
+        """
+        nearly_right = max(self.accuracy, NEARLY_RIGHT_ACCURACY), max(other.accuracy, NEARLY_RIGHT_ACCURACY)
+        if nearly_right[0] != nearly_right[1]:
+            return nearly_right[0] > nearly_right[1]
+        pairs = zip(self.log_probabilities, other.log_probabilities, strict=False)
+        gains = [mine - its for mine, its in pairs]
+        error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+        return fmean(gains) > MIN_GAIN * error
+
+
+@dataclass
+class Best:
+    """The best token so far.
+
+    Args:
+        score: None where there is none yet.
         vector: the token, whatever the caller keeps of it.
         epoch: update after which it was found; patience counts from here.
         updates: after which it was what it is.
     """
 
-    score: tuple = ()
+    score: Score | None = None
     vector: Any = None
     epoch: int = 0
     updates: int = 0
 
     @property
     def accuracy(self) -> float:
-        """The first figure of the score; -1 where there is none."""
-        return self.score[0] if self.score else -1.0
+        """Share of its images that count; -1 where there is none."""
+        return self.score.accuracy if self.score else -1.0
 
-    def beaten_by(self, score: tuple) -> bool:
-        """Whether ``score`` is better."""
-        return not self.score or score > self.score
+    def beaten_by(self, score: Score) -> bool:
+        """Whether a token of that score is better."""
+        return self.score is None or score.beats(self.score)
 
     def __str__(self) -> str:
-        return f"{abs(self.score[0]):.2f} after {self.epoch}" if self.score else "none"
+        if not self.score:
+            return "none"
+        right = f"{self.accuracy:.2f} right, " if self.accuracy else ""
+        return f"{right}{fmean(self.score.log_probabilities):.2f} after {self.epoch}"
 
 
 class Curriculum:
-    """Stage by stage from a start, and again from the next start where that brings nothing.
+    """The first stage from every start, then round by round through all stages.
 
     Args:
         stages: number of stages.
@@ -78,45 +111,58 @@ class Curriculum:
         self.stage = 0
         self.start = 0
         self.began = 0  # update after which the stage began
+        self.round = 0  # through the stages, from 0
+        self.round_began = 0  # update after which it began
+        self.searches = True  # a start is still looked for, by its first stage
         self.first = -math.inf  # validation accuracy of the first start
         self.attempt = Best()  # of this start
         self.best = Best()  # of all
+        self.left: list[int] = []  # update after which the best of all was found, when each start was left
         self.stopped_by = ""
 
     @property
     def is_nearly_right(self) -> bool:
-        """Whether the attempt's best token is so good that steps are to be small."""
+        """Whether the attempt's best token is so good that large steps would do it harm."""
         return self.attempt.accuracy > NEARLY_RIGHT_ACCURACY
+
+    @property
+    def takes_small_steps(self) -> bool:
+        """Whether steps are to be small: large ones would do harm, or have had their turn."""
+        return self.is_nearly_right or self.round > 0
 
     @property
     def to_confirm(self) -> float:
         """The accuracy above which a token's whole validation is drawn: it would be the best of its start."""
         return max(NEARLY_RIGHT_ACCURACY, self.attempt.accuracy)
 
-    @property
-    def has_progress(self) -> bool:
-        """Whether the attempt's best token is clearly better than the first start, or better and nearly
-        right."""
+    def is_clearly_better(self, found: Best) -> bool:
+        """Whether a token is clearly better than the first start, or better and nearly right."""
         clearly = self.first + MIN_PROGRESS * (1 - self.first)
         nearly_right = max(self.first, NEARLY_RIGHT_ACCURACY)
-        return bool(self.attempt.score) and self.attempt.accuracy > min(clearly, nearly_right)
+        return found.accuracy > min(clearly, nearly_right)
 
     @property
-    def has_next_stage(self) -> bool:
-        """Whether there is a next stage for the attempt's best token."""
-        return self.has_progress and self.stage + 1 < self.stages
+    def has_another_round(self) -> bool:
+        """Whether the stages have their turn again: this round made a better token, not nearly right yet."""
+        return self.attempt.epoch > self.round_began and not self.is_nearly_right
+
+    @property
+    def has_another_start(self) -> bool:
+        """Whether a start is tried again, with other noises: some start helped, and of late too."""
+        is_stuck = len(self.left) > self.starts and self.best.epoch <= self.left[-self.starts - 1]
+        return self.is_clearly_better(self.best) and not is_stuck
 
     def is_due(self, epoch: int, accuracy: float) -> bool:
-        """Whether the token is to be validated after ``epoch``: every so often, and before training ends."""
+        """Whether the token is to be validated after ``epoch``: every so often, and before a stage ends."""
         settings = self.settings
         is_last = epoch == settings.max_epochs or accuracy > settings.stop_train_accuracy
-        return is_last or epoch % settings.validate_every == 0
+        return is_last or epoch % settings.validate_every == 0 or self.runs_out(epoch)
 
-    def offer(self, score: tuple, vector: Any, epoch: int, updates: int) -> bool:
+    def offer(self, score: Score, vector: Any, epoch: int, updates: int) -> bool:
         """Take a token's score into account, and keep its vector if it is the best; says whether it is,
         of all."""
         if not epoch:
-            self.first = score[0]
+            self.first = score.accuracy
         found = Best(score, vector, epoch, updates)
         if self.attempt.beaten_by(score):
             self.attempt = found
@@ -139,16 +185,52 @@ class Curriculum:
         if not epoch or not self.is_over(epoch):
             return Step.GO_ON
         self.began = epoch
-        if self.has_next_stage:
+        if self.stage == self.round == 0 and not self.is_clearly_better(self.attempt):
+            return self.after_a_start_in_vain(epoch)
+        self.searches = False
+        return self.next_stage(epoch)
+
+    def after_a_start_in_vain(self, epoch: int) -> Step:
+        """The next start's turn; where none is left, the next stage's, from the best token of all."""
+        if self.searches and self.start + 1 < self.starts:
+            return self.begin_start(epoch)
+        if not self.searches:
+            return self.leave_start(epoch)
+        self.attempt = self.best
+        self.round_began = 0  # the whole search counts
+        return self.next_stage(epoch)
+
+    def next_stage(self, epoch: int) -> Step:
+        """The next stage's turn; after the last one another round's, or another start's."""
+        if self.stage + 1 < self.stages:
             self.stage += 1
             return Step.NEXT_STAGE
+        if not self.has_another_round:
+            return self.leave_start(epoch)
+        self.begin_round(epoch, self.round + 1)
+        return Step.NEXT_STAGE
+
+    def leave_start(self, epoch: int) -> Step:
+        """Another start's turn, or the end."""
+        self.left.append(self.best.epoch)
         if 0 < self.settings.enough_validation_accuracy <= self.best.accuracy:
             self.stopped_by = "enough"
-            return Step.STOP
+        elif not self.has_another_start:
+            self.stopped_by = "no_progress"
+        return Step.STOP if self.stopped_by else self.begin_start(epoch)
+
+    def begin_start(self, epoch: int) -> Step:
+        """Begin with the next start."""
         self.start = (self.start + 1) % self.starts
-        self.stage = 0
         self.attempt = Best()
+        self.begin_round(epoch, 0)
         return Step.NEXT_START
+
+    def begin_round(self, epoch: int, number: int) -> None:
+        """Begin with the first stage."""
+        self.round = number
+        self.round_began = epoch
+        self.stage = 0
 
     def stopping_rule(self, epoch: int, accuracy: float, is_scored: bool) -> str:
         """Name of the rule that ends training after ``epoch`` updates, or ""."""
@@ -163,8 +245,11 @@ class Curriculum:
 
     def is_over(self, epoch: int) -> bool:
         """Whether the stage has done its part, or brings nothing any more."""
-        has_left_the_plateau = self.stage == 0 and self.has_next_stage
-        since = max(self.began, self.attempt.epoch if self.has_progress else 0)
-        is_last = 0 < self.stage == self.stages - 1
-        patience = self.settings.attempt_patience * (LAST_STAGE_PATIENCE if is_last else 1)
-        return has_left_the_plateau or epoch - since >= patience
+        is_first = self.round == self.stage == 0 and self.stages > 1
+        return (is_first and self.is_clearly_better(self.attempt)) or self.runs_out(epoch)
+
+    def runs_out(self, epoch: int) -> bool:
+        """Whether the stage's patience is over, unless the token after ``epoch`` is a better one."""
+        is_last = self.round == 0 < self.stage == self.stages - 1
+        times = LAST_STAGE_PATIENCE if is_last and self.is_clearly_better(self.attempt) else 1
+        return epoch - max(self.began, self.attempt.epoch) >= times * self.settings.attempt_patience

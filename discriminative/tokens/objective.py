@@ -17,9 +17,11 @@ from discriminative.guides.preprocess import augmented
 from discriminative.seeds import VALIDATION_BASE, training_seeds, turn, validation_seeds
 from discriminative.settings import GradientPath, LearningSettings, SamplerSettings
 from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.curriculum import Score
 from discriminative.tokens.prompts import TEMPLATES, fill
 
 LEAST_PROMPT_WEIGHT = 0.15  # in training, of a prompt that is always right; of one that never is 1 more
+FINAL_SIZE = 36  # noises on which the kept token is compared with the word in its place
 FOLLOWED = 3  # noises whose images are followed over the updates
 
 
@@ -162,8 +164,8 @@ class Objective:
         return self.class_loss(augmented(images, seeds[chunk]), chunk, may_overflow)
 
     @torch.no_grad()
-    def validate(self, beats: float = math.inf) -> tuple[float, float]:
-        """Share of images that count, then mean log-probability of the class, on the validation seeds.
+    def validate(self, beats: float = math.inf) -> Score:
+        """Share of images that count, and the class's log-probabilities, on the validation seeds.
 
         A few images are lucky now and then: as long as the token can still end the training, one more
         ``validation_size`` after the other is sampled, up to ``confirm_size`` more, and all are counted
@@ -191,7 +193,22 @@ class Objective:
             [right for _, _, right in rows]
         )  # for a prompt that so small a validation does not have
         self.wrong = {t: 1 - (mean(found) if found else of_all) for t, found in verdicts.items()}
-        return accuracy, -mean(losses)
+        return Score(accuracy, tuple(-loss for loss in losses))
+
+    @torch.no_grad()
+    def compare(self, vector: torch.Tensor, other: torch.Tensor) -> list[float]:
+        """How much more log-probability the class has with the first of two tokens (N, width), by image.
+
+        The noises are new ones, on which nothing was chosen. The token is left as the first.
+        """
+        settings = self.settings.validation
+        drawn = settings.validation_size + settings.confirm_size
+        seeds = validation_seeds(drawn + FINAL_SIZE)[drawn:]
+        losses = []
+        for tried in (other, vector):
+            self.token.load(tried)
+            losses.append([loss for _, loss, _ in self.score_seeds(seeds)])
+        return [before - after for before, after in zip(*losses, strict=True)]
 
     def score_seeds(self, seeds: list[int]) -> list[tuple[str, float, bool]]:
         """Prompt, loss and verdict of finished images of validation seeds, sampled in batches."""
