@@ -147,6 +147,15 @@ def learned(tmp_path, **changes):
     return token, train(learning(**changes), token, guides, "tiger cat", folder)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_final_noises(request):
+    """A kept token is compared on few noises: tests train hundreds of times. Its own tests have all."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ not in ("test_objective", "test_trainer"):
+            patch.setattr("discriminative.tokens.objective.FINAL_SIZE", 4)
+        yield
+
+
 @pytest.fixture
 def models():
     return tiny_models()

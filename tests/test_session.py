@@ -454,7 +454,7 @@ def test_another_classs_token_may_stand_in_the_prompt(session):
     prompt = "a photo of {token} on {token:2}"
     with pytest.raises(UsageError, match="there is no token at"):
         session.draw(first, prompt)
-    learn(session, 2, seed=7)
+    learn(session, 2, seed=7, choose_by="loss")  # a gain by chance is not kept
     both = pixels(session.draw(first, prompt, seeds=[0]))
     assert both == pixels(session.draw(first, prompt, seeds=[0]))
     assert both != pixels(session.draw(first, "a photo of {token} on {token}", seeds=[0]))

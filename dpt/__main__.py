@@ -1,0 +1,132 @@
+"""Discriminative Probing and Tuning: a UNet's features judge images, and the judgement tunes and corrects it.
+
+python -m dpt probe --model miniature                     # stage 1, on a laptop
+python -m dpt probe --model miniature --probe all         # every block, with a table
+python -m dpt tune --model miniature                      # stage 2: a LoRA
+python -m dpt evaluate --model miniature
+python -m dpt generate --model miniature --prompt "a photo of a red car and a bat"
+python -m dpt mine --coco_root coco --refcoco_root mdetr  # then probe without --model: SD 1.4 on COCO
+"""
+
+import argparse
+import difflib
+import os
+import sys
+import types
+from dataclasses import fields
+from typing import get_args
+
+from discriminative.errors import UsageError, WorkError
+from dpt.config import COMMANDS, Options, validate
+
+BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
+
+
+def boolean(text: str) -> bool:
+    """True/False, true/false, 1/0 and nothing else."""
+    if text not in BOOLEANS:
+        raise argparse.ArgumentTypeError(f"{text!r} was given; allowed is {', '.join(BOOLEANS)}")
+    return BOOLEANS[text]
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line."""
+
+    def error(self, message: str):
+        """Print the message and exit with 2."""
+        self.exit(2, f"dpt: error: {message}\n")
+
+
+def fields_of(command: str) -> list:
+    """The options that a command takes."""
+    return [f for f in fields(Options) if command in f.metadata["commands"]]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """A command and its flags, in groups, with their help lines and defaults."""
+    shape = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = Parser(prog="python -m dpt", description=__doc__, **shape)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command, told in COMMANDS.items():
+        sub = commands.add_parser(command, help=told, description=told, **shape)
+        group = sub
+        headings = {}
+        heading = ""
+        for f in fields(Options):
+            heading = f.metadata["heading"] or heading
+            if command in f.metadata["commands"]:
+                if heading not in headings:
+                    headings[heading] = sub.add_argument_group(heading)
+                group = headings[heading]
+                add_flag(group, f)
+    return parser
+
+
+def add_flag(group, f) -> None:
+    """One flag of a field."""
+    is_union = isinstance(f.type, types.UnionType)
+    kind = next(t for t in get_args(f.type) if t is not types.NoneType) if is_union else f.type
+    settings = {"type": kind, "default": argparse.SUPPRESS}
+    if kind is bool:
+        settings |= {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
+    elif f.metadata["choices"]:
+        settings["choices"] = f.metadata["choices"]
+    else:
+        settings["metavar"] = "TEXT" if kind is str else kind.__name__.upper()
+    shown = "" if f.default is None else f" (default: {f.default})"
+    group.add_argument(f"--{f.name}", help=(f.metadata["help"] + shown).replace("%", "%%"), **settings)
+
+
+def with_underscores(text: str) -> str:
+    """``--num-images=2`` as ``--num_images=2``; whatever is no flag stays."""
+    if not text.startswith("--"):
+        return text
+    name, equals, value = text.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def parse(argv: list[str]) -> tuple[str, Options]:
+    """The command and its options.
+
+    Raises:
+        UsageError: a flag is not known; with the nearest.
+    """
+    argv = [with_underscores(text) for text in argv]
+    command = argv[0]
+    if command in COMMANDS:
+        known = [f.name for f in fields_of(command)]
+        for text in argv[1:]:
+            name = text[2:].partition("=")[0]
+            if text.startswith("--") and name and name not in (*known, "help"):
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                advice = f"; the nearest is --{near[0]}" if near else f"; python -m dpt {command} --help"
+                raise UsageError(f"--{name} is no option of {command}{advice}")
+    given = vars(build_parser().parse_args(argv))
+    return given.pop("command"), Options(**given)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        print(__doc__.strip())
+        return 2
+    try:
+        command, options = parse(argv)
+        validate(command, options)
+        # Everything heavy is imported from here on.
+        from dpt.work import work
+
+        return work(command, options)
+    except UsageError as error:
+        # Of several processes all say the same.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"dpt: error: {error}", file=sys.stderr)
+        return 2
+    except (WorkError, OSError) as error:
+        print(f"dpt: failed: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

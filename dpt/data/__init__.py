@@ -1,0 +1,1 @@
+"""Images with captions, negatives and referring expressions: the miniature's scenes, or COCO and RefCOCO."""

@@ -1,0 +1,196 @@
+"""Probe points: the maps that a stock UNet's blocks put out, read by hooks, alone or fused."""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+import torch.nn.functional as F
+
+from discriminative.errors import UsageError
+
+ALL = re.compile(r"all-([1-9]\d*)-([1-9]\d*)")  # all-C-S
+
+
+class _Reached(Exception):
+    """The last map that was asked for is there: what is behind it need not run."""
+
+
+def blocks(unet) -> dict[str, torch.nn.Module]:
+    """The UNet's blocks by name, in the order in which they run: bottom0, ..., mid, up0, ..."""
+    named = {f"bottom{i}": block for i, block in enumerate(unet.down_blocks)}
+    if unet.mid_block is not None:
+        named["mid"] = unet.mid_block
+    return named | {f"up{i}": block for i, block in enumerate(unet.up_blocks)}
+
+
+@contextmanager
+def _watched(unet, names: Iterable[str], last: str | None = None) -> Iterator[dict[str, torch.Tensor]]:
+    """Within the block the UNet's calls fill a dictionary with maps (B, C, h, w), by block.
+
+    Args:
+        last: the UNet's call, and with it the block, ends after this one; None: it runs to its end.
+    """
+    maps = {}
+
+    def hook_of(name: str):
+        def hook(module, inputs, output):
+            # Down blocks also put out what their skips carry.
+            maps[name] = output[0] if isinstance(output, tuple) else output  # (B, C, h, w)
+            if name == last:
+                raise _Reached
+
+        return hook
+
+    named = blocks(unet)
+    handles = [named[name].register_forward_hook(hook_of(name)) for name in names]
+    try:
+        with suppress(_Reached):
+            yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first(number) -> int:
+    """A configuration's number, where it may hold one a level."""
+    return number[0] if isinstance(number, (list, tuple)) else number
+
+
+@torch.no_grad()
+def block_shapes(unet, latent_size: tuple[int, int] | None = None) -> dict[str, tuple[int, int, int]]:
+    """Channels, height and width of each block's map, in the order in which the blocks run.
+
+    They are read off a forward on the meta device, which computes nothing.
+
+    Args:
+        latent_size: height and width of the latents; None is the model's own.
+    """
+    size = unet.config.sample_size
+    height, width = latent_size or (size if isinstance(size, (list, tuple)) else (size, size))
+    like = {"dtype": unet.dtype, "device": "meta"}
+    latents = torch.empty(1, unet.config.in_channels, height, width, **like)  # (1, C, h, w)
+    timesteps = torch.zeros(1, device="meta")  # (1,)
+    cond = torch.empty(1, 1, _first(unet.config.cross_attention_dim), **like)  # (1, L, D)
+    weights = {name: t.to("meta") for name, t in [*unet.named_parameters(), *unet.named_buffers()]}
+    with _watched(unet, blocks(unet)) as maps:
+        torch.func.functional_call(unet, weights, (latents, timesteps, cond))
+    return {name: tuple(x.shape[1:]) for name, x in maps.items()}
+
+
+def _unknown(name: str, shapes: dict) -> UsageError:
+    return UsageError(
+        f"--probe: {name!r} was given; allowed is one of {', '.join(shapes)}, some of one size joined "
+        f"with _, or all-C-S such as all-256-16"
+    )
+
+
+def _of_two_sizes(name: str, names: list[str], shapes: dict) -> UsageError:
+    given = ", ".join(f"{n} {shapes[n][1]}x{shapes[n][2]}" for n in names)
+    of_size = {}
+    for block, (_, *size) in shapes.items():
+        of_size.setdefault(tuple(size), []).append(block)
+    joinable = "; ".join("_".join(together) for together in of_size.values() if len(together) > 1)
+    return UsageError(
+        f"--probe: {name!r} was given, whose maps differ in size ({given}); "
+        f"allowed is to join blocks out of one of: {joinable}"
+    )
+
+
+def _parse(name: str, shapes: dict[str, tuple[int, int, int]]) -> list[str]:
+    """The blocks that a probe point's name lists."""
+    if ALL.fullmatch(name):
+        return list(shapes)
+    names = name.split("_")
+    if not set(names) <= set(shapes) or len(set(names)) < len(names):
+        raise _unknown(name, shapes)
+    if len({shapes[n][1:] for n in names}) > 1:
+        raise _of_two_sizes(name, names, shapes)
+    return names
+
+
+class ProbePoint(torch.nn.Module):
+    """Where a UNet is probed: one block, some of one size whose channels are joined, or all of them (DPT,
+    section 3.1).
+
+    Names: ``bottom0``, ``mid``, ``up1``; ``bottom1_up0``; ``all-C-S``, where each map is resized to SxS,
+    brought to C channels by a 1x1 convolution of its own, and all are summed. Only these convolutions are
+    trainable; the other points have no parameters.
+
+    Args:
+        unet: a diffusers UNet2DConditionModel. It is not kept.
+        latent_size: height and width of the latents for ``size``; None is the model's own.
+
+    Attributes:
+        name: as given.
+        blocks: the names of its blocks, in the order in which channels are joined.
+        last: the one of them that runs last.
+        channels: of the features.
+        size: height and width of the features.
+
+    Raises:
+        UsageError: the UNet has no such point, or its maps differ in size.
+    """
+
+    def __init__(self, unet, name: str, latent_size: tuple[int, int] | None = None):
+        super().__init__()
+        shapes = block_shapes(unet, latent_size)
+        self.name = name
+        self.blocks = tuple(_parse(name, shapes))
+        self.last = [block for block in shapes if block in self.blocks][-1]
+        self.mixers = torch.nn.ModuleDict()
+        if fused := ALL.fullmatch(name):
+            self.channels = int(fused[1])
+            self.size = (int(fused[2]), int(fused[2]))
+            for block in self.blocks:
+                self.mixers[block] = torch.nn.Conv2d(shapes[block][0], self.channels, kernel_size=1)
+        else:
+            self.channels = sum(shapes[block][0] for block in self.blocks)
+            self.size = shapes[self.last][1:]
+
+    def forward(self, maps: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The blocks' maps (B, C_i, h_i, w_i) to features (B, C, h, w)."""
+        if not self.mixers:
+            return torch.cat([maps[block] for block in self.blocks], dim=1)  # (B, C, h, w)
+        features = 0
+        for block, mixer in self.mixers.items():
+            resized = F.interpolate(maps[block], self.size, mode="nearest")  # (B, C_i, S, S)
+            features = features + mixer(resized.to(mixer.weight.dtype))  # (B, C, S, S)
+        return features
+
+
+def extract(
+    unet,
+    latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    point: ProbePoint,
+    with_noise: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Features of noisy latents under a text, at a probe point (DPT, section 3.1).
+
+    The blocks behind the point run only where the prediction is wanted, too. Gradient flows as the caller
+    has it set; the UNet keeps no hook.
+
+    Args:
+        unet: a diffusers UNet2DConditionModel, not compiled.
+        latents: (B, 4, h, w), scaled for the UNet.
+        timesteps: (B,) or a scalar, 0 to 999.
+        encoder_hidden_states: (B, L, D) in any precision.
+        with_noise: return the UNet's prediction as well.
+
+    Returns:
+        features (B, C, h', w'); with ``with_noise`` a pair, the second being the prediction (B, 4, h, w).
+
+    Raises:
+        RuntimeError: a hook was not called, as in a compiled UNet.
+    """
+    cond = encoder_hidden_states.to(latents.dtype)  # (B, L, D)
+    noise_pred = None
+    with _watched(unet, point.blocks, last=None if with_noise else point.last) as maps:
+        noise_pred = unet(latents, timesteps, encoder_hidden_states=cond).sample  # (B, 4, h, w)
+    missed = [block for block in point.blocks if block not in maps]
+    if missed:
+        raise RuntimeError(f"the UNet ran, but no hook was called at {', '.join(missed)}; is it compiled?")
+    features = point(maps)  # (B, C, h', w')
+    return (features, noise_pred) if with_noise else features
