@@ -229,10 +229,10 @@ def paired_figures(with_token: Arm | Seen, without: Arm | Seen) -> dict[str, flo
 
 def told_by_log_probability(first: PromptRecord) -> str:
     """What the guide's log-probability and rank of the class say, where its verdicts say nothing."""
-    before, after = (first.content["arms"][arm]["guide"] for arm in ("baseline", "token"))
-    moved = f"log-probability {before['log_probability']:.2f} -> {after['log_probability']:.2f}"
-    p_value = first.content["paired"]["guide"]["log_probability_p_value"]
-    return f"{moved} (p={p_value:.1g}), rank {before['rank']:g} -> {after['rank']:g}"
+    logs = [first.log_probability(arm) for arm in ("baseline", "token")]
+    ranked = [first.rank(arm) for arm in ("baseline", "token")]
+    moved = f"log-probability {logs[0]:.2f} -> {logs[1]:.2f} (p={first.log_probability_p_value:.1g})"
+    return f"{moved}, rank {ranked[0]:g} -> {ranked[1]:g}"
 
 
 def compare(arms: dict[str, Arm], reference: torch.Tensor | None) -> dict[str, Any]:

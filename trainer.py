@@ -159,9 +159,10 @@ def loop(
     token.load(best.vector)
     result.stopped_by = curriculum.stopped_by
     result.kept_updates = best.updates
-    result.gain = keeper.gain(token.start_vector("initializer", class_name))
+    initial = token.start_vector("initializer", class_name)
+    result.gain = keeper.gain(initial)
     if result.gain and not result.gain.is_there:
-        token.load(token.start_vector("initializer", class_name))
+        token.load(initial)
         result.kept_updates = 0
     result.images = objective.images
     result.seconds = time.monotonic() - start

@@ -112,7 +112,7 @@ STAGES = {
     "probe": StageSettings(steps=60_000, batch_size=48, accumulation=1, learning_rate=1e-4),
     "tune": StageSettings(steps=5_000, batch_size=8, accumulation=8, learning_rate=1e-4),
 }
-# Of --model miniature: half an hour for both on two cores.
+# Of --model miniature: guesses, meant for half an hour for both on two cores.
 MINIATURE_STAGES = {
     "probe": StageSettings(steps=900, batch_size=24, accumulation=1, learning_rate=5e-4),
     "tune": StageSettings(steps=120, batch_size=16, accumulation=1, learning_rate=1e-4),

@@ -44,6 +44,9 @@ RESULTS = Path(__file__).parent / "results"
 SURVEY = RESULTS / "real_guides_pairs.json"
 ROWS = RESULTS / "real_guides.jsonl"
 NAMES = ("lite0", "lite1", "lite2")
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+KEY = ("word", "class_index", "guide", "seed", "setting", "differs")  # what tells a run from the others
 
 SURVEY_SEEDS = range(1000, 1032)
 SURVEY_SAMPLER = SamplerSettings(12, 7.0, scheduler="dpmsolver++")
@@ -95,8 +98,7 @@ def classifier(name: str) -> Classifier:
     file = getattr(package, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
     model = EfficientNet.from_name(f"efficientnet-{name}")
     model.load_state_dict(torch.load(file, weights_only=True))
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    recipe = Recipe((224, 224), (224, 224), mean, std, "bicubic", squash=True)
+    recipe = Recipe((224, 224), (224, 224), MEAN, STD, "bicubic", squash=True)
     labels = ImageNetInfo("imagenet-1k").label_descriptions()
     return Classifier(name, folded(model.eval()).requires_grad_(False), labels, recipe)
 
@@ -265,14 +267,8 @@ def one_run(pair: Pair, guide: str, seed: int, setting: str, strips: Path) -> di
 
 def key_of(pair: Pair, guide: str, seed: int, setting: str) -> dict:
     """What tells a run from the others."""
-    return {
-        "word": pair.word,
-        "class_index": pair.class_index,
-        "guide": guide,
-        "seed": seed,
-        "setting": setting,
-        "differs": SETTINGS[setting],
-    }
+    values = (pair.word, pair.class_index, guide, seed, setting, SETTINGS[setting])
+    return dict(zip(KEY, values, strict=True))
 
 
 def add(out: Path, row: dict) -> None:
@@ -286,7 +282,7 @@ def missing_prompts(pairs: list[Pair], rows: list[dict]) -> Iterator[tuple[str, 
     """Prompts without a token, and the class that they are asked for, that have no row yet."""
     done = {(r["prompt"], r["class_index"]) for r in rows if "prompt" in r}
     for pair in pairs:
-        plain = f"A photo of a {pair.word}"
+        plain = fill(TEMPLATES[0], "a", pair.word)  # the evaluation's baseline, whatever the article
         for prompt in (plain, pair.ceiling_prompt):
             if (prompt, pair.class_index) not in done:
                 done.add((prompt, pair.class_index))
@@ -297,7 +293,7 @@ def learn(args: argparse.Namespace) -> None:
     """Every run that has no row yet."""
     pairs = [p for p in known_pairs() if p.use == args.group and (not args.words or p.word in args.words)]
     rows = read(args.out)
-    keys = [{k: r.get(k) for k in key_of(pairs[0], "", 0, "default")} for r in rows]
+    keys = [{name: r.get(name) for name in KEY} for r in rows]
     jobs = [
         (pair, args.guide, seed, setting, args.out.with_suffix(""))
         for seed in args.seeds

@@ -6,11 +6,13 @@ from statistics import fmean, median
 import torch
 
 from discriminative.records.scores import paired_log_probabilities
+from discriminative.tokens.prompts import TEMPLATES, fill
 from experiments.paired import told
 
 JUDGES = {"lite0": "lite1", "lite1": "lite0", "lite2": "lite1"}  # which judges where which guides
 SURE = 0.01  # p-value
 HALF = 0.5
+NEARLY_ALL = 0.9
 ENOUGH_CEILING = 0.5  # of the best prompt, from where a pair that is hardly drawn counts
 HEAD = (
     "| word | class | best prompt | guide: plain → token (best) | judge: plain → token (best) | "
@@ -41,7 +43,7 @@ class Compared:
         self.row = row
         self.guide = row["guide"]
         self.judge = JUDGES[self.guide]
-        self.plain = prompts[(f"A photo of a {pair.word}", pair.class_index)]
+        self.plain = prompts[(fill(TEMPLATES[0], "a", pair.word), pair.class_index)]
         self.ceiling = prompts[(pair.ceiling_prompt, pair.class_index)]
         self.changes = {who: difference(row, self.plain, who) for who in (self.guide, self.judge)}
 
@@ -80,7 +82,7 @@ def pair_line(of: list[Compared]) -> str:
     cells = [
         pair.word,
         f"{pair.class_index} {pair.label.split(',')[0]}",
-        pair.ceiling_prompt[11:].lstrip("n "),
+        pair.ceiling_prompt.removeprefix("A photo of "),
     ]
     for who in (of[0].guide, of[0].judge):
         plain, _, ceiling = of[0].shares(who)
@@ -104,10 +106,10 @@ def targets(by_pair: dict, tokens: list[Compared]) -> list[str]:
     lines = []
     ratios = [mean_of(of, lambda c: c.of_ceiling) for of in drawn if of[0].of_ceiling is not None]
     if ratios:
-        reach = fmean(r >= 0.9 for r in ratios)
+        reach = fmean(r >= NEARLY_ALL for r in ratios)
         lines.append(
             f"pairs that can be drawn ({len(ratios)}): the token's share over the best prompt's, by the "
-            f"guide, {median(ratios):.2f} in the median; at least .90 in {reach:.2f}"
+            f"guide, {median(ratios):.2f} in the median; at least {NEARLY_ALL} in {reach:.2f}"
         )
         lost = [of for of in drawn if gain(of, of[0].judge) < 0]
         relative = [
@@ -116,7 +118,7 @@ def targets(by_pair: dict, tokens: list[Compared]) -> list[str]:
         told_lost = ", ".join(f"{of[0].pair.word} {of[0].pair.class_index}" for of in lost) or "none"
         lines.append(
             f"... by the judge: pairs that lose: {told_lost}; the judge's gain over the guide's "
-            f"{median(relative):.2f} in the median"
+            + (f"{median(relative):.2f} in the median" if relative else "none, as no pair gains by the guide")
         )
     high = [of for of in hardly if of[0].shares(of[0].guide)[2] >= ENOUGH_CEILING]
     if high:

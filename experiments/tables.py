@@ -128,7 +128,8 @@ def summary(rows: list[dict]) -> str:
     groups = [rows, *([r for r in rows if r["kind"] == kind] for kind in ("rare", "common"))]
 
     def line(what: str, figure) -> None:
-        lines.append(f"| {what} | " + " | ".join(figure(group) if group else "–" for group in groups) + " |")
+        cells = [figure(group) if group else "–" for group in groups]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
 
     def of_images(found: list[dict]) -> str:
         return " / ".join(average([r[who] / r["images"] for r in found]) for who in WHO)

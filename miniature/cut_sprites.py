@@ -11,13 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from miniature.scenes import CLASSES, SPRITES
 
-GLYPHS = dict(
-    zip(
-        (c.name for c in CLASSES),
-        "🦇🏏🐁🖱🎀🏹🥜🔩⌨🎹🥁🛢🌴🖐🐓🍗📱☎☕🏆⚽🔮🐅🐈🐕🦮🐫🐪🐑🐏🍎🍏🐸🚀🍄🍕🌻🦋🐧🎸🌵☂🐙🚗",
-        strict=True,
-    )
-)
+SENSES = "🦇🏏🐁🖱🎀🏹🥜🔩⌨🎹🥁🛢🌴🖐🐓🍗📱☎☕🏆⚽🔮🐅🐈🐕🦮🐫🐪🐑🐏🍎🍏"  # two of each word
+PLAIN = "🐸🚀🍄🍕🌻🦋🐧🎸🌵☂🐙🚗"
+GLYPHS = dict(zip((c.name for c in CLASSES), SENSES + PLAIN, strict=True))
 FONT_SIZE = 109  # the one bitmap size of the font, pixels
 SIDE = 72  # longer side of a sprite, pixels
 

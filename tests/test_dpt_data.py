@@ -15,7 +15,6 @@ from PIL import Image
 from discriminative.errors import UsageError, WorkError
 from dpt.data.coco import COCO_SOURCE, EXPRESSIONS, REFCOCO_SOURCE, Coco, mine_coco, read_captions
 from dpt.data.mine import Caption, Clip, Negatives, PipelineText, mine, read_negatives, write_negatives
-from dpt.data.samples import collate
 
 # Image id -> width, height, colour, captions.
 IMAGES = {
@@ -203,12 +202,13 @@ def test_an_index_gives_the_same_sample_until_the_epoch_changes(mined):
     assert choices(validation) == fixed
 
 
-def test_a_batch_of_coco(mined):
+def test_samples_of_coco_have_the_models_size(mined):
     data = Coco(*mined, size=8)
-    batch = collate([data[0], data[1]])
-    assert batch.images.shape == batch.random_images.shape == (2, 3, 8, 8)
-    assert batch.keys == ["coco-25-8", "coco-30-8"]
-    assert [g.boxes.shape for g in batch.groundings] == [(1, 4), (1, 4)]
+    samples = [data[0], data[1]]
+    assert {s.picture.image.shape for s in samples} == {s.random_picture.image.shape for s in samples}
+    assert samples[0].picture.image.shape == (3, 8, 8)
+    assert [s.picture.key for s in samples] == ["coco-25-8", "coco-30-8"]
+    assert [s.grounding.boxes.shape for s in samples] == [(1, 4), (1, 4)]
 
 
 def test_an_expression_may_have_several_boxes(mined):

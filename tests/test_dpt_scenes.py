@@ -31,7 +31,6 @@ from dpt.data.facts import (
     shown,
     verdict,
 )
-from dpt.data.samples import collate
 from dpt.data.scenes import INDEX, KINDS, PROMPT_KINDS, Miniature, prompts
 from miniature.scenes import CLASSES, HUES, PLAIN, SIZE, TINTABLE, Plan, Thing, draw, render
 
@@ -313,16 +312,15 @@ def test_equal_keys_are_equal_images():
     assert torch.equal(keys[data[3].hard_picture.key], data[3].hard_picture.image)
 
 
-def test_a_batch_keeps_order_and_ranges():
+def test_samples_have_their_kinds_in_turn_and_images_in_range():
     data = Miniature("train", 6)
     samples = [data[i] for i in range(6)]
-    batch = collate(samples)
-    assert len(batch) == 6
-    assert batch.images.shape == batch.hard_images.shape == batch.random_images.shape == (6, 3, SIZE, SIZE)
-    assert 0 <= batch.images.min() < batch.images.max() <= 1
-    assert batch.kinds == list(KINDS)
-    assert torch.equal(batch.hard_images[4], samples[4].hard_picture.image)
-    assert batch.groundings[2].boxes.shape == (1, 4)
+    for sample in samples:
+        pictures = (sample.picture, sample.hard_picture, sample.random_picture)
+        assert all(p.image.shape == (3, SIZE, SIZE) for p in pictures)
+        assert all(0 <= p.image.min() < p.image.max() <= 1 for p in pictures)
+    assert [sample.kind for sample in samples] == list(KINDS)
+    assert samples[2].grounding.boxes.shape == (1, 4)
     with pytest.raises(IndexError):
         data[6]
 

@@ -45,10 +45,23 @@ class PromptRecord:
         """The labels that the guide gave most often to an arm's images, with their shares."""
         return [tuple(pair) for pair in self.content["arms"][arm]["guide"]["predicted"]]
 
+    def log_probability(self, arm: str) -> float:
+        """Of the class in an arm's images, by the guide; the mean."""
+        return self.content["arms"][arm]["guide"]["log_probability"]
+
+    def rank(self, arm: str) -> float:
+        """Of the class among the guide's labels, in an arm's images; the median, 1 is the most probable."""
+        return self.content["arms"][arm]["guide"]["rank"]
+
     @property
     def p_value(self) -> float:
         """Of the guide's paired difference."""
         return self.content["paired"]["guide"]["p_value"]
+
+    @property
+    def log_probability_p_value(self) -> float:
+        """Of the difference of the guide's log-probabilities."""
+        return self.content["paired"]["guide"]["log_probability_p_value"]
 
     @property
     def diversity_ratio(self) -> float | None:

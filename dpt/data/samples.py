@@ -72,58 +72,6 @@ class Samples(Protocol):
     def set_epoch(self, epoch: int) -> None: ...
 
 
-@dataclass(frozen=True)
-class Batch:
-    """B samples, field by field.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1]; ``hard_images`` and ``random_images`` likewise.
-        keys: of the images, B of them; ``hard_keys`` and ``random_keys`` likewise.
-        captions: B texts; ``hard_captions`` and ``random_captions`` likewise.
-        kinds: B names.
-        groundings: B referring expressions.
-    """
-
-    images: torch.Tensor
-    hard_images: torch.Tensor
-    random_images: torch.Tensor
-    keys: list[str]
-    hard_keys: list[str]
-    random_keys: list[str]
-    captions: list[str]
-    hard_captions: list[str]
-    random_captions: list[str]
-    kinds: list[str]
-    groundings: list[Grounding]
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-
-def collate(samples: list[Sample]) -> Batch:
-    """Samples, at least one and all images of one size, as a batch in the same order."""
-
-    def stacked(pictures: list[Picture]) -> torch.Tensor:
-        return torch.stack([p.image for p in pictures])  # (B, 3, H, W)
-
-    pictures = [s.picture for s in samples]
-    hard = [s.hard_picture for s in samples]
-    random = [s.random_picture for s in samples]
-    return Batch(
-        images=stacked(pictures),
-        hard_images=stacked(hard),
-        random_images=stacked(random),
-        keys=[p.key for p in pictures],
-        hard_keys=[p.key for p in hard],
-        random_keys=[p.key for p in random],
-        captions=[s.caption for s in samples],
-        hard_captions=[s.hard_caption for s in samples],
-        random_captions=[s.random_caption for s in samples],
-        kinds=[s.kind for s in samples],
-        groundings=[s.grounding for s in samples],
-    )
-
-
 def to_cxcywh(box: tuple[float, float, float, float], width: float, height: float) -> list[float]:
     """A box of corners (x0, y0, x1, y1) in pixels as centre, width and height in shares of its image."""
     x0, y0, x1, y1 = box
