@@ -25,7 +25,8 @@ from discriminative.tokens.objective import FOLLOWED, Objective
 
 OnUpdate = Callable[[dict, torch.Tensor], None]  # is given an update's log row and images (N, 3, H, W)
 
-DOUBTFUL = 0.05  # p-value of a gain from which the token is not kept
+DOUBTFUL = 0.05  # p-value of a gain from which it may be chance
+IN_VAIN = 0.2  # ... from which the token is not kept: below, more is won than lost by keeping it
 MAX_OVERFLOWS = 10  # updates in a row that may lose their loss to an overflow in half precision
 
 
@@ -53,7 +54,12 @@ class Gain:
     @property
     def is_there(self) -> bool:
         """Whether the token is worth keeping."""
-        return self.p_value < DOUBTFUL
+        return self.p_value < IN_VAIN
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it may be chance all the same."""
+        return self.p_value >= DOUBTFUL
 
 
 @dataclass

@@ -152,14 +152,13 @@ def tell_training(plan: Plan, training: Training) -> None:
     cost = f"{round(training.seconds, 2)} s, {training.precision}"
     print(f"training: {len(training.rows)} updates, {kept}, {cost}")
     gain = training.gain
-    if gain and not gain.is_there:
-        found = (
-            f"log-probability {gain.log_probability:+.2f} on {gain.noises} new noises, p={gain.p_value:.1g}"
-        )
-        print(
-            f"note: nothing was gained over {plan.config.initializer_token!r}, so it is kept ({found}); try "
-            "a word nearer to the class (--start, --prompt_name), another --classifier, or several"
-        )
+    if gain and gain.is_doubtful:
+        found = f"log-probability {gain.log_probability:+.2f} on {gain.noises} new noises"
+        found = f"{found}, p={gain.p_value:.1g}"
+        kept = f"nothing was gained over {plan.config.initializer_token!r}, so it is kept"
+        told = "the gain may be chance" if gain.is_there else kept
+        advice = "a word nearer to the class (--start, --prompt_name), another --classifier, or several"
+        print(f"note: {told} ({found}); try {advice}")
     print(f"token: {plan.folder.token}\ntraining images: {plan.folder.train_images}")
 
 

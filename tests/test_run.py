@@ -108,6 +108,20 @@ def test_a_run_that_gained_nothing_says_so_in_one_line_and_keeps_the_word(
     assert training["gain"]["log_probability"] == pytest.approx(sum(gains) / 4)
 
 
+def test_a_gain_that_may_be_chance_is_kept_and_told(tmp_path, monkeypatch, capsys):
+    """Most such tokens are better than the word; thrown away, they were lost to the user."""
+    monkeypatch.setattr(Objective, "compare", lambda self, vector, other: [1.0, -0.3, 1.2, -0.1])
+    scores = map(Score, (0.1, 0.5, 0.4), ((-3.0,) * 2, (-1.0,) * 2, (-2.0,) * 2))
+    monkeypatch.setattr(Objective, "validate", lambda self, beats: next(scores))
+    assert main([*QUICK, "--class_index", "2", "--output_path", str(tmp_path), "--train", "True"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if line.startswith("note:")] == [
+        "note: the gain may be chance (log-probability +0.45 on 4 new noises, p=0.2); try a word nearer to the "
+        "class (--start, --prompt_name), another --classifier, or several"
+    ]
+    assert any("kept the token after 1, stopped by" in line for line in told)
+
+
 def evaluation(out):
     return json.loads((records(out) / "evaluation.json").read_text())
 

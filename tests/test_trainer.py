@@ -500,12 +500,14 @@ def test_a_token_that_raises_the_probability_of_the_class_has_a_gain(token, guid
         (SURE, 0.0004, True),
         ([-gain for gain in SURE], 0.9996, False),  # for sure a loss
         (DOUBTFUL, 0.4852, False),
-        ([1.0, 1.4], 0.0526, False),  # t is 6 with one degree of freedom
-        ([1.1, 1.5], 0.0486, True),
+        ([1.0, 4.0], 0.1720, True),  # t is 1.67 with one degree of freedom
+        ([1.0, 5.0], 0.1872, True),
+        ([1.0, 6.0], 0.1974, True),
+        ([1.0, 7.0], 0.2048, False),
         ([0.0] * 36, 1.0, False),
     ],
 )
-def test_a_gain_is_there_where_chance_makes_it_less_than_once_in_twenty(gains, p_value, is_there):
+def test_a_gain_is_there_where_chance_makes_it_less_than_once_in_five(gains, p_value, is_there):
     gain = Gain.of(gains)
     assert gain.is_there is is_there
     assert gain.p_value == pytest.approx(p_value, abs=5e-4)
