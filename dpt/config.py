@@ -154,6 +154,9 @@ class Options:
         heading="Images",
     )
     num_images: int = option(4, "images of each prompt", "generate", **at_least(1))
+    compare: bool = option(
+        False, "draw the same noises without LoRA and correction, too, in the grid's first row", "generate"
+    )
     token_path: str | None = option(
         None, "a class token's file, as run.py writes it (learned_embeds.safetensors)", "generate"
     )

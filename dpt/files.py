@@ -6,6 +6,8 @@ Weights are safetensors; whatever replaces a file is written beside it and then 
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -260,3 +262,16 @@ def load_lora(path: Path, models: DiffusionModels) -> None:
         model.requires_grad_(False).eval()
     for name, parameter in wanted.items():
         parameter.data = parameter.data.to(models.dtype if name.startswith("unet.") else torch.float32)
+
+
+@contextmanager
+def without_lora(models: DiffusionModels) -> Iterator[None]:
+    """Within the block the models are as they were before a LoRA was put on them."""
+    with_one = [m for m in (models.unet, models.text_encoder) if getattr(m, "peft_config", None)]
+    for model in with_one:
+        model.disable_adapters()
+    try:
+        yield
+    finally:
+        for model in with_one:
+            model.enable_adapters()

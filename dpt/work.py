@@ -26,7 +26,7 @@ from dpt.data.mine import Clip, PipelineText, write_negatives
 from dpt.data.samples import Samples
 from dpt.data.scenes import Miniature
 from dpt.evaluate import Outcome, figures, outcomes
-from dpt.files import LORA, RECORD, load_lora, new_reader, read_adapter
+from dpt.files import LORA, RECORD, load_lora, new_reader, read_adapter, without_lora
 from dpt.forward import Reader
 from dpt.latents import Latents, Share, Stream
 from dpt.plan import Plan, describe, make_plan
@@ -299,8 +299,34 @@ def draw(
     correction: Correction,
     folder: Path,
 ) -> None:
-    """The images of one prompt, singly and as a grid, with the scores at each corrected step."""
+    """The images of one prompt, singly and as a grid, with the scores at each corrected step.
+
+    With ``--compare`` the same noises without LoRA and correction are the grid's first row.
+    """
     seeds = list(range(options.seed, options.seed + options.num_images))
+    rows = []
+    if options.compare:
+        with without_lora(reader.models):
+            plain, _ = images_of(reader, prompt, token, seeds, settings, Correction(0.0))
+        write_images(folder / "plain", seeds, plain)
+        rows.append(plain)
+    images, scores = images_of(reader, prompt, token, seeds, settings, correction)
+    write_images(folder, seeds, images)
+    columns = len(seeds) if options.compare else min(COLUMNS, len(seeds))
+    write_image(folder / "grid.png", grid(torch.cat([*rows, images]), columns=columns))
+    facts = {"correction_factor": correction.factor, "correction": correction.mode}
+    write_json(folder / "prompt.json", {"prompt": prompt, "seeds": seeds} | facts | {"scores": scores})
+
+
+def images_of(
+    reader: Reader,
+    prompt: str,
+    token: ClassToken | None,
+    seeds: list[int],
+    settings: SamplerSettings,
+    correction: Correction,
+) -> tuple[torch.Tensor, dict[int, list[float]]]:
+    """Images (N, 3, H, W) of a prompt, one a seed; by seed, the score at each corrected step."""
     with torch.no_grad():
         told = encode_prompts(reader, [prompt], token)
     images = []
@@ -312,14 +338,16 @@ def draw(
                 cond=told.cond.expand(len(part), -1, -1), pooled=told.pooled.expand(len(part), -1)
             )
             drawn, found = sample_corrected(reader, batch, part, settings, correction)
-            images += list(drawn.float().cpu())
+            images.append(drawn.float().cpu())
             scores |= {s: [row[i] for row in found.values()] for i, s in enumerate(part)}
             bar.update(len(part))
+    return torch.cat(images), scores
+
+
+def write_images(folder: Path, seeds: list[int], images: torch.Tensor) -> None:
+    """Each image (N, 3, H, W) by its seed."""
     for seed, image in zip(seeds, images, strict=True):
         write_image(folder / f"{seed:04d}.png", to_pil(image))
-    write_image(folder / "grid.png", grid(torch.stack(images), columns=min(COLUMNS, len(images))))
-    facts = {"correction_factor": correction.factor, "correction": correction.mode}
-    write_json(folder / "prompt.json", {"prompt": prompt, "seeds": seeds} | facts | {"scores": scores})
 
 
 def run_mine(plan: Plan) -> None:

@@ -1,5 +1,5 @@
 """Build the miniature from nothing: tokenizer, VAE, UNet with text encoder and its calibration, guide,
-judges, and the folder that ships.
+judges, detector, and the folder that ships.
 
     python -m miniature.build                       # every stage that is not done yet, on CUDA if there
     is one
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from miniature import calibrate, classifiers, export, tokenizer, unet, vae
+from miniature import calibrate, classifiers, detector, export, tokenizer, unet, vae
 from miniature.training import log_hardware
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -29,6 +29,7 @@ STAGES = {
     "guide": "guide",
     "judge": "judge",
     "judge2": "judge2",
+    "detector": "detector",
     "export": None,
 }
 NEEDS = {
@@ -37,6 +38,7 @@ NEEDS = {
     "guide": ("vae",),
     "judge": ("vae",),
     "judge2": ("vae",),
+    "detector": ("vae",),
 }
 RENDERS = 60_000  # captioned training scenes
 
@@ -47,6 +49,8 @@ def build_stage(stage: str, work: Path, out: Path, device: torch.device, steps: 
         export.export(work, out)
     elif stage in classifiers.CLASSIFIERS:
         classifiers.train(stage, work, device, steps)
+    elif stage == "detector":
+        detector.train(work, device, steps)
     else:
         {"tokenizer": tokenizer, "vae": vae, "unet": unet, "calibrate": calibrate}[stage].train(
             work, device, RENDERS, steps

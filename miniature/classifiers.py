@@ -39,6 +39,25 @@ LATENT_NOISE = 0.3  # greatest standard deviation of the noise on scaled latents
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
+def load_vae(work: Path, device: torch.device) -> tuple[AutoencoderKL, Path]:
+    """The VAE of ``work``, frozen, or the one that ships where there is none; and the folder for what is made
+    with it: beside the VAE, so that a new one makes new reconstructions."""
+    built = (work / "vae").exists()
+    folder = work / "vae" if built else MINIATURE / "model" / "vae"
+    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
+    return vae.requires_grad_(False), folder if built else work
+
+
+def kept_reconstructions(vae: AutoencoderKL, images, path: Path, device: torch.device) -> np.ndarray:
+    """Reconstructions (N, 64, 64, 3) uint8 under noise of up to ``LATENT_NOISE``, made once and kept in a
+    file."""
+    if not path.exists():
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, reconstructions(vae, images, LATENT_NOISE, device))
+        temporary.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
 @torch.no_grad()
 def reconstructions(vae: AutoencoderKL, images, noise: float, device: torch.device) -> np.ndarray:
     """Renders through the VAE, (N, 64, 64, 3) uint8; half of them with Gaussian noise on the latents of
@@ -58,23 +77,31 @@ def reconstructions(vae: AutoencoderKL, images, noise: float, device: torch.devi
     return out
 
 
-def augment(pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Vary contrast, brightness, saturation, sharpness and noise of images (B, 3, 64, 64) in [-1, 1]."""
+def uniform(low: float, high: float, pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """A number for each image, (B, 1, 1, 1)."""
+    return (torch.rand(len(pixels), 1, 1, 1, generator=rng) * (high - low) + low).to(pixels.device)
 
-    def uniform(low: float, high: float) -> torch.Tensor:
-        return (torch.rand(len(pixels), 1, 1, 1, generator=rng) * (high - low) + low).to(pixels.device)
 
+def retouch(pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Vary saturation, contrast, brightness and sharpness of images (B, 3, 64, 64) in [-1, 1]; hues stay."""
     gray = pixels.mean(dim=1, keepdim=True)
-    out = gray + (pixels - gray) * uniform(0.7, 1.5)  # saturation: guidance exaggerates it
-    out = out * uniform(0.75, 1.25) + uniform(-0.15, 0.15)
+    # Guidance exaggerates saturation.
+    out = gray + (pixels - gray) * uniform(0.7, 1.5, pixels, rng)
+    out = out * uniform(0.75, 1.25, pixels, rng) + uniform(-0.15, 0.15, pixels, rng)
     blurred = gaussian_blur(out, [5, 5], [torch.rand((), generator=rng).item() + 0.3])
-    out = torch.where(uniform(0, 1) < 0.3, blurred, out)
+    return torch.where(uniform(0, 1, pixels, rng) < 0.3, blurred, out)  # (B, 3, 64, 64)
+
+
+def augment(pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Vary contrast, brightness, saturation, sharpness, place and noise of images (B, 3, 64, 64) in
+    [-1, 1]."""
+    out = retouch(pixels, rng)
     noise = torch.randn(out.shape, generator=rng).to(pixels.device)
     shift = torch.randint(-4, 5, (2,), generator=rng).tolist()
     out = F.pad(out, (4, 4, 4, 4), mode="replicate")[
         ..., 4 + shift[0] : 68 + shift[0], 4 + shift[1] : 68 + shift[1]
     ]
-    return (out + noise * uniform(-0.1, 0.12).clamp(min=0)).clamp(-1, 1)  # (B, 3, 64, 64)
+    return (out + noise * uniform(-0.1, 0.12, pixels, rng).clamp(min=0)).clamp(-1, 1)  # (B, 3, 64, 64)
 
 
 @torch.no_grad()
@@ -100,15 +127,8 @@ def train(name: str, work: Path, device: torch.device, steps: int | None) -> Non
     torch.manual_seed(seed)
     images, *_, labels = renders(work, "train", LABELLED_RENDERS, labelled=True)
     held_out, *_, held_labels = renders(work, "validation", 44 * 20, labelled=True)
-    folder = work / "vae" if (work / "vae").exists() else MINIATURE / "model" / "vae"
-    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
-    cache = (
-        folder if folder.parent == work else work
-    ) / "reconstructed.npy"  # beside the VAE: a new one makes new reconstructions
-    if not cache.exists():
-        np.save(cache.with_suffix(".tmp.npy"), reconstructions(vae, images, LATENT_NOISE, device))
-        cache.with_suffix(".tmp.npy").rename(cache)
-    sources = (images, np.load(cache, mmap_mode="r"))
+    vae, beside = load_vae(work, device)
+    sources = (images, kept_reconstructions(vae, images, beside / "reconstructed.npy", device))
     held_decoded = reconstructions(vae, held_out, 0.0, device)
     model = timm.create_model(architecture, num_classes=len(CLASSES), **model_args).to(device)
     trainee = Trainee({name: model}, work, name, [(steps or updates, lr)])

@@ -11,13 +11,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from discriminative.tokens.files import make_readable
 from miniature.classifiers import CLASSIFIERS
+from miniature.detector import NAME as DETECTOR
 from miniature.unet import SCHEDULER
 
 
 def export(work: Path, out: Path) -> None:
-    """Gather the stages' results: ``<out>/model`` (a pipeline), and the classifiers beside it (timm
-    folders)."""
-    parts = ("vae", "text_encoder", "tokenizer", "calibrated_unet", *CLASSIFIERS)
+    """Gather the stages' results: ``<out>/model`` (a pipeline), and the classifiers (timm folders) and the
+    detector beside it."""
+    parts = ("vae", "text_encoder", "tokenizer", "calibrated_unet", *CLASSIFIERS, DETECTOR)
     missing = [name for name in parts if not (work / name).exists()]
     if missing:
         raise SystemExit(f"export: {work} has no {', '.join(missing)}; run those stages first")
@@ -39,7 +40,7 @@ def export(work: Path, out: Path) -> None:
     config_path = temporary / "model" / "text_encoder" / "config.json"
     config = json.loads(config_path.read_text())
     config_path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
-    for name in CLASSIFIERS:
+    for name in (*CLASSIFIERS, DETECTOR):
         shutil.copytree(work / name, temporary / name)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
