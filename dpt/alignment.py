@@ -1,11 +1,12 @@
 """Whether generated pictures show what their prompts say, decided by what a detector sees in them.
 
-The detector's things are a symbolic scene, and a prompt's fact is held against it. What cannot be told, such
-as a diagonal, counts as not shown. Prompts name no background, and a detected scene has none.
+The detector's things are a symbolic scene, and a prompt's fact is held against it. A thing without a tint
+has its sprite's own colour: an untinted guitar is red. What cannot be told, such as a diagonal, counts as not
+shown. Prompts name no background, and a detected scene has none.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import permutations
 from typing import Protocol
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from dpt.data.facts import Fact, Scene, is_true, matches, relates
-from dpt.data.scenes import Prompt
+from dpt.data.scenes import Prompt, own_hue
 from dpt.evaluate import mean_share
 from miniature.scenes import CLASSES, Thing
 
@@ -47,8 +48,15 @@ MEASURES = tuple(field.name for field in fields(Alignment))
 Judged = tuple[Prompt, Alignment]
 
 
+def as_seen(scene: Scene) -> Scene:
+    """The scene with each untinted thing in its sprite's own colour, where it has one."""
+    things = [replace(t, colour=t.colour or own_hue(CLASSES[t.class_index].name)) for t in scene.things]
+    return replace(scene, things=tuple(things))
+
+
 def align(fact: Fact, scene: Scene) -> Alignment:
     """How far a scene shows a fact."""
+    scene = as_seen(scene)
     there = [CLASSES[thing.class_index].name for thing in scene.things]
     wanted = {}
     for phrase in fact.phrases:

@@ -21,6 +21,7 @@ COMMANDS = {
 }
 LEARN = "probe tune"
 READ = "probe tune evaluate"
+DRAW = "generate evaluate"
 ALL = "probe tune generate evaluate mine"
 
 
@@ -163,32 +164,39 @@ class Options:
     correction_factor: float = option(
         0.5,
         "how far latents go along the gradient of the matching score at each step; 0 is plain generation",
-        "generate",
+        DRAW,
         check=lambda value: 0 <= value < math.inf,
         allowed="0 or more",
     )
     correction: str = option(
         "official",
         "official: only the prediction under the prompt sees corrected latents; state: the whole step does",
-        "generate",
+        DRAW,
         choices=("official", "state"),
     )
     correction_steps: str | None = option(
         None,
         "steps that are corrected, as 0:25 (from 0, the last one left out); default: all",
-        "generate",
+        DRAW,
         **matching(r"\d+:\d+", "FIRST:STOP, such as 0:25"),
     )
-    num_inference_steps: int = option(50, "denoising steps", "generate", **at_least(2))
+    num_inference_steps: int = option(50, "denoising steps", DRAW, **at_least(2))
     guidance_scale: float = option(
-        7.5, "weight of classifier-free guidance; 1 turns it off", "generate", **at_least(0)
+        7.5, "weight of classifier-free guidance; 1 turns it off", DRAW, **at_least(0)
     )
     scheduler: str | None = option(
-        None, "the paper has ddim; default: the model's own", "generate", choices=tuple(SAMPLERS)
+        None, "the paper has ddim; default: the model's own", DRAW, choices=tuple(SAMPLERS)
     )
 
     noises: int = option(
         4, "noises over which a sample's scores are averaged", "evaluate", heading="Evaluation", **at_least(1)
+    )
+    prompts: int | None = option(
+        None,
+        "prompts of each kind whose pictures are drawn, without and with LoRA and correction, and judged; 0: "
+        "none. Default: 8 with the miniature's scenes, else none, as no judge is at hand",
+        "evaluate",
+        **at_least(0),
     )
 
     weights: str | None = option(
@@ -250,18 +258,29 @@ def validate(command: str, options: Options) -> None:
         raise UsageError(f"--losses: {options.losses!r} was given; allowed in probe is itm, rec or both")
     if command == "generate":
         check_generate(options)
-    if command == "evaluate" and options.split == "test" and options.data_name == "coco":
-        raise UsageError("--split: 'test' was given; allowed for coco is validation")
+    if command in DRAW.split():
+        check_steps(options)
+    if command == "evaluate" and options.data_name == "coco":
+        if options.split == "test":
+            raise UsageError("--split: 'test' was given; allowed for coco is validation")
+        if options.prompts:
+            raise UsageError(
+                f"--prompts: {options.prompts} was given; allowed for coco is 0: it has no judge"
+            )
 
 
 def check_generate(options: Options) -> None:
-    """Raises UsageError where prompt, token and the steps' range do not go together."""
+    """Raises UsageError where prompt and token do not go together."""
     if not options.prompt:
         raise UsageError("--prompt: nothing was given; needed is a text or @file")
     if "{token}" in options.prompt and not options.token_path:
         raise UsageError("--token_path: nothing was given; needed is the file of {token} in the prompt")
     if options.token_path and not Path(options.token_path).is_file():
         raise UsageError(f"--token_path: there is no token at {options.token_path}")
+
+
+def check_steps(options: Options) -> None:
+    """Raises UsageError where the range of corrected steps is empty."""
     if options.correction_steps:
         first, stop = map(int, options.correction_steps.split(":"))
         if not first < stop:

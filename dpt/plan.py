@@ -137,7 +137,7 @@ def check_against_model(told: dict) -> Plan:
     if told.get("record"):
         point = ProbePoint(unet, told["record"]["probe"])
         check_record(told["weights"], told["record"], point, configs.width)
-    if told["command"] == "generate":
+    if told["command"] in ("generate", "evaluate"):
         check_scheduler(options.model, fresh_scheduler(configs.scheduler, options.scheduler))
         check_sampling(configs, None, None, [("num_inference_steps", options.num_inference_steps)])
     if told.get("token"):

@@ -13,6 +13,7 @@ from discriminative.records.pictures import INK, RIGHT, WRONG, fitting
 from discriminative.records.report import STYLE, embedded
 from dpt.data.samples import Sample, Samples
 from dpt.evaluate import Outcome
+from dpt.pictures import Arm
 
 CELL = 230  # pixels of a picture, at least
 COLUMNS = 5
@@ -22,12 +23,15 @@ GAP = 12
 LINE = 22
 
 
-def write_evaluation(folder: Path, record: dict, found: Sequence[Outcome], data: Samples) -> Path:
+def write_evaluation(
+    folder: Path, record: dict, found: Sequence[Outcome], data: Samples, arms: dict[str, Arm]
+) -> Path:
     """Write ``evaluation.json``, pictures and ``report.html``; returns the page's path.
 
     Args:
-        record: settings and ``figures``.
+        record: settings and ``figures``, and ``pictures`` where there are arms.
         found: an outcome for each of the data's first samples.
+        arms: pictures of prompts, by how they were drawn; may be none.
     """
     write_json(folder / "evaluation.json", record)
     sheets = {}
@@ -42,6 +46,10 @@ def write_evaluation(folder: Path, record: dict, found: Sequence[Outcome], data:
                 sheets[f"{name}_{verdict}"] = sheet
             else:
                 (folder / f"{name}_{verdict}.png").unlink(missing_ok=True)
+    (folder / "pictures.png").unlink(missing_ok=True)
+    if arms:
+        sheets["pictures"] = sheet_of(picture_cells(arms))
+        write_image(folder / "pictures.png", sheets["pictures"])
     path = folder / "report.html"
     write_text(path, page(record, sheets))
     return path
@@ -102,6 +110,25 @@ def pair_cell(sample: Sample, outcome: Outcome, right: bool) -> Image.Image:
     return labelled(both, lines)
 
 
+def picture_cells(arms: dict[str, Arm]) -> list[Image.Image]:
+    """Of each prompt its first picture of every arm, side by side, named in the verdict's colour."""
+    shown = {}
+    for i, (prompt, _) in enumerate(next(iter(arms.values())).judged):
+        shown.setdefault(prompt.text, i)
+    cells = []
+    for text, i in shown.items():
+        parts = []
+        for name, arm in arms.items():
+            verdict = RIGHT if arm.right[i] else WRONG
+            parts.append(labelled(enlarged(arm.images[i]), [(name, verdict)]))
+        width = sum(part.width + 4 for part in parts)
+        row = Image.new("RGB", (width, parts[0].height), "white")
+        for place, part in enumerate(parts):
+            row.paste(part, (place * (part.width + 4), 0))
+        cells.append(labelled(row, [(text, INK)]))
+    return cells
+
+
 def sheet_of(cells: list[Image.Image]) -> Image.Image:
     """Cells of one size as one picture, row by row."""
     width = max(cell.width for cell in cells)
@@ -135,6 +162,7 @@ CAPTIONS = {
     "pairs_right": "Matched: left the picture, right the hard one; scores of the caption, of the hard "
     "caption, and of the hard picture",
     "pairs_wrong": "Not matched: red is what went wrong",
+    "pictures": "Pictures of prompts: green shows all that the prompt says, by the detector",
 }
 
 
@@ -154,7 +182,9 @@ def page(record: dict, sheets: dict[str, Image.Image]) -> str:
     ]
     head = ["negatives", "right text", "right picture", "samples", "cosine of the captions"]
     rec = [[name.replace("_", ", "), told(f)] for name, f in figures["rec"].items()]
-    settings = [[html.escape(k), html.escape(str(v))] for k, v in record.items() if k != "figures"]
+    settings = [
+        [html.escape(k), html.escape(str(v))] for k, v in record.items() if k not in ("figures", "pictures")
+    ]
     pictures = "".join(
         f'<h3>{CAPTIONS[name]}</h3><img alt="{name}" src="{embedded(sheet)}">'
         for name, sheet in sheets.items()
@@ -166,10 +196,23 @@ def page(record: dict, sheets: dict[str, Image.Image]) -> str:
 <p>Shares with intervals of 95 %; chance is 0.5 for matching.</p>
 <h2>Image-text matching</h2>{table(head, itm)}
 <h2>Referring expressions</h2>{table(["hit", "share"], rec)}
+{picture_table(record["pictures"]) if "pictures" in record else ""}
 <h2>Pictures</h2>{pictures}
 <h2>Settings</h2>{table(["option", "value"], settings)}
 </body></html>
 """
+
+
+def picture_table(pictures: dict) -> str:
+    """Alignment of generated pictures by arm and kind of prompt."""
+    measures = ("full", "presence", "count", "binding", "relation")
+    rows = []
+    for name, figure in pictures["arms"].items():
+        for kind, part in {"all": figure["all"], **figure["by_kind"]}.items():
+            cells = [told(part[m]) if part[m] else "" for m in measures]
+            rows.append([html.escape(name), kind, *cells, str(part["pictures"])])
+    head = ["arm", "prompts", "whole caption", *measures[1:], "pictures"]
+    return f"<h2>Generated pictures</h2>{table(head, rows)}"
 
 
 # Blocks compared.

@@ -20,7 +20,7 @@ from discriminative.records.files import clear, grid, to_pil, write_image, write
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
 from dpt.config import Options
-from dpt.correct import Correction, encode_prompts, sample_corrected
+from dpt.correct import Correction
 from dpt.data.coco import NEGATIVES_FILE, Coco, mine_coco
 from dpt.data.mine import Clip, PipelineText, write_negatives
 from dpt.data.samples import Samples
@@ -29,6 +29,7 @@ from dpt.evaluate import Outcome, figures, outcomes
 from dpt.files import LORA, RECORD, load_lora, new_reader, read_adapter, without_lora
 from dpt.forward import Reader
 from dpt.latents import Latents, Share, Stream
+from dpt.pictures import Arm, draw_all, judge_pictures, picture_figures
 from dpt.plan import Plan, describe, make_plan
 from dpt.probe import probe
 from dpt.report import block_table, write_blocks, write_evaluation
@@ -37,7 +38,7 @@ from dpt.training import Stage
 from dpt.tune import prepare, tune
 
 SAMPLES_TO_EVALUATE = 600
-DRAWN_AT_ONCE = 4  # images through the UNet, with gradient
+PROMPTS = 8  # of each kind, whose pictures are judged
 COLUMNS = 8  # of a grid of images
 PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -231,7 +232,7 @@ def run_evaluate(plan: Plan) -> None:
     """Matching and boxes on samples that training has not seen."""
     options = plan.options
     data = samples_of(options, plan.size, options.split)
-    models = load(plan)
+    models = load(plan, options.scheduler)
     reader = load_reader(plan, models)
     number = options.samples or SAMPLES_TO_EVALUATE
     rows = rows_of(data, Latents(models.vae), number, "encode samples")
@@ -249,9 +250,40 @@ def run_evaluate(plan: Plan) -> None:
         "seed": options.seed,
         "figures": figures(found),
     }
-    path = write_evaluation(plan.folder, record, found, data)
     tell_evaluation(record["figures"], found)
+    arms = judged_pictures(plan, reader)
+    if arms:
+        record["pictures"] = picture_figures(arms)
+        tell_pictures(record["pictures"])
+    path = write_evaluation(plan.folder, record, found, data, arms)
     print(f"report: {path}")
+
+
+def judged_pictures(plan: Plan, reader: Reader) -> dict[str, Arm]:
+    """Pictures of prompts by arm, judged; none where none are asked for or nobody can judge them."""
+    options = plan.options
+    number = PROMPTS if options.prompts is None else options.prompts
+    if not number or options.data_name != "miniature":
+        return {}
+    from miniature.detector import load_detector
+
+    correction, settings = how_to_draw(options)
+    detector = load_detector(device=plan.device)
+    has_lora = bool(plan.record["training"].get("lora"))
+    return judge_pictures(reader, detector, number, options.seed, settings, correction, has_lora)
+
+
+def tell_pictures(told: dict) -> None:
+    """Of each kind of prompt the share of pictures that show all of it, by arm."""
+    kinds = list(next(iter(told["arms"].values()))["by_kind"])
+    print(f"{'pictures':>16}  {'all':<21}  {'  '.join(kinds)}")
+    for name, figure in told["arms"].items():
+        full = figure["all"]["full"]
+        by_kind = [f"{figure['by_kind'][kind]['full']['share']:<{len(kind)}.2f}" for kind in kinds]
+        cell = f"{full['share']:.3f} [{full['low']:.3f}, {full['high']:.3f}]"
+        print(f"{name:>16}  {cell:<21}  {'  '.join(by_kind)}")
+    for name, gain in told["gain"].items():
+        print(f"{name:>16}  {gain['share']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}] over plain")
 
 
 def tell_evaluation(told: dict, found: list[Outcome]) -> None:
@@ -270,6 +302,13 @@ def tell_evaluation(told: dict, found: list[Outcome]) -> None:
         line(name.replace("_", " "), figure)
 
 
+def how_to_draw(options: Options) -> tuple[Correction, SamplerSettings]:
+    """Self-correction and sampling as the options say."""
+    first, stop = map(int, options.correction_steps.split(":")) if options.correction_steps else (0, None)
+    correction = Correction(options.correction_factor, options.correction, first, stop)
+    return correction, SamplerSettings(options.num_inference_steps, options.guidance_scale)
+
+
 def run_generate(plan: Plan) -> None:
     """Images of prompts, corrected on their way."""
     options = plan.options
@@ -279,9 +318,7 @@ def run_generate(plan: Plan) -> None:
     if plan.token:
         token = ClassToken(models, plan.token[0], "a", len(plan.token[1]))
         token.load(plan.token[1].to(plan.device))
-    first, stop = map(int, options.correction_steps.split(":")) if options.correction_steps else (0, None)
-    correction = Correction(options.correction_factor, options.correction, first, stop)
-    settings = SamplerSettings(options.num_inference_steps, options.guidance_scale)
+    correction, settings = how_to_draw(options)
     for pattern in ("**/*.png", "**/prompt.json"):
         clear(plan.folder, pattern)
     for number, prompt in enumerate(plan.prompts, start=1):
@@ -304,44 +341,20 @@ def draw(
     With ``--compare`` the same noises without LoRA and correction are the grid's first row.
     """
     seeds = list(range(options.seed, options.seed + options.num_images))
+    texts = [prompt] * len(seeds)
     rows = []
     if options.compare:
         with without_lora(reader.models):
-            plain, _ = images_of(reader, prompt, token, seeds, settings, Correction(0.0))
-        write_images(folder / "plain", seeds, plain)
-        rows.append(plain)
-    images, scores = images_of(reader, prompt, token, seeds, settings, correction)
-    write_images(folder, seeds, images)
+            plain = draw_all(reader, texts, seeds, settings, Correction(0.0), f"{prompt}, plain", token)
+        write_images(folder / "plain", seeds, plain.images)
+        rows.append(plain.images)
+    drawn = draw_all(reader, texts, seeds, settings, correction, prompt, token)
+    write_images(folder, seeds, drawn.images)
     columns = len(seeds) if options.compare else min(COLUMNS, len(seeds))
-    write_image(folder / "grid.png", grid(torch.cat([*rows, images]), columns=columns))
-    facts = {"correction_factor": correction.factor, "correction": correction.mode}
-    write_json(folder / "prompt.json", {"prompt": prompt, "seeds": seeds} | facts | {"scores": scores})
-
-
-def images_of(
-    reader: Reader,
-    prompt: str,
-    token: ClassToken | None,
-    seeds: list[int],
-    settings: SamplerSettings,
-    correction: Correction,
-) -> tuple[torch.Tensor, dict[int, list[float]]]:
-    """Images (N, 3, H, W) of a prompt, one a seed; by seed, the score at each corrected step."""
-    with torch.no_grad():
-        told = encode_prompts(reader, [prompt], token)
-    images = []
-    scores = {}
-    with tqdm(total=len(seeds), desc=prompt, unit="image", leave=False) as bar:
-        for first in range(0, len(seeds), DRAWN_AT_ONCE):
-            part = seeds[first : first + DRAWN_AT_ONCE]
-            batch = told._replace(
-                cond=told.cond.expand(len(part), -1, -1), pooled=told.pooled.expand(len(part), -1)
-            )
-            drawn, found = sample_corrected(reader, batch, part, settings, correction)
-            images.append(drawn.float().cpu())
-            scores |= {s: [row[i] for row in found.values()] for i, s in enumerate(part)}
-            bar.update(len(part))
-    return torch.cat(images), scores
+    write_image(folder / "grid.png", grid(torch.cat([*rows, drawn.images]), columns=columns))
+    told = {"prompt": prompt, "seeds": seeds, "correction_factor": correction.factor}
+    told |= {"correction": correction.mode, "scores": dict(zip(seeds, drawn.scores, strict=True))}
+    write_json(folder / "prompt.json", told)
 
 
 def write_images(folder: Path, seeds: list[int], images: torch.Tensor) -> None:

@@ -150,8 +150,13 @@ class Trainee:
         self.optimizer.step()
         self.step += 1
         decay = min(self.ema, (1 + self.step) / (10 + self.step))
+        self.average_in(1 - decay)
+
+    @torch.no_grad()
+    def average_in(self, weight: float) -> None:
+        """Move the averages towards the modules."""
         for name, module in self.modules.items():
-            torch._foreach_lerp_(list(self.average[name].parameters()), list(module.parameters()), 1 - decay)
+            torch._foreach_lerp_(list(self.average[name].parameters()), list(module.parameters()), weight)
             for mean, now in zip(self.average[name].buffers(), module.buffers(), strict=True):
                 mean.copy_(now)
 

@@ -54,9 +54,14 @@ def test_binding_is_a_share_of_the_phrases_with_a_colour():
     assert align(Fact((RED_CAR, BLUE_OCTOPUS, Phrase("frog"))), half).binding == 0.5
 
 
-def test_the_own_colour_of_a_sprite_binds_no_colour():
-    shown = align(Fact((RED_CAR,)), scene(thing("car")))
-    assert (shown.presence, shown.binding, shown.full) == (1, 0, 0)
+def test_an_untinted_sprite_has_its_own_colour_where_it_has_one():
+    """A picture of a red car is right, whether or not the renderer would have tinted it."""
+    assert align(Fact((RED_CAR,)), scene(thing("car"))) == Alignment(1, 1, 1, None, 1)
+    blue = align(Fact((Phrase("car", "blue"),)), scene(thing("car")))
+    assert (blue.presence, blue.binding, blue.full) == (1, 0, 0)
+    # The rocket is of several colours.
+    rocket = align(Fact((Phrase("rocket", "red"),)), scene(thing("rocket")))
+    assert (rocket.presence, rocket.binding, rocket.full) == (1, 0, 0)
 
 
 def test_one_thing_too_many_breaks_the_count_and_not_the_presence():
@@ -86,7 +91,8 @@ def test_a_relation_holds_only_where_it_is_clear_and_between_the_things_named():
     assert align(told, scene(thing("car", 5, 18), frog)).relation == 0
     assert align(told, scene(frog, thing("car", 45, 45))).relation == 0
     assert align(told, scene(frog, thing("penguin", 45, 18))).relation == 0
-    assert align(Fact((Phrase("frog"), RED_CAR), "left of"), scene(frog, thing("car", 45, 18))).relation == 0
+    blue = Phrase("car", "blue")  # an untinted car is red
+    assert align(Fact((Phrase("frog"), blue), "left of"), scene(frog, thing("car", 45, 18))).relation == 0
 
 
 def test_a_detector_sees_each_picture_once_and_prompts_keep_their_order():

@@ -116,8 +116,8 @@ def test_a_gain_that_may_be_chance_is_kept_and_told(tmp_path, monkeypatch, capsy
     assert main([*QUICK, "--class_index", "2", "--output_path", str(tmp_path), "--train", "True"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert [line for line in told if line.startswith("note:")] == [
-        "note: the gain may be chance (log-probability +0.45 on 4 new noises, p=0.2); try a word nearer to the "
-        "class (--start, --prompt_name), another --classifier, or several"
+        "note: the gain may be chance (log-probability +0.45 on 4 new noises, p=0.2); try a word nearer to "
+        "the class (--start, --prompt_name), another --classifier, or several"
     ]
     assert any("kept the token after 1, stopped by" in line for line in told)
 
