@@ -49,11 +49,13 @@ class AdapterSettings:
             raise ValueError(f"width: {self.width} was given; allowed is a multiple of {self.heads} heads")
 
 
-# For pictures of 64x64 pixels with a few things on them.
+# For pictures of 64x64 pixels with a few things on them. No dropout: noises are always new, and on a CPU it
+# takes a third of a step.
 MINIATURE_ADAPTER = AdapterSettings(
     width=128,
     heads=4,
     feedforward=512,
+    dropout=0.0,
     matching_queries=8,
     grounding_queries=16,
     slots=31,

@@ -4,9 +4,10 @@
 
 Expect all 600 pairs right on renders and .997 through the VAE, and 93 of 100 drawn pictures judged as by eye,
 in three minutes on one CPU core. A pair of ``dpt.data.scenes`` counts as right where the detected scene
-proves the picture's caption true and the counterfactual's false. Backgrounds are left out of both, as the detector
-sees none. The drawn pictures are those of ``results/scene_judge_labels.jsonl``, one a prompt. Whether each
-shows all that its prompt says was written down by one person, before the detector's verdicts were seen.
+proves the picture's caption true and the counterfactual's false. Backgrounds are left out of both, as the
+detector sees none. The drawn pictures are those of ``results/scene_judge_labels.jsonl``, one a prompt.
+Whether each shows all that its prompt says was written down by one person, before the detector's verdicts
+were seen.
 """
 
 import argparse

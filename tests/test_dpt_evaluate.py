@@ -135,7 +135,7 @@ def test_an_evaluation_is_written_with_pictures_to_look_at(tmp_path):
     data = TinyData()
     found = [outcome(), outcome(text=0.6, iou=0.0), outcome("object <b>")]
     record = {"model": "tiny", "figures": figures(found)}
-    path = write_evaluation(tmp_path, record, found, data)
+    path = write_evaluation(tmp_path, record, found, data, {})
     page = path.read_text()
     assert page.count("<img") == 4
     assert "object &lt;b&gt;" in page and "object <b>" not in page
@@ -147,7 +147,7 @@ def test_an_evaluation_is_written_with_pictures_to_look_at(tmp_path):
 
 def test_pictures_of_an_earlier_evaluation_do_not_stay(tmp_path):
     for found in ([outcome(iou=0.0)], [outcome()]):
-        write_evaluation(tmp_path, {"figures": figures(found)}, found, TinyData())
+        write_evaluation(tmp_path, {"figures": figures(found)}, found, TinyData(), {})
     assert {p.name for p in tmp_path.glob("boxes*")} == {"boxes_right.png"}
 
 
