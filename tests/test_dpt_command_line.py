@@ -114,6 +114,11 @@ def test_defaults_are_the_papers_and_the_miniature_has_its_own():
         (["generate", *MINI, "--prompt", "a {token} bat"], "--token_path: nothing was given"),
         (["generate", *MINI, "--prompt", "x", "--token_path", "no.safetensors"], "there is no token at"),
         (["generate", *MINI, "--prompt", "x", "--correction_steps", "9:3"], "allowed is FIRST < STOP"),
+        (["evaluate", *MINI, "--correction_steps", "9:3"], "allowed is FIRST < STOP"),
+        (
+            ["evaluate", "--coco_root", "c", "--refcoco_root", "r", "--prompts", "2"],
+            "--prompts: 2 was given; allowed for coco is 0",
+        ),
         (["generate", *MINI, "--prompt", "x", "--correction_factor", "-1"], "allowed is 0 or more"),
         (["evaluate", *MINI, "--data", "coco", "--coco_root", "a", "--refcoco_root", "b", "--split", "test"],
          "allowed for coco is validation"),
@@ -231,10 +236,17 @@ def test_every_command_runs_on_the_miniature(capsys, tmp_path, monkeypatch):
     run("probe", *few)
     assert "LoRA:" in run("tune", *few)
     assert set(load_file(tmp_path / "tune" / ADAPTER)) == set(load_file(tmp_path / "probe" / ADAPTER))
-    assert "right picture" in run("evaluate", "--samples", 6, "--noises", 1)
-    assert (tmp_path / "evaluation" / "report.html").is_file()
-    run("generate", "--prompt", "a photo of a bat", "--num_images", 2, "--num_inference_steps", 4)
+    one = ("--prompts", 1, "--num_inference_steps", 4)
+    out = run("evaluate", "--samples", 6, "--noises", 1, *one)
+    assert "right picture" in out and all(arm in out for arm in ("plain", "LoRA", "corrected"))
+    record = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert set(record["pictures"]["gain"]) == {"LoRA", "corrected"}
+    assert "Generated pictures" in (tmp_path / "evaluation" / "report.html").read_text()
+    assert (tmp_path / "evaluation" / "pictures.png").is_file()
+    two = ("--num_images", 2, "--num_inference_steps", 4)
+    run("generate", "--prompt", "a photo of a bat", *two, "--compare")
     assert len(list((tmp_path / "images").glob("*.png"))) == 3
+    assert len(list((tmp_path / "images" / "plain").glob("*.png"))) == 2
     save_file({"newclas": torch.randn(2, 128)}, tmp_path / "learned_embeds.safetensors")
     token = ("--token_path", tmp_path / "learned_embeds.safetensors", "--prompt", "a photo of {token} bat")
     out = run("generate", *token, "--num_images", 1, "--num_inference_steps", 4, "--correction", "state")
