@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from discriminative import settings as library
+from discriminative.command_line import at_least
 from discriminative.errors import UsageError
 from discriminative.records.layout import NO_EXP_IDS
 from discriminative.seeds import MAX_DATASET, MAX_SEED, SEED_RANGE, VALIDATION_BASE
@@ -72,12 +73,6 @@ def option(
     metadata = {"help": help_text, "heading": heading, "decides": decides.split(), "more": more}
     metadata |= {"choices": choices, "parse": parse, "check": check, "allowed": allowed}
     return field(default=default, metadata=metadata)
-
-
-def at_least(low: float, high: float = math.inf) -> dict:
-    """The limits of an option: ``low`` to ``high``, both allowed."""
-    allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:.10g}"
-    return {"check": lambda value: low <= value <= high, "allowed": allowed}
 
 
 SHARE = {"check": lambda value: 0 <= value <= 1, "allowed": "0 to 1"}

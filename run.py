@@ -17,26 +17,17 @@ from typing import get_args
 
 from config import PRESETS, RunConfig, validate, with_preset
 from discriminative import VERSION
+from discriminative.command_line import OneLineParser, boolean, with_underscores
 from discriminative.errors import UsageError, WorkError
 
 # Beside the fields of RunConfig.
 OWN_FLAGS = ("help", "version", "preset", "config")
 
 
-def boolean(text: str) -> bool:
-    """True/False, true/false, 1/0 and nothing else."""
-    values = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
-    if text not in values:
-        raise argparse.ArgumentTypeError(f"{text!r} was given; allowed is True, true, 1, False, false or 0")
-    return values[text]
+class Parser(OneLineParser):
+    """Errors begin with the program's name."""
 
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line."""
-
-    def error(self, message: str):
-        """Print the message and exit with 2."""
-        self.exit(2, f"run.py: error: {message}\n")
+    name = "run.py"
 
 
 def build_parser(more: bool = True) -> argparse.ArgumentParser:
@@ -99,14 +90,6 @@ def parse(argv: list[str]) -> tuple[dict, argparse.ArgumentParser]:
             check_flag(name)
     parser = build_parser()
     return vars(parser.parse_args(argv)), parser
-
-
-def with_underscores(text: str) -> str:
-    """``--class-index=2`` as ``--class_index=2``; whatever is no flag stays."""
-    if not text.startswith("--"):
-        return text
-    name, equals, value = text.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def check_flag(name: str) -> None:

@@ -156,24 +156,32 @@ def loop(
     progress.close()
     write_lines(folder.log, result.rows)  # empty where no update was needed
     result.last_vector = token.vector.detach().clone()
-    best = curriculum.best
+    keep_best(result, token, keeper, token.start_vector("initializer", class_name))
+    result.images = objective.images
+    result.seconds = time.monotonic() - start
+    show_evolution(folder, result.rows, keeper.strips, keeper.columns)
+    return result
+
+
+def keep_best(result: Training, token: ClassToken, keeper: "ValidationKeeper | LossKeeper", initial) -> None:
+    """Load the best token of all; where it gains nothing, ``initial`` (N, width).
+
+    Raises:
+        WorkError: there is none, as no update had a finite loss.
+    """
+    best = keeper.curriculum.best
     if best.vector is None:
         raise WorkError(
             f"none of {len(result.rows)} updates had a finite loss; "
             "try --mixed_precision no or bf16, or more --max_epochs"
         )
     token.load(best.vector)
-    result.stopped_by = curriculum.stopped_by
+    result.stopped_by = keeper.curriculum.stopped_by
     result.kept_updates = best.updates
-    initial = token.start_vector("initializer", class_name)
     result.gain = keeper.gain(initial)
     if result.gain and not result.gain.is_there:
         token.load(initial)
         result.kept_updates = 0
-    result.images = objective.images
-    result.seconds = time.monotonic() - start
-    show_evolution(folder, result.rows, keeper.strips, keeper.columns)
-    return result
 
 
 def update(

@@ -2,16 +2,12 @@
 
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 
 from apps.plan import Plan, Sources, describe, is_sweep, make_plans, works
 from apps.provenance import changed_settings, is_evaluated
 from apps.session import Session
 from config import RunConfig
-from discriminative.diffusion.memory import is_out_of_memory
+from discriminative.diffusion.memory import told_out_of_memory
 from discriminative.errors import UsageError, WorkError
 from discriminative.guides.labels import prompt_class_name
 from discriminative.records.evaluation import EvaluationRecord
@@ -19,6 +15,8 @@ from discriminative.records.report import write_report
 from discriminative.tokens.class_token import ClassToken
 from evaluate import templates_of
 from trainer import Training
+
+MEMORY_ADVICE = "try --memory 8gb, or a smaller --height and --width"
 
 
 def work(config: RunConfig) -> int:
@@ -60,11 +58,11 @@ def run(plans: list[Plan], sources: Sources, sweep: bool) -> int:
     """
     session = Session.of(sources)
     failed = 0
-    with told_out_of_memory(sources.device):
+    with told_out_of_memory(sources.device, MEMORY_ADVICE):
         session.load_all()
     for plan in plans:
         try:
-            with told_out_of_memory(sources.device):
+            with told_out_of_memory(sources.device, MEMORY_ADVICE):
                 carry_out(plan, session, resume=sweep)
         except Exception as error:
             if not sweep:
@@ -75,18 +73,6 @@ def run(plans: list[Plan], sources: Sources, sweep: bool) -> int:
             print(message, file=sys.stderr, flush=True)
             failed += 1
     return failed
-
-
-@contextmanager
-def told_out_of_memory(device: torch.device) -> Iterator[None]:
-    """Raises WorkError where the block runs out of a device's memory."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        advice = "try --memory 8gb, or a smaller --height and --width"
-        raise WorkError(f"out of memory on {device}; {advice}") from error
 
 
 def carry_out(plan: Plan, session: Session, resume: bool) -> None:

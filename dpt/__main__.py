@@ -16,25 +16,15 @@ import types
 from dataclasses import fields
 from typing import get_args
 
+from discriminative.command_line import OneLineParser, boolean, with_underscores
 from discriminative.errors import UsageError, WorkError
 from dpt.config import COMMANDS, Options, validate
 
-BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 
+class Parser(OneLineParser):
+    """Errors begin with the program's name."""
 
-def boolean(text: str) -> bool:
-    """True/False, true/false, 1/0 and nothing else."""
-    if text not in BOOLEANS:
-        raise argparse.ArgumentTypeError(f"{text!r} was given; allowed is {', '.join(BOOLEANS)}")
-    return BOOLEANS[text]
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line."""
-
-    def error(self, message: str):
-        """Print the message and exit with 2."""
-        self.exit(2, f"dpt: error: {message}\n")
+    name = "dpt"
 
 
 def fields_of(command: str) -> list:
@@ -75,14 +65,6 @@ def add_flag(group, f) -> None:
         settings["metavar"] = "TEXT" if kind is str else kind.__name__.upper()
     shown = "" if f.default is None else f" (default: {f.default})"
     group.add_argument(f"--{f.name}", help=(f.metadata["help"] + shown).replace("%", "%%"), **settings)
-
-
-def with_underscores(text: str) -> str:
-    """``--num-images=2`` as ``--num_images=2``; whatever is no flag stays."""
-    if not text.startswith("--"):
-        return text
-    name, equals, value = text.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def parse(argv: list[str]) -> tuple[str, Options]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from discriminative.command_line import at_least
 from discriminative.errors import UsageError
 from discriminative.seeds import MAX_SEED
 from discriminative.settings import SAMPLERS
@@ -48,12 +49,6 @@ def option(
     metadata = {"help": help_text, "commands": commands.split(), "heading": heading, "choices": choices}
     metadata |= {"parse": parse, "check": check, "allowed": allowed}
     return field(default=default, metadata=metadata)
-
-
-def at_least(low: float, high: float = math.inf) -> dict:
-    """Limits of a number, both allowed."""
-    allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-    return {"check": lambda value: low <= value <= high, "allowed": allowed}
 
 
 def names_of(known) -> dict:

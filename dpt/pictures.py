@@ -51,14 +51,15 @@ def draw_all(
     Raises:
         UsageError: a text is longer than the text encoder takes.
     """
+    with torch.no_grad():
+        encoded = encode_prompts(reader, list(texts), token)
     images = []
     scores = []
     with tqdm(total=len(seeds), desc=told, unit="image", leave=False) as bar:
         for first in range(0, len(seeds), DRAWN_AT_ONCE):
             part = slice(first, first + DRAWN_AT_ONCE)
-            with torch.no_grad():
-                encoded = encode_prompts(reader, list(texts[part]), token)
-            drawn, found = sample_corrected(reader, encoded, list(seeds[part]), settings, correction)
+            some = encoded._replace(cond=encoded.cond[part], pooled=encoded.pooled[part])
+            drawn, found = sample_corrected(reader, some, list(seeds[part]), settings, correction)
             images.append(drawn.float().cpu())
             scores += [[row[i] for row in found.values()] for i in range(len(drawn))]
             bar.update(len(drawn))

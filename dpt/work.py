@@ -2,8 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +10,10 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from discriminative import VERSION
-from discriminative.diffusion.memory import is_out_of_memory
+from discriminative.diffusion.memory import told_out_of_memory
 from discriminative.diffusion.models import DiffusionModels, load_models, load_tokenizer
 from discriminative.diffusion.sources import load_part, model_id
-from discriminative.errors import UsageError, WorkError
+from discriminative.errors import UsageError
 from discriminative.records.files import clear, grid, to_pil, write_image, write_json
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
@@ -41,6 +39,7 @@ SAMPLES_TO_EVALUATE = 600
 PROMPTS = 8  # of each kind, whose pictures are judged
 COLUMNS = 8  # of a grid of images
 PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
+MEMORY_ADVICE = "try a smaller --batch_size with more --accumulation, or fewer --num_images"
 
 
 def work(command: str, options: Options) -> int:
@@ -53,21 +52,9 @@ def work(command: str, options: Options) -> int:
     if options.dry_run:
         print(describe(plan))
         return 0
-    with told_out_of_memory(plan.device):
+    with told_out_of_memory(plan.device, MEMORY_ADVICE):
         COMMANDS[command](plan)
     return 0
-
-
-@contextmanager
-def told_out_of_memory(device: torch.device) -> Iterator[None]:
-    """Raises WorkError where the block runs out of a device's memory."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        advice = "try a smaller --batch_size with more --accumulation, or fewer --num_images"
-        raise WorkError(f"out of memory on {device}; {advice}") from error
 
 
 # What a command needs.

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from miniature.scenes import CLASSES, SPRITES
 
-SENSES = "🦇🏏🐁🖱🎀🏹🥜🔩⌨🎹🥁🛢🌴🖐🐓🍗📱☎☕🏆⚽🔮🐅🐈🐕🦮🐫🐪🐑🐏🍎🍏"  # two of each word
+SENSES = "🦇🏏🐁🖱🎀🏹🥜🔩⌨🎹🥁🛢🌴🖐"  # two of each word
+SENSES += "🐓🍗📱☎☕🏆⚽🔮🐅🐈🐕🦮🐫🐪🐑🐏🍎🍏"
 PLAIN = "🐸🚀🍄🍕🌻🦋🐧🎸🌵☂🐙🚗"
 GLYPHS = dict(zip((c.name for c in CLASSES), SENSES + PLAIN, strict=True))
 FONT_SIZE = 109  # the one bitmap size of the font, pixels

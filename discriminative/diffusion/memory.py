@@ -5,7 +5,8 @@ No setting changes a result by more than rounding.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from discriminative.diffusion.inspect import SD_1_4, Size
+from discriminative.errors import WorkError
 
 T = TypeVar("T")
 
@@ -118,6 +120,17 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether it was memory that failed: torch says so by the error's kind, CUDA's libraries by their
     texts alone."""
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+@contextmanager
+def told_out_of_memory(device: torch.device, advice: str) -> Iterator[None]:
+    """Raises WorkError, with what to try, where the block runs out of a device's memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise WorkError(f"out of memory on {device}; {advice}") from error
 
 
 class Batches:
