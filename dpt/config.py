@@ -109,7 +109,7 @@ class Options:
     probe: str | None = option(
         None,
         "block to read: up1, mid, bottom0, ...; some of one size as bottom1_up0; all-C-S as all-256-16; or "
-        "all: every block, one after the other, with a table. Default: up1, with the miniature up0",
+        "all: every block, one after the other, with a table. Default: up1, with the miniature all-128-8",
         "probe",
         heading="Training",
     )
@@ -134,7 +134,8 @@ class Options:
     )
     learning_rate: float | None = option(
         None,
-        f"of AdamW, constant in probe, cosine in tune; default: {_stage_default('learning_rate')}",
+        "of AdamW; constant in probe, in tune and with the miniature it falls as a cosine; default: "
+        f"{_stage_default('learning_rate')}",
         LEARN,
         check=lambda value: 0 < value < math.inf,
         allowed="above 0",
@@ -230,7 +231,7 @@ class Options:
     def stage(self, command: str) -> StageSettings:
         """Steps and sizes of a stage, with the defaults that belong to the model."""
         defaults = (MINIATURE_STAGES if self.is_miniature else STAGES)[command]
-        given = {f.name: getattr(self, f.name) for f in fields(StageSettings)}
+        given = {f.name: getattr(self, f.name, None) for f in fields(StageSettings)}
         return StageSettings(**{k: getattr(defaults, k) if v is None else v for k, v in given.items()})
 
 

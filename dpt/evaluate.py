@@ -1,8 +1,8 @@
 """How well an adapter matches and finds on samples that training has not seen (DPT, section 4.2).
 
 Matching is two-way, chance 50 %: a picture with its caption and a hard one, a caption with its picture and a
-hard one. Scores are taken at t = 500 and averaged over noises that follow from seed and sample, and that the
-candidates share. Boxes are ranked by 1 - p(no object).
+hard one. Scores are taken at one timestep, the paper's t = 500 by default, and averaged over noises that
+follow from seed and sample, and that the candidates share. Boxes are ranked by 1 - p(no object).
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,8 +64,8 @@ def noise_of(shape: torch.Size, seed: int, index: int, number: int) -> torch.Ten
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def noised(reader: Reader, rows: Sequence[Row], first: int, seed: int, number: int) -> Noised:
-    """The rows' pictures at the evaluation's timestep: the posterior's mean under fixed noise.
+def noised(reader: Reader, rows: Sequence[Row], first: int, seed: int, number: int, timestep: int) -> Noised:
+    """The rows' pictures at one timestep: the posterior's mean under fixed noise.
 
     Args:
         first: index of the first row.
@@ -74,19 +74,22 @@ def noised(reader: Reader, rows: Sequence[Row], first: int, seed: int, number: i
     models = reader.models
     mean = torch.stack([torch.stack(row.latents)[:, 0] for row in rows])  # (B, 3, 4, h, w)
     noises = [noise_of(mean.shape[2:], seed, first + i, number) for i in range(len(rows))]
-    timesteps = torch.full((len(rows),), EVALUATION_TIMESTEP)  # (B,)
+    timesteps = torch.full((len(rows),), timestep)  # (B,)
     clean = mean * models.vae.config.scaling_factor  # (B, 3, 4, h, w)
     latents, target = add_noise(models.scheduler, clean, torch.stack(noises)[:, None], timesteps)
     return Noised(latents.to(reader.device), timesteps.to(reader.device), target[:, TRUE])
 
 
 @torch.no_grad()
-def outcomes(reader: Reader, rows: Sequence[Row], noises: int, seed: int) -> Iterator[Outcome]:
+def outcomes(
+    reader: Reader, rows: Sequence[Row], noises: int, seed: int, timestep: int = EVALUATION_TIMESTEP
+) -> Iterator[Outcome]:
     """The outcome of each row, batch by batch.
 
     Args:
         noises: K, over which scores are averaged.
         seed: of the noises.
+        timestep: of the scores, 0 to 999.
     """
     for module in (reader.adapter, reader.point):
         module.eval()
@@ -97,7 +100,7 @@ def outcomes(reader: Reader, rows: Sequence[Row], noises: int, seed: int) -> Ite
         scores = []
         grounded = []
         for number in range(noises):
-            seen = noised(reader, batch, first, seed, number)
+            seen = noised(reader, batch, first, seed, number, timestep)
             readout, _ = read_pairs(reader, seen, texts, [GROUNDED, *CANDIDATES], with_noise=False)
             pooled = torch.cat([texts[text].pooled for _, text in CANDIDATES])  # (3 * B, D)
             scores.append(similarity(readout.matching[len(batch) :], pooled).view(3, -1))  # (3, B)

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from discriminative.errors import UsageError
+from discriminative.precision import at_least_float32
 
+LEAST_STD = 1e-6  # of a channel
 ALL = re.compile(r"all-([1-9]\d*)-([1-9]\d*)")  # all-C-S
 
 
@@ -117,6 +119,9 @@ class ProbePoint(torch.nn.Module):
     brought to C channels by a 1x1 convolution of its own, and all are summed. Only these convolutions are
     trainable; the other points have no parameters.
 
+    Each channel is shifted and divided by what :meth:`standardise` found, so that all count alike to what
+    learns from them: a UNet's differ in size by more than ten times, and few have mean 0.
+
     Args:
         unet: a diffusers UNet2DConditionModel. It is not kept.
         latent_size: height and width of the latents for ``size``; None is the model's own.
@@ -139,6 +144,9 @@ class ProbePoint(torch.nn.Module):
         self.blocks = tuple(_parse(name, shapes))
         self.last = [block for block in shapes if block in self.blocks][-1]
         self.mixers = torch.nn.ModuleDict()
+        for block in self.blocks:
+            self.register_buffer(f"mean_{block}", torch.zeros(shapes[block][0], 1, 1))  # (C_i, 1, 1)
+            self.register_buffer(f"std_{block}", torch.ones(shapes[block][0], 1, 1))  # (C_i, 1, 1)
         if fused := ALL.fullmatch(name):
             self.channels = int(fused[1])
             self.size = (int(fused[2]), int(fused[2]))
@@ -149,14 +157,31 @@ class ProbePoint(torch.nn.Module):
             self.size = shapes[self.last][1:]
 
     def forward(self, maps: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The blocks' maps (B, C_i, h_i, w_i) to features (B, C, h, w)."""
+        """The blocks' maps (B, C_i, h_i, w_i) to features (B, C, h, w), in float32 or better."""
         if not self.mixers:
-            return torch.cat([maps[block] for block in self.blocks], dim=1)  # (B, C, h, w)
+            return torch.cat([self._standard(block, maps[block]) for block in self.blocks], dim=1)
         features = 0
         for block, mixer in self.mixers.items():
             resized = F.interpolate(maps[block], self.size, mode="nearest")  # (B, C_i, S, S)
-            features = features + mixer(resized.to(mixer.weight.dtype))  # (B, C, S, S)
+            features = features + mixer(self._standard(block, resized))  # (B, C, S, S)
         return features
+
+    def _standard(self, block: str, x: torch.Tensor) -> torch.Tensor:
+        """A block's map (B, C_i, h, w), each channel of mean 0 and variance 1 on what was looked at."""
+        return (at_least_float32(x) - getattr(self, f"mean_{block}")) / getattr(self, f"std_{block}")
+
+    @torch.no_grad()
+    def standardise(
+        self, unet, latents: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> None:
+        """Find each channel's mean and standard deviation; arguments as of :func:`extract`."""
+        cond = encoder_hidden_states.to(latents.dtype)  # (B, L, D)
+        with _watched(unet, self.blocks, last=self.last) as maps:
+            unet(latents, timesteps, encoder_hidden_states=cond)
+        for block in self.blocks:
+            x = at_least_float32(maps[block]).transpose(0, 1).flatten(1)  # (C_i, B * h * w)
+            getattr(self, f"mean_{block}").copy_(x.mean(dim=1)[:, None, None])
+            getattr(self, f"std_{block}").copy_(x.std(dim=1).clamp(min=LEAST_STD)[:, None, None])
 
 
 def extract(

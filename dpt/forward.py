@@ -111,17 +111,21 @@ def add_noise(
     return noisy, noise.expand_as(clean)
 
 
-def draw_noised(models: DiffusionModels, rows: list[Row], generator: torch.Generator) -> Noised:
-    """The rows' pictures as training sees them: t ~ U{0..999}, one noise for each row.
+def draw_noised(
+    models: DiffusionModels, rows: list[Row], generator: torch.Generator, timestep_power: float = 1
+) -> Noised:
+    """The rows' pictures as training sees them: one timestep and one noise for each row.
 
     Args:
         generator: on the CPU, from which all of it comes.
+        timestep_power: as in ``StageSettings``; 1 is t ~ U{0..999}, the paper's.
     """
     posterior = torch.stack([torch.stack(row.latents) for row in rows])  # (B, 3, 2, 4, h, w)
     mean = posterior[:, :, 0]  # (B, 3, 4, h, w)
     std = posterior[:, :, 1]  # (B, 3, 4, h, w)
     last = models.scheduler.config.num_train_timesteps
-    timesteps = torch.randint(0, last, (len(rows),), generator=generator)  # (B,)
+    shares = torch.rand(len(rows), generator=generator, dtype=torch.float64) ** timestep_power  # (B,)
+    timesteps = (last * shares).long()  # (B,)
     clean = mean + std * torch.randn(mean.shape, generator=generator)  # (B, 3, 4, h, w)
     clean = clean * models.vae.config.scaling_factor
     noise = torch.randn(mean[:, :1].shape, generator=generator)  # (B, 1, 4, h, w)

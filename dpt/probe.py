@@ -8,10 +8,11 @@ import torch
 from accelerate import Accelerator
 
 from discriminative.errors import WorkError
+from discriminative.precision import channels_last
 from dpt.files import write_adapter
-from dpt.forward import Reader
-from dpt.latents import Stream
-from dpt.training import Stage, forget_checkpoint, train
+from dpt.forward import TRUE, Reader, draw_noised
+from dpt.latents import Row, Stream
+from dpt.training import Stage, forget_checkpoint, seed_of, train
 
 
 def fingerprint(module: torch.nn.Module) -> str:
@@ -27,6 +28,20 @@ def adapter_parameters(reader: Reader) -> dict[str, torch.nn.Parameter]:
     """Parameters of adapter and probe point by their names in a file."""
     found = {f"adapter.{name}": p for name, p in reader.adapter.named_parameters()}
     return found | {f"point.{name}": p for name, p in reader.point.named_parameters()}
+
+
+@torch.no_grad()
+def standardise(reader: Reader, stage: Stage, rows: list[Row], accelerator: Accelerator) -> None:
+    """Let the probe point look at these rows' pictures, noised as training noises them."""
+    generator = torch.Generator().manual_seed(seed_of(stage.seed, 0, 0, accelerator.process_index))
+    noised = draw_noised(reader.models, rows, generator, stage.settings.timestep_power)
+    texts = reader.condition.encode([row.captions[TRUE] for row in rows])
+    latents = noised.latents[:, TRUE].to(reader.models.dtype)  # (B, 4, h, w)
+    with reader.autocast():
+        reader.point.standardise(reader.models.unet, latents, noised.timesteps, texts.states)
+    # Processes look at other rows.
+    for buffer in reader.point.buffers():
+        buffer.copy_(accelerator.reduce(buffer, "mean"))
 
 
 def probe(
@@ -54,7 +69,10 @@ def probe(
     for module in (reader.adapter, reader.point):
         module.train().requires_grad_(True)
     facts = {"stage": "probe", "probe": reader.point.name, "model": model, "text_side": side}
-    rows = train(stage, reader, adapter_parameters(reader), stream, folder, accelerator, facts)
+    with channels_last(reader.models):
+        # A checkpoint does not hold what is seen there, and need not.
+        standardise(reader, stage, stream.batch(0), accelerator)
+        rows = train(stage, reader, adapter_parameters(reader), stream, folder, accelerator, facts)
     for module in (reader.adapter, reader.point):
         module.eval().requires_grad_(False)
     if fingerprint(reader.models.unet) != before:

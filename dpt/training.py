@@ -137,7 +137,11 @@ def update(optimizer, parameters: list, stage: Stage, step: int, accelerator: Ac
 def facts_of(stage: Stage, reader: Reader, stream: Stream) -> dict:
     """What decides a training's bits, beside models and data themselves, as JSON takes it."""
     told = {"losses": list(stage.losses), "seed": stage.seed, **asdict(stage.settings)}
-    told |= {"samples": len(stream.data), "processes": stream.share.processes}
+    told |= {
+        "weights": asdict(stage.weights),
+        "samples": len(stream.data),
+        "processes": stream.share.processes,
+    }
     return told | {"precision": str(reader.models.dtype).removeprefix("torch.")}
 
 
@@ -149,7 +153,8 @@ def accumulate(
     # Dropout draws from torch's own generators.
     torch.manual_seed(seed)
     rows = stream.batch(step, part)
-    noised = draw_noised(reader.models, rows, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    noised = draw_noised(reader.models, rows, generator, stage.settings.timestep_power)
     parts = losses_of(reader, rows, noised, stage.losses, partial(mean_boxes, accelerator=accelerator))
     loss = total_loss(parts, stage.weights)
     accelerator.backward(loss / stream.share.accumulation)

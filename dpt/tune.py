@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from discriminative.precision import channels_last
 from dpt.files import LORA, add_lora, write_adapter, write_lora
 from dpt.forward import Reader
 from dpt.latents import Stream
@@ -60,7 +61,8 @@ def tune(
     facts |= {"only_train_lora": not any(name.startswith("adapter.") for name in trained)}
     facts |= {"tune_text_encoder": reader.condition.trains, "begun_from": fingerprint(reader.adapter)}
     reader.autocast = accelerator.autocast
-    rows = train(stage, reader, trained, stream, folder, accelerator, facts)
+    with channels_last(reader.models):
+        rows = train(stage, reader, trained, stream, folder, accelerator, facts)
     reader.condition.trains = False
     for module in (reader.adapter, reader.point, reader.models.unet, reader.models.text_encoder):
         module.eval().requires_grad_(False)

@@ -31,7 +31,14 @@ from dpt.pictures import Arm, draw_all, judge_pictures, picture_figures
 from dpt.plan import Plan, describe, make_plan
 from dpt.probe import probe
 from dpt.report import block_table, write_blocks, write_evaluation
-from dpt.settings import LOSSES, MINIATURE_SAMPLES
+from dpt.settings import (
+    EVALUATION_TIMESTEP,
+    LOSSES,
+    MINIATURE_EVALUATION_TIMESTEP,
+    MINIATURE_SAMPLES,
+    MINIATURE_WEIGHTS,
+    LossWeights,
+)
 from dpt.training import Stage
 from dpt.tune import prepare, tune
 
@@ -101,7 +108,15 @@ def stage_of(plan: Plan) -> Stage:
     chosen = options.losses.split(",")
     losses = tuple(name for name in LOSSES if name in chosen and (plan.command == "tune" or name != "mse"))
     is_tune = plan.command == "tune"
-    return Stage(options.stage(plan.command), losses, is_tune, options.seed, options.checkpoint_every)
+    settings = options.stage(plan.command)
+    weights = MINIATURE_WEIGHTS if options.is_miniature else LossWeights()
+    cosine = is_tune or options.is_miniature
+    return Stage(settings, losses, cosine, options.seed, options.checkpoint_every, weights)
+
+
+def evaluation_timestep(options: Options) -> int:
+    """At which scores are taken."""
+    return MINIATURE_EVALUATION_TIMESTEP if options.is_miniature else EVALUATION_TIMESTEP
 
 
 def stream_of(plan: Plan, latents: Latents, data: Samples, accelerator: Accelerator) -> Stream:
@@ -163,7 +178,8 @@ def compare_blocks(
             folder = plan.folder / name
             reader = finished_block(folder, plan, models)
             reader = reader or probe_one(plan, models, stream, name, folder, accelerator)
-            found = list(outcomes(reader, rows, noises=1, seed=plan.options.seed))
+            timestep = evaluation_timestep(plan.options)
+            found = list(outcomes(reader, rows, noises=1, seed=plan.options.seed, timestep=timestep))
             blocks[name] = figures(found)
     if accelerator.is_main_process:
         print(block_table(blocks))
@@ -223,8 +239,9 @@ def run_evaluate(plan: Plan) -> None:
     reader = load_reader(plan, models)
     number = options.samples or SAMPLES_TO_EVALUATE
     rows = rows_of(data, Latents(models.vae), number, "encode samples")
-    bar = tqdm(outcomes(reader, rows, options.noises, options.seed), "read", len(rows), leave=False)
-    found = list(bar)
+    timestep = evaluation_timestep(options)
+    waiting = outcomes(reader, rows, options.noises, options.seed, timestep)
+    found = list(tqdm(waiting, "read", len(rows), leave=False))
     record = {
         "version": VERSION,
         "model": model_id(options.model),
@@ -234,6 +251,7 @@ def run_evaluate(plan: Plan) -> None:
         "split": options.split,
         "samples": len(rows),
         "noises": options.noises,
+        "timestep": timestep,
         "seed": options.seed,
         "figures": figures(found),
     }

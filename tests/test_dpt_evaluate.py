@@ -96,7 +96,7 @@ def test_one_of_several_wanted_boxes_is_enough():
 def test_noise_is_fixed_shared_by_a_samples_pictures_and_independent_of_the_batch():
     reader = tiny_reader()
     rows = rows_of(reader)
-    one = noised(reader, rows, 0, seed=0, number=0)
+    one = noised(reader, rows, 0, seed=0, number=0, timestep=500)
     scaling = reader.models.vae.config.scaling_factor
     alpha_bar = reader.models.scheduler.alphas_cumprod[500]
     clean = torch.stack([torch.stack(row.latents)[:, 0] for row in rows]) * scaling
@@ -104,9 +104,9 @@ def test_noise_is_fixed_shared_by_a_samples_pictures_and_independent_of_the_batc
     torch.testing.assert_close(noise[:, 0], noise[:, 1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(noise[:, 0], noise[:, 2], rtol=1e-4, atol=1e-4)
     assert (noise[0, 0] - noise[1, 0]).abs().max() > 0.1
-    assert torch.equal(noised(reader, rows[3:], 3, 0, 0).latents, one.latents[3:])
+    assert torch.equal(noised(reader, rows[3:], 3, 0, 0, 500).latents, one.latents[3:])
     for seed, number in ((0, 1), (1, 0)):
-        assert not torch.equal(noised(reader, rows, 0, seed, number).latents, one.latents)
+        assert not torch.equal(noised(reader, rows, 0, seed, number, 500).latents, one.latents)
     assert one.timesteps.tolist() == [500] * 5
 
 
@@ -117,7 +117,7 @@ def test_scores_are_means_over_noises_of_what_one_computes_singly():
     for i, (row, got) in enumerate(zip(rows, found, strict=True)):
         expected = []
         for number in range(2):
-            seen = noised(reader, [row], i, 0, number)
+            seen = noised(reader, [row], i, 0, number, 500)
             for picture, text in ((0, 0), (0, 1), (1, 0)):
                 encoded = reader.condition.encode([row.captions[text]])
                 features = reader.features(seen.latents[:, picture], seen.timesteps, encoded.states)
@@ -126,6 +126,7 @@ def test_scores_are_means_over_noises_of_what_one_computes_singly():
         means = [sum(expected[c::3]) / 2 for c in range(3)]
         assert [got.right, got.hard_text, got.hard_picture] == pytest.approx(means, abs=1e-5)
     assert list(outcomes(reader, rows, 2, 0))[1].right == found[1].right
+    assert list(outcomes(reader, rows, 2, 0, timestep=200))[1].right != found[1].right
 
 
 # The page.

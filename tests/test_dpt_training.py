@@ -24,7 +24,7 @@ from dpt.data.samples import Grounding, Picture, Sample
 from dpt.files import ADAPTER, LORA, new_reader, read_adapter, tensors_of, write_adapter
 from dpt.forward import add_noise, draw_noised, losses_of
 from dpt.latents import Latents, Share, Stream
-from dpt.probe import probe
+from dpt.probe import probe, standardise
 from dpt.settings import AdapterSettings, StageSettings
 from dpt.training import CHECKPOINT, LOG, Stage
 from dpt.tune import prepare, tune
@@ -106,6 +106,25 @@ def rows_and_noise(reader, number=2):
     return rows, draw_noised(reader.models, rows, torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("point", ["up0", "all-4-8"])
+def test_a_probe_sees_each_channel_at_one_size_whatever_the_unets(tmp_path, point):
+    reader = tiny_reader(point)
+    rows, noised = rows_and_noise(reader, 4)
+    texts = reader.condition.encode([row.captions[0] for row in rows])
+    seen = (noised.latents[:, 0], noised.timesteps, texts.states)
+    before = reader.features(*seen)
+    standardise(reader, stage(), rows, accelerator())
+    for block in reader.point.blocks:
+        assert (getattr(reader.point, f"mean_{block}") != 0).all()
+    features = reader.features(*seen).transpose(0, 1).flatten(1)
+    if point == "up0":
+        assert before.transpose(0, 1).flatten(1).std(1).max() < 0.5
+        torch.testing.assert_close(features.mean(1), torch.zeros(len(features)), rtol=0, atol=0.2)
+        torch.testing.assert_close(features.std(1), torch.ones(len(features)), rtol=0.2, atol=0)
+    write_adapter(tmp_path, reader, "pipeline", "tiny", {})
+    assert torch.equal(read_adapter(tmp_path, reader.models).features(*seen), reader.features(*seen))
+
+
 # One batch of the UNet.
 
 
@@ -121,7 +140,7 @@ def test_a_step_of_stage_1_is_one_batch_of_six_a_sample_that_ends_at_the_probe(t
     begun = batches_through(reader.models.unet.conv_in)
     behind = batches_through(reader.models.unet.up_blocks[0])
     run_probe(reader, tmp_path, steps=1)
-    assert begun == [12]
+    assert begun == [2, 12]  # one look at the pictures, by which features are scaled
     assert behind == []
 
 
@@ -175,6 +194,21 @@ def test_a_model_of_velocity_is_taught_velocity():
     noisy, target = add_noise(scheduler, clean, noise, t)
     torch.testing.assert_close(noisy, scheduler.add_noise(clean, noise, t))
     torch.testing.assert_close(target, scheduler.get_velocity(clean, noise, t))
+
+
+def test_a_power_above_one_draws_little_noise_more_often():
+    reader = tiny_reader()
+    row = rows_and_noise(reader, 1)[0]
+
+    def drawn(power):
+        generator = torch.Generator().manual_seed(0)
+        return draw_noised(reader.models, row * 2000, generator, power).timesteps.double()
+
+    uniform, early = drawn(1), drawn(2)
+    for t in (uniform, early):
+        assert t.min() >= 0 and 950 < t.max() <= 999
+    assert uniform.mean().item() == pytest.approx(499.5, abs=25)
+    assert early.mean().item() == pytest.approx(1000 / 3, abs=25)
 
 
 # What learns.
