@@ -9,10 +9,19 @@ DEMO_CLASS ?= 2
 BENCH_CLASSES ?= 2
 RESULTS := experiments/speed/results
 
-.PHONY: demo test lint options bench real-guides miniature clean
+# The bundled adapter and LoRA of the miniature, and a prompt that the plain model gets wrong.
+DPT_WEIGHTS := miniature/weights/dpt
+DPT_PROMPT ?= a red car above a blue umbrella
+
+.PHONY: demo demo-dpt test lint options bench real-guides miniature miniature-dpt clean
 
 demo: .venv/ready
 	$(BIN)/python run.py --model miniature --class_index $(DEMO_CLASS) --train --evaluate --test_size 100 --eval_batch_size 50 --device cpu
+
+# Two minutes: the same noises plain, and with LoRA and self-correction.
+demo-dpt: .venv/ready
+	$(BIN)/python -m dpt generate --model miniature --weights $(DPT_WEIGHTS) --prompt "$(DPT_PROMPT)" --compare \
+	  --num_images 8 --device cpu
 
 test: .venv/ready
 	$(BIN)/python -m pytest
@@ -44,6 +53,13 @@ real-guides: .venv/ready
 # Hours on a CPU; the result is committed.
 miniature: .venv/ready
 	$(BIN)/python -m miniature.build
+
+# Half an hour on a CPU; the result is committed.
+miniature-dpt: .venv/ready
+	$(BIN)/python -m dpt probe --model miniature --device cpu --output_path build/dpt
+	$(BIN)/python -m dpt tune --model miniature --device cpu --output_path build/dpt
+	mkdir -p $(DPT_WEIGHTS)
+	cp build/dpt/tune/*.safetensors build/dpt/tune/adapter.json $(DPT_WEIGHTS)
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

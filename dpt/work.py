@@ -37,6 +37,7 @@ from dpt.settings import (
     MINIATURE_EVALUATION_TIMESTEP,
     MINIATURE_SAMPLES,
     MINIATURE_WEIGHTS,
+    MINIATURE_WORDING,
     LossWeights,
 )
 from dpt.training import Stage
@@ -76,7 +77,7 @@ def samples_of(options: Options, size: int, split: str) -> Samples:
     """
     if options.data_name == "miniature":
         number = options.samples or (MINIATURE_SAMPLES if split == "train" else SAMPLES_TO_EVALUATE)
-        return Miniature(split, number, options.seed)
+        return Miniature(split, number, options.seed, wording=MINIATURE_WORDING)
     roots = (options.coco_root, options.refcoco_root)
     return Coco(*roots, size, split, options.seed, negatives=options.negatives)
 

@@ -65,6 +65,22 @@ def of_gpu(found: dict) -> Iterator[tuple[str, str]]:
             )
 
 
+def of_dpt(found: dict) -> Iterator[tuple[str, str]]:
+    """DPT: both stages' steps, and self-correction."""
+    where = f"DPT at {found['probe']} of {found['shapes']}"
+    if found["width"] != 1:
+        where += f", width {found['width']:g}"
+    over = found["correction"]["corrected_over_plain"]
+    yield f"{where}: sampling with self-correction over without, {found['images']} images", f"{over:.1f}"
+    training = found["training"]
+    yield f"{where}: six whole forwards over a step of stage 1", f"{training['one_by_one_over_stage_1']:.1f}"
+    for stage in ("stage 1", "stage 2"):
+        yield (
+            f"{where}: a step of {stage}, {found['batch_size']} samples",
+            f"{training['seconds'][stage]:.1f} s, {training['bytes'][stage] / 1e9:.1f} GB of tensors",
+        )
+
+
 def of_convergence(rows: list[dict]) -> Iterator[tuple[str, str]]:
     """How many tokens get good, and how soon."""
     for way in ("ours", "reference"):
@@ -88,6 +104,8 @@ def main() -> None:
         "startup.json": of_startup,
         "footprint.json": of_footprint,
         "gpu.json": of_gpu,
+        "dpt.json": of_dpt,
+        "dpt_sd14.json": of_dpt,
     }
     for name, told in parts.items():
         found = load(name)
