@@ -300,12 +300,12 @@ def test_weights_behind_the_probe_get_no_gradient():
     assert reached == {name: name not in ("up1", "up2", "up3") for name in SD14}
 
 
-def test_half_precision_latents_take_a_text_in_float32(unet):
+def test_half_precision_latents_take_a_text_in_float32_and_features_are_float32(unet):
     half = copy.deepcopy(unet).to(torch.bfloat16)
     latents, timesteps, cond = inputs(unet)
     with torch.no_grad():
         features = extract(half, latents.bfloat16(), timesteps, cond, ProbePoint(half, "mid"))
-    assert features.dtype == torch.bfloat16
+    assert features.dtype == torch.float32
 
 
 # What is refused.

@@ -119,8 +119,8 @@ def test_a_probe_sees_each_channel_at_one_size_whatever_the_unets(tmp_path, poin
     features = reader.features(*seen).transpose(0, 1).flatten(1)
     if point == "up0":
         assert before.transpose(0, 1).flatten(1).std(1).max() < 0.5
-        torch.testing.assert_close(features.mean(1), torch.zeros(len(features)), rtol=0, atol=0.2)
-        torch.testing.assert_close(features.std(1), torch.ones(len(features)), rtol=0.2, atol=0)
+        torch.testing.assert_close(features.mean(1), torch.zeros(len(features)), rtol=0, atol=0.3)
+        torch.testing.assert_close(features.std(1), torch.ones(len(features)), rtol=0.3, atol=0)
     write_adapter(tmp_path, reader, "pipeline", "tiny", {})
     assert torch.equal(read_adapter(tmp_path, reader.models).features(*seen), reader.features(*seen))
 
