@@ -16,6 +16,7 @@ from discriminative.records.layout import RunFolder
 from discriminative.tokens.class_token import ClassToken
 from experiments.speed import convergence
 from experiments.speed.common import alternating, ratios, seconds
+from experiments.speed.dpt import rows_of
 from experiments.speed.gpu import Bed, Operations
 from experiments.speed.reference import Reference
 from experiments.speed.sd_shapes import build_models
@@ -28,6 +29,13 @@ PAPER = with_preset(
     "paper",
     {"num_inference_steps": 3, "images_per_update": 2, "class_index": 1, "train": True, "max_epochs": 1},
 )
+
+
+def test_dpt_is_measured_at_sd_1_4s_shapes_with_scenes_words_and_random_latents():
+    models = build_models(0.1, torch.device("cpu"), torch.float32)
+    (row,) = rows_of(models, 1)
+    assert [x.shape for x in row.latents] == [(2, 4, 64, 64)] * 3
+    assert len(set(row.captions)) == 3
 
 
 def test_full_width_has_the_parameter_counts_of_sd_1_4():

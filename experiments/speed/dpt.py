@@ -61,7 +61,7 @@ def rows_of(models: DiffusionModels, number: int) -> list[Row]:
         latents = Latents(models.vae)
         return [latents.row(data[i]) for i in range(number)]
     generator = torch.Generator().manual_seed(ROW_SEED)
-    shape = (2, *models.latent_shape())
+    shape = (2, *models.latent_shape(None, None))
     rows = []
     for i in range(number):
         sample = data[i]
