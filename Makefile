@@ -18,7 +18,7 @@ DPT_PROMPT ?= a red car above a blue umbrella
 demo: .venv/ready
 	$(BIN)/python run.py --model miniature --class_index $(DEMO_CLASS) --train --evaluate --test_size 100 --eval_batch_size 50 --device cpu
 
-# Two minutes: the same noises plain, and with LoRA and self-correction.
+# A minute: the same noises plain, and with LoRA and self-correction.
 demo-dpt: .venv/ready
 	$(BIN)/python -m dpt generate --model miniature --weights $(DPT_WEIGHTS) --prompt "$(DPT_PROMPT)" --compare \
 	  --num_images 8 --device cpu

@@ -70,6 +70,7 @@ def noised(reader: Reader, rows: Sequence[Row], first: int, seed: int, number: i
     Args:
         first: index of the first row.
         number: which of each sample's noises.
+        timestep: 0 to 999.
     """
     models = reader.models
     mean = torch.stack([torch.stack(row.latents)[:, 0] for row in rows])  # (B, 3, 4, h, w)

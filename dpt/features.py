@@ -175,13 +175,25 @@ class ProbePoint(torch.nn.Module):
         self, unet, latents: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> None:
         """Find each channel's mean and standard deviation; arguments as of :func:`extract`."""
-        cond = encoder_hidden_states.to(latents.dtype)  # (B, L, D)
-        with _watched(unet, self.blocks, last=self.last) as maps:
-            unet(latents, timesteps, encoder_hidden_states=cond)
+        maps, _ = _maps(unet, latents, timesteps, encoder_hidden_states, self, with_noise=False)
         for block in self.blocks:
             x = at_least_float32(maps[block]).transpose(0, 1).flatten(1)  # (C_i, B * h * w)
             getattr(self, f"mean_{block}").copy_(x.mean(dim=1)[:, None, None])
             getattr(self, f"std_{block}").copy_(x.std(dim=1).clamp(min=LEAST_STD)[:, None, None])
+
+
+def _maps(
+    unet, latents, timesteps, encoder_hidden_states, point: ProbePoint, with_noise: bool
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """A point's maps (B, C_i, h_i, w_i) by block, and the prediction; as :func:`extract`."""
+    cond = encoder_hidden_states.to(latents.dtype)  # (B, L, D)
+    noise_pred = None
+    with _watched(unet, point.blocks, last=None if with_noise else point.last) as maps:
+        noise_pred = unet(latents, timesteps, encoder_hidden_states=cond).sample  # (B, 4, h, w)
+    missed = [block for block in point.blocks if block not in maps]
+    if missed:
+        raise RuntimeError(f"the UNet ran, but no hook was called at {', '.join(missed)}; is it compiled?")
+    return maps, noise_pred
 
 
 def extract(
@@ -210,12 +222,6 @@ def extract(
     Raises:
         RuntimeError: a hook was not called, as in a compiled UNet.
     """
-    cond = encoder_hidden_states.to(latents.dtype)  # (B, L, D)
-    noise_pred = None
-    with _watched(unet, point.blocks, last=None if with_noise else point.last) as maps:
-        noise_pred = unet(latents, timesteps, encoder_hidden_states=cond).sample  # (B, 4, h, w)
-    missed = [block for block in point.blocks if block not in maps]
-    if missed:
-        raise RuntimeError(f"the UNet ran, but no hook was called at {', '.join(missed)}; is it compiled?")
+    maps, noise_pred = _maps(unet, latents, timesteps, encoder_hidden_states, point, with_noise)
     features = point(maps)  # (B, C, h', w')
     return (features, noise_pred) if with_noise else features

@@ -70,7 +70,7 @@ def probe(
         module.train().requires_grad_(True)
     facts = {"stage": "probe", "probe": reader.point.name, "model": model, "text_side": side}
     with channels_last(reader.models):
-        # A checkpoint does not hold what is seen there, and need not.
+        # A checkpoint does not hold it; the same rows give the same.
         standardise(reader, stage, stream.batch(0), accelerator)
         rows = train(stage, reader, adapter_parameters(reader), stream, folder, accelerator, facts)
     for module in (reader.adapter, reader.point):
