@@ -103,6 +103,7 @@ class StageSettings:
         learning_rate: of AdamW.
         timestep_power: timesteps are 1,000 u^power, u uniform in [0, 1): 1 is uniform, above 1 early ones
             (little noise) come more often.
+        cosine: the learning rate falls to 0 as a cosine does; else it stays.
     """
 
     steps: int
@@ -110,18 +111,21 @@ class StageSettings:
     accumulation: int
     learning_rate: float
     timestep_power: float = 1
+    cosine: bool = False
 
 
 # The paper's.
 STAGES = {
     "probe": StageSettings(steps=60_000, batch_size=48, accumulation=1, learning_rate=1e-4),
-    "tune": StageSettings(steps=5_000, batch_size=8, accumulation=8, learning_rate=1e-4),
+    "tune": StageSettings(steps=5_000, batch_size=8, accumulation=8, learning_rate=1e-4, cosine=True),
 }
 # Of --model miniature, for half an hour for both on two cores. At much noise its pictures of 64 pixels say
 # nothing, so an adapter learns fastest at little.
 MINIATURE_STAGES = {
-    "probe": StageSettings(steps=1000, batch_size=16, accumulation=1, learning_rate=5e-4, timestep_power=2),
-    "tune": StageSettings(steps=150, batch_size=12, accumulation=1, learning_rate=5e-4),
+    "probe": StageSettings(
+        1000, batch_size=16, accumulation=1, learning_rate=5e-4, timestep_power=2, cosine=True
+    ),
+    "tune": StageSettings(150, batch_size=12, accumulation=1, learning_rate=5e-4, cosine=True),
 }
 # Matching is learned slower than boxes, whose losses are larger (docs/experiments.md).
 MINIATURE_WEIGHTS = LossWeights(i2t=5, t2i=5)

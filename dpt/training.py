@@ -46,7 +46,6 @@ class Stage:
     Args:
         settings: its length and sizes.
         losses: which of "itm", "rec" and "mse".
-        cosine: the learning rate falls to 0 as a cosine does; else it stays.
         seed: of all that is random.
         checkpoint_every: updates between two checkpoints.
         weights: of the loss's parts.
@@ -54,15 +53,16 @@ class Stage:
 
     settings: StageSettings
     losses: tuple[str, ...]
-    cosine: bool
     seed: int
     checkpoint_every: int
     weights: LossWeights = LossWeights()
 
     def learning_rate(self, step: int) -> float:
         """Of one update, from 0."""
-        full = self.settings.learning_rate
-        return full * (1 + math.cos(math.pi * step / self.settings.steps)) / 2 if self.cosine else full
+        settings = self.settings
+        if not settings.cosine:
+            return settings.learning_rate
+        return settings.learning_rate * (1 + math.cos(math.pi * step / settings.steps)) / 2
 
 
 def seed_of(seed: int, step: int, part: int, rank: int) -> int:

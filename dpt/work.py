@@ -108,11 +108,9 @@ def stage_of(plan: Plan) -> Stage:
     options = plan.options
     chosen = options.losses.split(",")
     losses = tuple(name for name in LOSSES if name in chosen and (plan.command == "tune" or name != "mse"))
-    is_tune = plan.command == "tune"
     settings = options.stage(plan.command)
     weights = MINIATURE_WEIGHTS if options.is_miniature else LossWeights()
-    cosine = is_tune or options.is_miniature
-    return Stage(settings, losses, cosine, options.seed, options.checkpoint_every, weights)
+    return Stage(settings, losses, options.seed, options.checkpoint_every, weights)
 
 
 def evaluation_timestep(options: Options) -> int:

@@ -75,7 +75,8 @@ def tiny_reader(probe_point="up0", **changes):
 
 
 def stage(steps=4, losses=("itm", "rec"), accumulation=1, rate=1e-2, every=2, cosine=False):
-    return Stage(StageSettings(steps, 2, accumulation, rate), losses, cosine, seed=3, checkpoint_every=every)
+    settings = StageSettings(steps, 2, accumulation, rate, cosine=cosine)
+    return Stage(settings, losses, seed=3, checkpoint_every=every)
 
 
 def stream(reader, accumulation=1, number=6, renews=False, batch_size=2):
