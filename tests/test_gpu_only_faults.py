@@ -1,26 +1,36 @@
 """What would show on a graphics card alone: the precision of each part, and a card that others use too."""
 
+import math
+from contextlib import contextmanager
+from itertools import count
+
 import pytest
 import torch
-from conftest import learning, tiny_models
+from conftest import learning, tiny_classifier, tiny_models
 from safetensors.torch import load_file
+from short_runs import small_validations
 from tiny_folders import save_sd1, save_timm
 
 from apps.plan import Sources
 from classifiers import load_classifier
 from config import RunConfig
-from discriminative.diffusion import gradients
+from discriminative.diffusion import gradients, sampler
 from discriminative.diffusion.inspect import SD_1_4
 from discriminative.diffusion.memory import choose, room
 from discriminative.diffusion.models import load_models
 from discriminative.diffusion.sampler import Walk
-from discriminative.errors import UsageError
-from discriminative.guides.classifier import Guide
+from discriminative.errors import UsageError, WorkError
+from discriminative.guides.classifier import Classifier, Guide
 from discriminative.precision import resolve_device, resolve_dtype
+from discriminative.records.files import to_pil
+from discriminative.seeds import validation_seeds
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.dataset import Dataset
 from discriminative.tokens.files import token_tensors, write_web_ui
-from discriminative.tokens.objective import Objective
+from discriminative.tokens.objective import OVERFLOWN, Objective
+from evaluate import Arm
+from run import main
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -194,3 +204,102 @@ def test_a_card_that_is_not_there_is_refused_and_auto_takes_one_that_is(monkeypa
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(UsageError, match="2 CUDA devices"):
         resolve_device("cuda:2")
+
+
+# --- an image that is not finite
+
+
+@contextmanager
+def overflowing(*which: int):
+    """Every classifier's logits are not finite for the images of these numbers, counted over all calls."""
+    logits = Classifier.logits
+    seen = count()
+
+    def broken(self, images):
+        lost = torch.tensor([next(seen) in which for _ in images])
+        return logits(self, images).masked_fill(lost.unsqueeze(1), float("nan"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "logits", broken)
+        yield
+
+
+def test_an_image_of_a_validation_that_is_not_finite_is_wrong(token, guides):
+    objective = Objective(learning(validation_size=4), token, guides, "cat")
+    seeds = validation_seeds(4)
+    whole = objective.score_seeds(seeds)
+    with overflowing(1):
+        rows = objective.score_seeds(seeds)
+    assert rows[1][1:] == (OVERFLOWN, False)
+    assert [rows[i] for i in (0, 2, 3)] == [whole[i] for i in (0, 2, 3)]
+    with overflowing(0, 1, 3), pytest.raises(WorkError, match="3 of 4 images' logits are not finite; try"):
+        objective.score_seeds(seeds)
+
+
+def test_an_update_never_counts_an_image_that_is_not_finite_as_right(token, guides):
+    """The most probable of NaNs is the first class, here the one that is asked for."""
+    with overflowing(0):
+        _, right = Objective(learning(), token, guides, "cat").class_loss(torch.rand(2, 3, 16, 16))
+    assert not right[0]
+
+
+@pytest.mark.parametrize("target", [0, 2])
+def test_an_image_of_an_evaluation_that_is_not_finite_is_wrong(target):
+    arm = Arm("a cat", [Guide(tiny_classifier(), target)], Guide(tiny_classifier(), target))
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images[2] = float("nan")
+    right = arm.look(images)
+    assert not right[2]
+    assert not arm.right[2]
+    assert arm.shown[2].label == "not finite"
+    assert arm.features.shape[0] == 3
+    for figures in (arm.figures(None)["guide"], arm.figures(None)["judge"]):
+        assert sum(share for _, share in figures["predicted"]) == 0.75
+        assert all(math.isfinite(figures[name]) for name in ("probability", "log_probability", "rank"))
+    assert to_pil(images[2]).getextrema() == ((0, 0),) * 3
+
+
+def test_an_evaluation_outlives_an_image_and_says_so(saved, tmp_path, monkeypatch, capsys):
+    """Half precision's decoder overflows now and then."""
+    decode = sampler.decode
+    calls = count()
+
+    def broken(models, latents, settings):
+        images = decode(models, latents, settings)
+        return images * float("nan") if next(calls) == 1 else images
+
+    argv = ["--model", saved["model"], "--classifier", saved["classifier"], "--class_index", "1"]
+    argv += [
+        "--device",
+        "cpu",
+        "--num_inference_steps",
+        "3",
+        "--output_path",
+        str(tmp_path),
+        "--test_size",
+        "4",
+    ]
+    argv += ["--max_epochs", "1", "--images_per_update", "2", "--training_sampler", "dpmsolver++@3"]
+    with small_validations(1):
+        assert main([*argv, "--train"]) == 0
+    monkeypatch.setattr(sampler, "decode", broken)
+    argv += ["--evaluate", "--decode_batch_size", "1", "--eval_batch_size", "4", "--mixed_precision", "no"]
+    assert main(argv) == 0
+    assert "note: 1 of 4 images overflow in half precision" in capsys.readouterr().out
+    (record,) = tmp_path.glob("pipeline_token/*/default/evaluation.json")
+    assert "NaN" not in record.read_text()
+    assert (
+        len(list(tmp_path.glob("img/*/eval/token_0001_wrong.png")))
+        + len(list(tmp_path.glob("img/*/eval/baseline_*.png")))
+        >= 4
+    )
+
+
+def test_a_data_set_throws_an_image_away_that_is_not_finite(tmp_path):
+    dataset = Dataset(tmp_path / "set", [Guide(tiny_classifier(), 0)], None, {})
+    images = torch.rand(3, 3, 16, 16)
+    images[1] = float("nan")
+    seeds = dataset.next_seeds(3)
+    dataset.add(dict.fromkeys(seeds, "a cat"), only_correct=False, images=images, seeds=seeds)
+    assert [row["seed"] for row in dataset.rows] == [seeds[0], seeds[2]]
+    assert dataset.thrown[0]["guide"] == "wrong"
