@@ -69,6 +69,16 @@ def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
 
 
+def exact_float32(dtype: torch.dtype) -> None:
+    """From here on float32 is float32, where the models compute in it: convolutions too.
+
+    cuDNN would round what they multiply to 10 bits (TF32), on Ampere and newer, and a jump's first stage
+    multiplies rounding by a hundred. Of the whole process: a backward pass runs outside any block.
+    """
+    if dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
+
+
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """The same tensor, half precision made float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

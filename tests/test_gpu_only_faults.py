@@ -128,6 +128,15 @@ def test_further_noises_of_the_last_step_have_the_right_share_in_half_precision(
     assert asked == [torch.float32]
 
 
+@pytest.mark.parametrize(("dtype", "rounded"), [(torch.float32, False), (torch.float16, True)])
+def test_float32_is_not_rounded_in_convolutions(saved, monkeypatch, dtype, rounded):
+    """cuDNN's default is TF32, 10 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    load_models(saved["model"], CPU, dtype)
+    assert torch.backends.cudnn.allow_tf32 == rounded
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 # --- what a card is and what it has
 
 

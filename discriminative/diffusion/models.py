@@ -13,6 +13,7 @@ from discriminative.diffusion.schedulers import fresh_scheduler, load_scheduler
 from discriminative.diffusion.sources import check_source, load_part
 from discriminative.errors import UsageError
 from discriminative.hub import check_keys
+from discriminative.precision import exact_float32
 
 
 @dataclass
@@ -183,6 +184,7 @@ def load_models(
     text_encoder, unet, vae = load_part(name, load)
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval().to(device)
+    exact_float32(dtype)
     for part, module in {"unet": unet, "vae": vae}.items():
         if part in checkpointed:
             module.enable_gradient_checkpointing()
@@ -212,5 +214,6 @@ def models_of(pipeline: Any, scheduler_choice: str | None = None) -> DiffusionMo
         text_encoder = copy.deepcopy(text_encoder).float()
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval()
+    exact_float32(unet.dtype)
     scheduler = fresh_scheduler(scheduler, scheduler_choice)
     return DiffusionModels(tokenizer, text_encoder, unet, vae, scheduler, unet.device, unet.dtype)
