@@ -32,6 +32,7 @@ class DiffusionModels:
     device: torch.device
     dtype: torch.dtype
     tiny_vae: Any = None
+    fits: dict[str, int] = field(default_factory=dict)  # see memory.Batches; copies for other tokens share it
     bf16_without_gradient: bool = field(default=False, init=False)  # set by precision.bf16_without_gradient
 
     @property

@@ -36,7 +36,7 @@ def in_batches(
             use(images, seeds[chunk])
             progress.update(len(images))
 
-        Batches(batch_size).over(len(seeds), work)
+        Batches(batch_size, token.models.fits, "sample").over(len(seeds), work)
 
 
 def draw_all(

@@ -72,8 +72,8 @@ class Objective:
         self.guides = guides
         self.images = 0  # sampled so far
         self.first_images = torch.empty(0)  # (FOLLOWED, 3, H, W) of the last validation
-        self.batches = Batches(settings.batch_size)
-        self.eval_batches = Batches(settings.eval_batch_size)
+        self.batches = Batches(settings.batch_size, token.models.fits, "update")
+        self.eval_batches = Batches(settings.eval_batch_size, token.models.fits, "sample")
         self.wrong = {}  # share of wrong images in the last validation, by prompt
         self.stages = [self.of_stage(stage) for stage in settings.stages]
         self.templates = [fill(template, token.placeholder, class_name) for template in TEMPLATES]
