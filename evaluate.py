@@ -1,6 +1,7 @@
 """Evaluate a class token: the same unseen seeds with and without it, scored by the guides and by a judge
 that never guided."""
 
+import math
 import re
 import shutil
 import time
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from config import RunConfig
 from discriminative.diffusion.memory import peak_bytes
-from discriminative.guides.classifier import Classifier, Guide
+from discriminative.guides.classifier import Classifier, Guide, are_finite, check_most
 from discriminative.guides.similarity import TextSimilarity
 from discriminative.records.evaluation import EvaluationRecord, PromptRecord
 from discriminative.records.files import (
@@ -43,6 +44,7 @@ from discriminative.seeds import evaluation_seeds
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.drawing import in_batches
 from discriminative.tokens.files import fingerprint
+from discriminative.tokens.objective import OVERFLOWN
 from discriminative.tokens.prompts import TEMPLATES, fill, read_prompts
 
 SHOWN = 8  # pairs in the picture that sets with and without the token one above the other
@@ -60,20 +62,24 @@ class Seen:
 
     guide: Guide
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    features: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    features: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # of images that are finite
+    finite: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))  # (N,)
 
     @torch.no_grad()
     def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the classifier makes of images (B, 3, H, W), logits (B, K) and features (B, D); nothing is
         kept yet.
-
-        Raises:
-            WorkError: a logit is not finite.
         """
         return tuple(x.cpu() for x in self.guide.classifier.look(images))
 
     def keep(self, logits: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Add what was seen; returns which images are right, (B,)."""
+        """Add what was seen; returns which images are right, (B,). One that is not finite is wrong."""
+        finite = are_finite(logits) & are_finite(features)  # (B,)
+        wrong = torch.zeros_like(logits)  # (B, K)
+        wrong[:, self.guide.target] = -OVERFLOWN
+        logits = torch.where(finite.unsqueeze(1), logits, wrong)  # (B, K)
+        features = features[finite]
+        self.finite = torch.cat([self.finite, finite])  # (N,)
         self.logits = torch.cat([self.logits, logits]) if len(self.logits) else logits  # (N, K)
         self.features = torch.cat([self.features, features]) if len(self.features) else features  # (N, D)
         return logits.argmax(1) == self.guide.target
@@ -82,6 +88,11 @@ class Seen:
     def right(self) -> torch.Tensor:
         """Which images are of the class, (N,)."""
         return self.logits.argmax(1) == self.guide.target
+
+    def labels(self) -> list[str]:
+        """The label of each image, N."""
+        told = zip(self.logits.argmax(1).tolist(), self.finite.tolist(), strict=True)
+        return [self.guide.classifier.labels[i] if finite else "not finite" for i, finite in told]
 
     @property
     def log_probabilities(self) -> torch.Tensor:
@@ -95,7 +106,7 @@ class Seen:
         number = len(self.logits)
         labels = self.guide.classifier.labels
         among = (self.logits.topk(min(TOP, len(labels)), dim=1).indices == target).any(1)  # (N,)
-        predicted = Counter(self.logits.argmax(1).tolist()).most_common(TOP)
+        predicted = Counter(self.logits[self.finite].argmax(1).tolist()).most_common(TOP)
         return (
             shares(self.right, "accuracy")
             | shares(among, "top5")
@@ -129,6 +140,7 @@ class Arm:
         self.prompt = prompt
         self.by_guide = [Seen(g) for g in guides]
         self.by_judge = Seen(judge) if judge else None
+        self.eyes = [*self.by_guide, *([self.by_judge] if self.by_judge else [])]
         self.likeness = likeness
         self.likenesses = []
         self.shown: list[Shown] = []  # the first images
@@ -136,15 +148,13 @@ class Arm:
     def look(self, images: torch.Tensor) -> torch.Tensor:
         """Add images (B, 3, H, W); returns which are right by the guides, (B,)."""
         # Keep nothing yet: a batch that does not fit comes again.
-        seen = [
-            (eye, eye.look(images)) for eye in (*self.by_guide, *([self.by_judge] if self.by_judge else []))
-        ]
+        seen = [(eye, eye.look(images)) for eye in self.eyes]
         likenesses = self.likeness(images).tolist() if self.likeness else []
         verdicts = [eye.keep(*found) for eye, found in seen]  # (B,) each
         right = torch.stack(verdicts[: len(self.by_guide)]).all(0)  # (B,)
         self.likenesses += likenesses
         first = self.by_guide[0]
-        labels = [first.guide.classifier.labels[i] for i in first.logits[-len(images) :].argmax(1).tolist()]
+        labels = first.labels()[-len(images) :]
         new = [Shown(*shown) for shown in zip(images, right.tolist(), labels, strict=True)]
         self.shown += new[: SHOWN - len(self.shown)]
         return right
@@ -181,7 +191,7 @@ class Arm:
             told["guides"] = {seen.guide.classifier.name: seen.figures() for seen in self.by_guide}
         told["diversity"] = spread(self.features)
         if self.likeness:
-            told["text_similarity"] = fmean(self.likenesses)
+            told["text_similarity"] = fmean(x for x in self.likenesses if math.isfinite(x))
         return told | (distances(self.features, reference) if reference is not None else {})
 
 
@@ -293,7 +303,7 @@ def evaluate(
         judged. An image is right where every guide says so.
 
     Raises:
-        WorkError: a logit is not finite.
+        WorkError: most images are not finite.
     """
     start = time.monotonic()
     eyes = (judge or guides[0]).classifier
@@ -367,6 +377,8 @@ def draw_arms(
         arms[name] = Arm(prompt, guides, judge, partial(clip.of, text=plain) if clip else None)
         use = partial(keep, arms[name], folder, name)
         in_batches(token, [prompt] * len(seeds), seeds, config.sampler, config.eval_batch_size, use)
+        for eye in arms[name].eyes:
+            check_most(len(seeds), int(eye.finite.sum()))
     return arms
 
 

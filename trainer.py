@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
-from discriminative.precision import make_scaler, precision_name, training_precision
+from discriminative.precision import make_scaler, precision_name, training_precision, update_scale
 from discriminative.records.files import clear, grid, write_image, write_lines, write_tensors
 from discriminative.records.layout import RunFolder
 from discriminative.records.pictures import write_evolution
@@ -216,8 +216,7 @@ def update(
     norm = torch.nn.utils.clip_grad_norm_([token.vector], settings.max_grad_norm or math.inf).item()
     check_finite(epoch, loss, norm, scaled=scaler.get_scale() > 1, before=before)
     scaler.step(optimizer)
-    # An overflowing image is not the scale's fault.
-    scaler.update(None if math.isfinite(loss) else scaler.get_scale())
+    update_scale(scaler, math.isfinite(loss))
     token.bound(settings.max_token_norm)
 
     accuracy = right.float().mean().item()

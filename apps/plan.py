@@ -28,9 +28,10 @@ from discriminative.diffusion.inspect import (
     configs_of,
     read_configs,
     relative_size,
+    walked,
 )
 from discriminative.diffusion.models import DiffusionModels
-from discriminative.diffusion.schedulers import TRAINING_SPACING, fresh_scheduler
+from discriminative.diffusion.schedulers import TRAINING_SPACING
 from discriminative.diffusion.sources import check_source, is_local
 from discriminative.errors import UsageError, WorkError
 from discriminative.guides.classifier import Classifier
@@ -305,8 +306,7 @@ def check_against_model(plan: Plan, sources: Sources) -> None:
     check_sampling(configs, config.height, config.width, steps)
     if config.trains_with_tiny_vae and (is_local(config.tiny_vae, "tiny_vae") or not config.dry_run):
         check_tiny_vae(config.tiny_vae, configs)
-    if config.path.mode in ("last", "random"):
-        check_gradient_steps(config, configs)
+    check_schedulers(config, configs)
     tokens = {config.placeholder_token: plan.vectors} | plan.others
     tokenizer = copy.deepcopy(configs.tokenizer)
     names = []
@@ -323,16 +323,16 @@ def check_against_model(plan: Plan, sources: Sources) -> None:
     tokenize(tokenizer, prompts, *names)
 
 
-def check_gradient_steps(config: RunConfig, configs: ModelConfigs) -> None:
-    """Check that training's trajectory has as many steps as are to carry gradient.
+def check_schedulers(config: RunConfig, configs: ModelConfigs) -> None:
+    """Check that the schedulers can walk, and training's has as many steps as are to carry gradient.
 
     Raises:
-        UsageError: the scheduler's list is shorter.
+        UsageError: they cannot; the scheduler's list is shorter.
     """
-    scheduler = fresh_scheduler(configs.scheduler, config.training_scheduler, TRAINING_SPACING)
-    scheduler.set_timesteps(config.training_steps)
+    walked(configs, config.num_inference_steps)
+    scheduler = walked(configs, config.training_steps, config.training_scheduler, TRAINING_SPACING)
     most = len(scheduler.timesteps)
-    if config.path.steps > most:
+    if config.path.mode in ("last", "random") and config.path.steps > most:
         raise refuse("gradient_mode", config.gradient_mode, f"1 to {most} steps, the scheduler's own list")
 
 

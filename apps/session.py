@@ -419,7 +419,7 @@ class Session:
 
         Raises:
             UsageError: an option is not allowed.
-            WorkError: a logit is not finite.
+            WorkError: most images are not finite.
         """
         plan = self.plan(
             learned.plan.config.class_index,

@@ -10,12 +10,15 @@ from config import RunConfig
 from discriminative.diffusion.memory import told_out_of_memory
 from discriminative.errors import UsageError, WorkError
 from discriminative.guides.labels import prompt_class_name
+from discriminative.hub import one_line
+from discriminative.precision import why_no_cuda
 from discriminative.records.evaluation import EvaluationRecord
 from discriminative.records.report import write_report
 from discriminative.tokens.class_token import ClassToken
 from evaluate import templates_of
 from trainer import Training
 
+SLOW = 0.25  # of an image of SD 1.4: what is larger takes minutes an update on a CPU
 MEMORY_ADVICE = "try --memory 8gb, or a smaller --height and --width"
 
 
@@ -56,6 +59,7 @@ def run(plans: list[Plan], sources: Sources, sweep: bool) -> int:
     Raises:
         UsageError, WorkError: in one line what was wrong; of a sweep, what keeps all classes from being done.
     """
+    tell_device(sources)
     session = Session.of(sources)
     failed = 0
     with told_out_of_memory(sources.device, MEMORY_ADVICE):
@@ -114,7 +118,7 @@ def evaluate(plan: Plan, session: Session, token: ClassToken, resume: bool) -> N
 def draw(plan: Plan, session: Session, token: ClassToken) -> None:
     """Images of the user's prompts, and the data set."""
     for prompt in plan.to_draw:
-        if plan.config.placeholder_token not in prompt:
+        if plan.config.placeholder_token.lower() not in prompt.lower():
             print(f"note: {prompt!r} does not hold {{token}}, so the token is not used in it")
     if plan.to_draw:
         for prompt, images in zip(plan.to_draw, session.generate(plan, token), strict=True):
@@ -122,6 +126,20 @@ def draw(plan: Plan, session: Session, token: ClassToken) -> None:
     if plan.config.export_dataset:
         number, thrown_away = session.fill_dataset(plan, token)
         print(f"data set: {plan.folder.dataset}, {number} images; {thrown_away} thrown away")
+
+
+def tell_device(sources: Sources) -> None:
+    """What it means that the run is on a CPU, where that may not be what was wanted."""
+    if sources.device.type != "cpu":
+        return
+    reason = why_no_cuda() if sources.config.device == "auto" else None
+    if reason:
+        print(f"note: on the CPU, as torch cannot use the graphics card: {one_line(reason)}")
+    if sources.size.activations > SLOW:
+        print(
+            "note: on a CPU an update of a model of this size takes minutes, and a training hours; "
+            "it is for a graphics card, --model miniature for a CPU"
+        )
 
 
 def tell_class(plan: Plan, session: Session) -> None:

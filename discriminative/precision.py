@@ -13,6 +13,8 @@ import torch
 from discriminative.errors import UsageError
 
 FIRST_SCALE = 2.0**10  # of the loss in half precision
+GROWS_AFTER = 20  # updates without an overflow, before the first one
+GROWS_LATER = 200  # ... from then on: each growth beyond what fits costs an update
 
 
 def has_bf16_units() -> bool:
@@ -50,6 +52,21 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+NO_CARD = ("no NVIDIA driver", "No CUDA GPUs", "not compiled with CUDA")
+
+
+def why_no_cuda() -> str | None:
+    """Why torch cannot use the graphics card that is there, say for an old driver; None where it can, or
+    there is none."""
+    if torch.cuda.is_available():
+        return None
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return None if any(text in str(error) for text in NO_CARD) else str(error)
+    return None
+
+
 def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
     """Precision of UNet, VAE and classifier: "auto" is half on CUDA and float32 on the CPU."""
     if mixed_precision == "auto":
@@ -67,6 +84,16 @@ def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
             "auto, fp16 or no"
         )
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
+
+
+def exact_float32(dtype: torch.dtype) -> None:
+    """From here on float32 is float32, where the models compute in it: convolutions too.
+
+    cuDNN would round what they multiply to 10 bits (TF32), on Ampere and newer, and a jump's first stage
+    multiplies rounding by a hundred. Of the whole process: a backward pass runs outside any block.
+    """
+    if dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -131,13 +158,24 @@ def precision_name(models) -> str:
 def make_scaler(models) -> torch.amp.GradScaler:
     """Scales the loss in half precision, where gradients underflow without it; idle in other precisions.
 
-    An update whose gradient overflows is skipped and the scale halved; twenty that do not double it
-    again. One whose images overflow on their way is skipped, too, but no scale would have mended it.
+    See :func:`update_scale` for how it changes.
     """
     half = models.dtype == torch.float16
     scaler = torch.amp.GradScaler(
-        models.device.type, init_scale=FIRST_SCALE, growth_interval=20, enabled=half
+        models.device.type, init_scale=FIRST_SCALE, growth_interval=GROWS_AFTER, enabled=half
     )
     # Makes its state; losses are weighted in Objective.accumulate.
     scaler.scale(torch.zeros((), device=models.device))
     return scaler
+
+
+def update_scale(scaler: torch.amp.GradScaler, loss_is_finite: bool) -> None:
+    """The scale after an update.
+
+    An update whose gradient overflows is skipped and the scale halved; many that do not double it again.
+    One whose images overflow on their way is skipped, too, but no scale would have mended it.
+    """
+    before = scaler.get_scale()
+    scaler.update(None if loss_is_finite else before)
+    if scaler.get_scale() < before:
+        scaler.set_growth_interval(GROWS_LATER)

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 import torch
 import torch.nn.functional as F
 
+from discriminative.diffusion.models import own_latent_size
 from discriminative.errors import UsageError
 from discriminative.precision import at_least_float32
 
@@ -68,8 +69,7 @@ def block_shapes(unet, latent_size: tuple[int, int] | None = None) -> dict[str, 
     Args:
         latent_size: height and width of the latents; None is the model's own.
     """
-    size = unet.config.sample_size
-    height, width = latent_size or (size if isinstance(size, (list, tuple)) else (size, size))
+    height, width = latent_size or own_latent_size(unet.config)
     like = {"dtype": unet.dtype, "device": "meta"}
     latents = torch.empty(1, unet.config.in_channels, height, width, **like)  # (1, C, h, w)
     timesteps = torch.zeros(1, device="meta")  # (1,)

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from discriminative import VERSION
-from discriminative.diffusion.inspect import check_parts, check_sampling, check_scheduler, read_configs
-from discriminative.diffusion.models import vae_scale_factor
-from discriminative.diffusion.schedulers import fresh_scheduler
+from discriminative.diffusion.inspect import check_parts, check_sampling, read_configs, walked
+from discriminative.diffusion.models import own_latent_size, vae_scale_factor
 from discriminative.diffusion.sources import check_source, is_local
 from discriminative.errors import UsageError
 from discriminative.hub import quiet_libraries
@@ -122,7 +121,13 @@ def check_against_model(told: dict) -> Plan:
     options = told["options"]
     configs = read_configs(options.model, options.scheduler)
     check_parts(configs)
-    size = told["size"] = configs.unet["sample_size"] * vae_scale_factor(configs.vae)
+    sides = own_latent_size(configs.unet)
+    if sides is None or sides[0] != sides[1]:
+        raise UsageError(
+            f"--model: the UNet of {options.model!r} has sample_size {configs.unet['sample_size']}; "
+            "allowed is a model of square images"
+        )
+    size = told["size"] = sides[0] * vae_scale_factor(configs.vae)
     if told["command"] != "generate" and options.data_name == "miniature" and size != 64:
         raise UsageError(
             f"--data: 'miniature' was given, whose pictures have 64 pixels; {options.model!r} takes {size}; "
@@ -138,8 +143,8 @@ def check_against_model(told: dict) -> Plan:
         point = ProbePoint(unet, told["record"]["probe"])
         check_record(told["weights"], told["record"], point, configs.width)
     if told["command"] in ("generate", "evaluate"):
-        check_scheduler(options.model, fresh_scheduler(configs.scheduler, options.scheduler))
         check_sampling(configs, None, None, [("num_inference_steps", options.num_inference_steps)])
+        walked(configs, options.num_inference_steps)
     if told.get("token"):
         check_token(options, *told["token"], configs)
     return Plan(**told)

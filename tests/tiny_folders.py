@@ -147,3 +147,12 @@ def to_old(key: str) -> str:
 
 def edit_json(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def only_in_half(folder: str, parts: tuple[str, ...]) -> None:
+    """Rewrite the weights of a model's parts as its half precision variant, the only one then."""
+    for part in parts:
+        (path,) = Path(folder, part).glob("*.safetensors")
+        half = {name: tensor.half() for name, tensor in load_file(path).items()}
+        save_file(half, path.with_suffix(".fp16.safetensors"), {"format": "pt"})
+        path.unlink()

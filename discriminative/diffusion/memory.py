@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from discriminative.diffusion.inspect import SD_1_4, Size
 from discriminative.errors import WorkError
+from discriminative.hub import one_line
 
 T = TypeVar("T")
 
@@ -58,10 +59,13 @@ CUDA_OVERHEAD = 1.2e9
 OUT_OF_MEMORY = (
     "out of memory",
     "ALLOC_FAILED",
-    "unable to find an engine to execute",
-    "CUDNN_STATUS_NOT_SUPPORTED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS found no room for its workspace
     "can't allocate memory",
 )
+# What cuDNN says where memory is short, and elsewhere: fewer images at once may do.
+PERHAPS_MEMORY = ("unable to find an engine", "CUDNN_STATUS_NOT_SUPPORTED")
+# What else CUDA and its libraries fail with: memory may be short then, or something else.
+DEVICE_FAULTS = ("CUDA error", "CUDA driver", "CUBLAS_STATUS_", "CUDNN_STATUS_", "unable to find an engine")
 SHARES = {"cuda": 0.95, "cpu": 0.5}  # of the device's memory that "auto" takes; a CPU's is not a run's alone
 
 
@@ -119,18 +123,28 @@ def checkpointed(memory: str, chosen: bool | None = None) -> tuple[str, ...]:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether it was memory that failed: torch says so by the error's kind, CUDA's libraries by their
     texts alone."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError) or says(error, OUT_OF_MEMORY)
+
+
+def says(error: Exception, texts: tuple[str, ...]) -> bool:
+    """Whether an error's text holds one of these."""
+    return any(text in str(error) for text in texts)
 
 
 @contextmanager
 def told_out_of_memory(device: torch.device, advice: str) -> Iterator[None]:
-    """Raises WorkError, with what to try, where the block runs out of a device's memory."""
+    """Raises WorkError, with the cause and what to try, where the block runs out of a device's memory, or
+    the device fails otherwise."""
     try:
         yield
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            raise WorkError(f"out of memory on {device} ({one_line(error)}); {advice}") from error
+        if not says(error, DEVICE_FAULTS):
             raise
-        raise WorkError(f"out of memory on {device}; {advice}") from error
+        raise WorkError(
+            f"{device} failed ({one_line(error)}); where its memory is short, {advice}; else try --device cpu"
+        ) from error
 
 
 class Batches:
@@ -138,10 +152,19 @@ class Batches:
 
     Args:
         size: of a batch; None is all at once.
+        fits: what is known of the sizes that fit, by the kind of work; is added to, for whoever shares it.
+        kind: of the work.
     """
 
-    def __init__(self, size: int | None):
-        self.size = size
+    def __init__(self, size: int | None, fits: dict[str, int] | None = None, kind: str = ""):
+        self.asked = size
+        self.fits = {} if fits is None else fits
+        self.kind = kind
+
+    @property
+    def size(self) -> int | None:
+        """Of a batch, as far as is known now."""
+        return min(filter(None, (self.asked, self.fits.get(self.kind))), default=None)
 
     def over(self, number: int, work: Callable[[slice], T]) -> list[T]:
         """What ``work`` makes of each slice of ``number`` images.
@@ -149,22 +172,20 @@ class Batches:
         Raises:
             RuntimeError: not even one image fits; or whatever else fails.
         """
-        self.size = self.size or number
         done = []
         first = 0
         while first < number:
-            part = slice(first, min(first + self.size, number))
+            part = slice(first, min(first + (self.size or number), number))
             try:
                 done.append(work(part))
                 first = part.stop
             except RuntimeError as error:
-                if part.stop - first == 1 or not is_out_of_memory(error):
+                is_memory = is_out_of_memory(error)
+                if part.stop - first == 1 or not (is_memory or says(error, PERHAPS_MEMORY)):
                     raise
-                self.size = (part.stop - first) // 2
-                tqdm.write(
-                    f"note: {part.stop - first} images at once do not fit in memory; going on with "
-                    f"{self.size}"
-                )
+                failed = "do not fit in memory" if is_memory else f"fail ({one_line(error)})"
+                self.fits[self.kind] = (part.stop - first) // 2
+                tqdm.write(f"note: {part.stop - first} images at once {failed}; going on with {self.size}")
             if first < part.stop:
                 torch.cuda.empty_cache()  # only here is the failed batch gone: the exception held its tensors
         return done

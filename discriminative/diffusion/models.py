@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from packaging.version import Version
+from tqdm import tqdm
 
 from discriminative.diffusion.schedulers import fresh_scheduler, load_scheduler
 from discriminative.diffusion.sources import check_source, load_part
 from discriminative.errors import UsageError
 from discriminative.hub import check_keys
+from discriminative.precision import exact_float32
 
 
 @dataclass
@@ -29,6 +32,7 @@ class DiffusionModels:
     device: torch.device
     dtype: torch.dtype
     tiny_vae: Any = None
+    fits: dict[str, int] = field(default_factory=dict)  # see memory.Batches; copies for other tokens share it
     bf16_without_gradient: bool = field(default=False, init=False)  # set by precision.bf16_without_gradient
 
     @property
@@ -49,13 +53,25 @@ class DiffusionModels:
 
     def image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, the model's own where None is given."""
-        own = self.unet.config.sample_size * self.vae_scale_factor
-        return height or own, width or own
+        own = own_latent_size(self.unet.config)  # None only where both are given: inspect.check_sampling
+        h, w = (side * self.vae_scale_factor for side in own or (0, 0))
+        return height or h, width or w
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         """Shape (channels, h, w) of one image's latents."""
         h, w = self.image_size(height, width)
         return self.unet.config.in_channels, h // self.vae_scale_factor, w // self.vae_scale_factor
+
+
+def own_latent_size(unet_config) -> tuple[int, int] | None:
+    """Height and width of a UNet's own latents, from its configuration; None where it names no size."""
+    size = unet_config["sample_size"]
+    if not isinstance(size, int):
+        return tuple(size) if size else None
+    # As the stock pipeline mends old configurations.
+    if size < 64 and Version(unet_config.get("_diffusers_version", "1")) < Version("0.9.0.dev0"):
+        size = 64
+    return size, size
 
 
 def vae_scale_factor(vae_config) -> int:
@@ -86,6 +102,33 @@ def load_tokenizer(name: str) -> Any:
     return load_part(name, load)
 
 
+def load_weights(kind: Any, source: str, **settings) -> Any:
+    """A module with its weights from safetensors; where there are only those in half precision, from them.
+
+    Args:
+        kind: a model's class of diffusers or transformers.
+
+    Raises:
+        OSError: there are none.
+        ValueError: one is missing.
+    """
+    settings = settings | {"use_safetensors": True, "output_loading_info": True}
+    try:
+        module, info = kind.from_pretrained(source, **settings)
+    except OSError as error:
+        if "file named" not in str(error):  # so both libraries say that a file is missing
+            raise
+        try:
+            module, info = kind.from_pretrained(source, variant="fp16", **settings)
+        except OSError:
+            raise error from None
+        place = "/".join([source, settings.get("subfolder", "")]).rstrip("/")
+        tqdm.write(f"note: {place} has its weights in half precision only (fp16.safetensors); they are taken")
+    # Both libraries fill them in at random; what they do not use is old buffers.
+    check_keys(info["missing_keys"])
+    return module
+
+
 def load_tiny_vae(name: str, device: torch.device, dtype: torch.dtype) -> Any:
     """A small decoder, frozen.
 
@@ -98,10 +141,7 @@ def load_tiny_vae(name: str, device: torch.device, dtype: torch.dtype) -> Any:
     from diffusers import AutoencoderTiny
 
     def load(source: str, **where):
-        settings = where | {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        module, info = AutoencoderTiny.from_pretrained(source, **settings)
-        check_keys(info["missing_keys"])
-        return module
+        return load_weights(AutoencoderTiny, source, **where, torch_dtype=dtype)
 
     return load_part(name, load, "tiny_vae").requires_grad_(False).eval().to(device)
 
@@ -139,17 +179,13 @@ def load_models(
     def load(source: str, **where) -> list:
         loaded = []
         for subfolder, (kind, precision) in parts.items():
-            settings = where | precision | {"use_safetensors": True, "output_loading_info": True}
-            module, info = kind.from_pretrained(source, subfolder=subfolder, **settings)
-            check_keys(
-                info["missing_keys"]
-            )  # both libraries fill them in at random; what they do not use is old buffers
-            loaded.append(module)
+            loaded.append(load_weights(kind, source, subfolder=subfolder, **where, **precision))
         return loaded
 
     text_encoder, unet, vae = load_part(name, load)
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval().to(device)
+    exact_float32(dtype)
     for part, module in {"unet": unet, "vae": vae}.items():
         if part in checkpointed:
             module.enable_gradient_checkpointing()
@@ -179,5 +215,6 @@ def models_of(pipeline: Any, scheduler_choice: str | None = None) -> DiffusionMo
         text_encoder = copy.deepcopy(text_encoder).float()
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval()
+    exact_float32(unet.dtype)
     scheduler = fresh_scheduler(scheduler, scheduler_choice)
     return DiffusionModels(tokenizer, text_encoder, unet, vae, scheduler, unet.device, unet.dtype)

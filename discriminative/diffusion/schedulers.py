@@ -19,6 +19,9 @@ TRAINING_SPACING = "leading"
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
+# Of the solver that training has; those of other families (DEIS, SA-Solver) mean nothing to it.
+ALGORITHM_TYPES = ("dpmsolver", "dpmsolver++")
+
 
 def fresh_scheduler(scheduler: Any, choice: str | None = None, spacing: str = "") -> Any:
     """A scheduler of the same configuration that has not walked yet: multistep ones keep state, and a run
@@ -28,6 +31,10 @@ def fresh_scheduler(scheduler: Any, choice: str | None = None, spacing: str = ""
         choice: a short name of ``SCHEDULERS``; None is the same kind.
         spacing: the ``timestep_spacing`` of another kind where the configuration names none, as Stable
             Diffusion 1.4's does not; "" is that kind's own, which differs from kind to kind.
+
+    Raises:
+        ValueError: the configuration has no noise schedule of Stable Diffusion, or a value that the chosen
+            kind does not take.
     """
     import diffusers
 
@@ -35,9 +42,12 @@ def fresh_scheduler(scheduler: Any, choice: str | None = None, spacing: str = ""
     config = dict(scheduler.config)
     changes = {}
     if choice:
+        if "beta_schedule" not in config:
+            raise ValueError(f"a {kind.__name__} has no beta_schedule for a {SCHEDULERS[choice]}")
         kind = getattr(diffusers, SCHEDULERS[choice])
-        if str(config.get("algorithm_type", "")).startswith("sde-"):
-            config["algorithm_type"] = config["algorithm_type"].removeprefix("sde-")  # its deterministic twin
+        algorithm = str(config.pop("algorithm_type", "")).removeprefix("sde-")  # its deterministic twin
+        if algorithm in ALGORITHM_TYPES:
+            config["algorithm_type"] = algorithm
         if spacing and "timestep_spacing" in config.get("_use_default_values", ()):
             changes = {"timestep_spacing": spacing}
     scheduler = kind.from_config(config, **changes)

@@ -42,10 +42,7 @@ class Classifier:
 
     def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, K), and features (B, D): what the last linear layer is given, the logits themselves
-        where there is none.
-
-        Raises:
-            WorkError: a logit is not finite.
+        where there is none; not finite where the image or half precision is not.
         """
         heads = [
             m
@@ -57,7 +54,7 @@ class Classifier:
             head.register_forward_pre_hook(lambda module, args: given.append(args[0])) for head in heads[-1:]
         ]
         try:
-            logits = finite(self.logits(images))
+            logits = self.logits(images)
         finally:
             for handle in handles:
                 handle.remove()
@@ -73,12 +70,30 @@ class Guide:
     target: int
 
     def is_right(self, images: torch.Tensor) -> torch.Tensor:
-        """Whether the classifier gives images (B, 3, H, W) in [0, 1] to the class, (B,) on the CPU.
+        """Whether the classifier gives images (B, 3, H, W) in [0, 1] to the class, (B,) on the CPU."""
+        return gives(self.classifier.look(images)[0], self.target).cpu()
 
-        Raises:
-            WorkError: a logit is not finite.
-        """
-        return self.classifier.look(images)[0].argmax(1).cpu() == self.target
+
+def are_finite(values: torch.Tensor) -> torch.Tensor:
+    """Which of images or logits (B, ...) are finite throughout, (B,)."""
+    return values.isfinite().flatten(1).all(1)
+
+
+def gives(logits: torch.Tensor, target: int) -> torch.Tensor:
+    """Whether logits (B, K) give their images to a class, (B,); one that is not finite gives it to none."""
+    return (logits.argmax(1) == target) & are_finite(logits)
+
+
+def check_most(number: int, finite: int) -> None:
+    """Check that most images had finite logits: half precision overflows now and then.
+
+    Raises:
+        WorkError: most had not.
+    """
+    if 2 * finite < number:
+        raise WorkError(
+            f"{number - finite} of {number} images' logits are not finite; try --mixed_precision no or bf16"
+        )
 
 
 def finite(logits: torch.Tensor) -> torch.Tensor:

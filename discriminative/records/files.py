@@ -76,8 +76,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
-    """An image (3, H, W) in [0, 1] as a picture of 8 bits."""
-    return Image.fromarray((image.permute(1, 2, 0).float() * 255).round().byte().cpu().numpy())
+    """An image (3, H, W) in [0, 1] as a picture of 8 bits; black where it is not finite."""
+    return Image.fromarray((image.nan_to_num(0).permute(1, 2, 0).float() * 255).round().byte().cpu().numpy())
 
 
 def image_files(folder: str | Path) -> list[Path]:

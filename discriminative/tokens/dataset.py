@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from discriminative.errors import UsageError, WorkError
-from discriminative.guides.classifier import Guide
+from discriminative.guides.classifier import Guide, are_finite
 from discriminative.records.files import read_json, to_pil, write_image, write_json, write_lines
 from discriminative.seeds import DATASET_BASE
 from discriminative.settings import SamplerSettings
@@ -88,12 +88,13 @@ class Dataset:
     ) -> None:
         """Write a batch of images (B, 3, H, W) that are kept, and the rows of all; ``prompts`` by seed."""
         by_guide = torch.stack([guide.is_right(images) for guide in self.guides]).all(0)  # (B,)
+        finite = are_finite(images)  # (B,)
         by_judge = self.judge.is_right(images) if self.judge else None  # (B,)
         for i, seed in enumerate(seeds):
             row = {"label": self.label, "prompt": prompts[seed], "seed": seed}
             row["guide"] = VERDICTS[bool(by_guide[i])]
             row["judge"] = VERDICTS[bool(by_judge[i])] if self.judge else "unknown"
-            if only_correct and not by_guide[i]:
+            if only_correct and not by_guide[i] or not finite[i]:
                 self.thrown.append(row)
                 continue
             name = f"{seed - DATASET_BASE:06d}.png"

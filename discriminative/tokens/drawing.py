@@ -6,6 +6,7 @@ import torch
 from tqdm import tqdm
 
 from discriminative.diffusion.memory import Batches
+from discriminative.guides.classifier import are_finite
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
 
@@ -28,10 +29,14 @@ def in_batches(
 
         def work(chunk: slice) -> None:
             images = token.sample(prompts[chunk], seeds[chunk], settings).float().cpu()
+            broken = len(images) - int(are_finite(images).sum())
+            if broken:
+                advice = "wrong or black; --mixed_precision no or bf16 helps"
+                tqdm.write(f"note: {broken} of {len(images)} images overflow in half precision: {advice}")
             use(images, seeds[chunk])
             progress.update(len(images))
 
-        Batches(batch_size).over(len(seeds), work)
+        Batches(batch_size, token.models.fits, "sample").over(len(seeds), work)
 
 
 def draw_all(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from discriminative.diffusion.gradients import ClassLoss, ScoredBatch, cond_gradient, drawn
 from discriminative.diffusion.memory import Batches
-from discriminative.guides.classifier import Guide, finite
+from discriminative.guides.classifier import Guide, check_most, finite, gives
 from discriminative.guides.preprocess import augmented
 from discriminative.seeds import VALIDATION_BASE, training_seeds, turn, validation_seeds
 from discriminative.settings import GradientPath, LearningSettings, SamplerSettings
@@ -22,6 +22,7 @@ from discriminative.tokens.prompts import TEMPLATES, fill
 
 LEAST_PROMPT_WEIGHT = 0.15  # in training, of a prompt that is always right; of one that never is 1 more
 FINAL_SIZE = 36  # noises on which the kept token is compared with the word in its place
+OVERFLOWN = 20.0  # loss of an image that is not finite: the class has next to no probability
 FOLLOWED = 3  # noises whose images are followed over the updates
 
 
@@ -71,8 +72,8 @@ class Objective:
         self.guides = guides
         self.images = 0  # sampled so far
         self.first_images = torch.empty(0)  # (FOLLOWED, 3, H, W) of the last validation
-        self.batches = Batches(settings.batch_size)
-        self.eval_batches = Batches(settings.eval_batch_size)
+        self.batches = Batches(settings.batch_size, token.models.fits, "update")
+        self.eval_batches = Batches(settings.eval_batch_size, token.models.fits, "sample")
         self.wrong = {}  # share of wrong images in the last validation, by prompt
         self.stages = [self.of_stage(stage) for stage in settings.stages]
         self.templates = [fill(template, token.placeholder, class_name) for template in TEMPLATES]
@@ -137,7 +138,7 @@ class Objective:
         return images, losses, (-losses).exp(), torch.cat([part.right for part in parts])
 
     def class_loss(
-        self, images: torch.Tensor, chunk: slice | None = None, may_overflow: bool = False
+        self, images: torch.Tensor, chunk: slice | None = None, may_overflow: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the class (B,), mean over the guides, and whether every guide says it (B,).
 
@@ -154,7 +155,7 @@ class Objective:
             logits = logits if may_overflow else finite(logits)
             target = torch.full((len(logits),), guide.target, device=logits.device)
             losses.append(F.cross_entropy(logits, target, reduction="none"))  # (B,)
-            right.append(logits.argmax(1) == target)  # (B,)
+            right.append(gives(logits, guide.target))  # (B,)
         return torch.stack(losses).mean(0), torch.stack(right).all(0)
 
     def augmented_loss(
@@ -175,7 +176,7 @@ class Objective:
             beats: go on, too, as long as the share so far is above this.
 
         Raises:
-            WorkError: a logit is not finite.
+            WorkError: most images are not finite.
         """
         settings = self.settings.validation
         seeds = validation_seeds(settings.validation_size + settings.confirm_size)
@@ -211,7 +212,13 @@ class Objective:
         return [before - after for before, after in zip(*losses, strict=True)]
 
     def score_seeds(self, seeds: list[int]) -> list[tuple[str, float, bool]]:
-        """Prompt, loss and verdict of finished images of validation seeds, sampled in batches."""
+        """Prompt, loss and verdict of finished images of validation seeds, sampled in batches.
+
+        An image that is not finite is wrong.
+
+        Raises:
+            WorkError: most are not.
+        """
         prompts = [
             self.validation_prompts[(seed - VALIDATION_BASE) % len(self.validation_prompts)] for seed in seeds
         ]
@@ -224,4 +231,6 @@ class Objective:
             return list(zip(prompts[chunk], losses.tolist(), right.tolist(), strict=True))
 
         self.images += len(seeds)
-        return [row for part in self.eval_batches.over(len(seeds), batch) for row in part]
+        rows = [row for part in self.eval_batches.over(len(seeds), batch) for row in part]
+        check_most(len(rows), sum(math.isfinite(loss) for _, loss, _ in rows))
+        return [(p, loss if math.isfinite(loss) else OVERFLOWN, right) for p, loss, right in rows]

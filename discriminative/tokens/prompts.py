@@ -75,8 +75,9 @@ def check_apart(placeholder: str, prompts: list[str]) -> None:
     Raises:
         UsageError: one does.
     """
-    words = {word for prompt in prompts for word in re.findall(r"\w+", prompt.lower())} - {placeholder}
-    clash = sorted(word for word in words if placeholder in word)
+    lowered = placeholder.lower()
+    words = {word for prompt in prompts for word in re.findall(r"\w+", prompt.lower())} - {lowered}
+    clash = sorted(word for word in words if lowered in word)
     if clash:
         raise UsageError(
             f"--placeholder_token: {placeholder!r} is a part of {clash[0]!r} in the prompts; "
@@ -96,7 +97,9 @@ def tokenize(tokenizer, prompts: list[str], *tokens: list[str]) -> torch.Tensor:
     """
     limit = tokenizer.model_max_length
     for names in tokens:
-        prompts = [re.sub(rf"\b{names[0]}\b", " ".join(names), prompt) for prompt in prompts]
+        # In any case: the tokenizer lowers it.
+        word = re.compile(rf"\b{re.escape(names[0])}\b", re.IGNORECASE)
+        prompts = [word.sub(" ".join(names), prompt) for prompt in prompts]
     input_ids = [tokenizer(prompt, verbose=False).input_ids for prompt in prompts]
     for prompt, ids in zip(prompts, input_ids, strict=True):
         if len(ids) > limit:
