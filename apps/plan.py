@@ -34,7 +34,13 @@ from discriminative.diffusion.schedulers import TRAINING_SPACING, fresh_schedule
 from discriminative.diffusion.sources import check_source, is_local
 from discriminative.errors import UsageError, WorkError
 from discriminative.guides.classifier import Classifier
-from discriminative.guides.labels import find_class, match_label, prompt_class_name
+from discriminative.guides.labels import (
+    classes_with,
+    find_class,
+    match_label,
+    prompt_class_name,
+    says_what_it_is,
+)
 from discriminative.hub import quiet_libraries
 from discriminative.precision import resolve_device, resolve_dtype, trains_in_bf16
 from discriminative.records.files import image_files
@@ -247,12 +253,26 @@ def resolve_class(config: RunConfig, sources: Sources) -> Plan:
         judge=sources.judge,
         judge_target=match_label(first, number - 1, known) if known else None,
         label=label,
-        class_name=config.prompt_name or prompt_class_name(label),
+        class_name=config.prompt_name or class_name_of(label, sources.guides[0]),
         folder=RunFolder(config.output_path, class_folder(number, label), config.exp_id),
         vectors=None,
         to_draw=(),
         others={},
     )
+
+
+def class_name_of(label: str, classifier: str) -> str:
+    """The name of a class in the prompts.
+
+    Raises:
+        UsageError: its label names nothing, as "LABEL_0" does not.
+    """
+    if not says_what_it_is(label):
+        raise UsageError(
+            f"--prompt_name: nothing was given, and the label {label!r} of {classifier!r} does not say what "
+            "the class is; needed is its name in the prompts"
+        )
+    return prompt_class_name(label)
 
 
 def find_token(
@@ -320,7 +340,11 @@ def check_against_model(plan: Plan, sources: Sources) -> None:
         check_words(tokenizer, placeholder, config.initializer_token, number)
         names.append(vector_names(placeholder, number))
         tokenizer.add_tokens(names[-1])
-    tokenize(tokenizer, prompts, *names)
+    try:
+        tokenize(tokenizer, prompts, *names)
+    except UsageError as error:
+        advice = "give a shorter --prompt or --prompt_name, or fewer --num_vectors"
+        raise UsageError(f"{error}; {advice}") from error
 
 
 def check_gradient_steps(config: RunConfig, configs: ModelConfigs) -> None:
@@ -466,6 +490,21 @@ def classes_of(config: RunConfig, labels: list[str]) -> list[int]:
             "add --train True to learn them"
         )
     return numbers
+
+
+def listed_classes(config: RunConfig, classifier: str, labels: list[str]) -> list[int]:
+    """Numbers of the classes to list: all, or those that ``--class_index`` names or whose labels hold it.
+
+    Raises:
+        UsageError: there are none.
+    """
+    wanted = config.class_index
+    if wanted in (None, "all"):
+        return list(range(1, len(labels) + 1))
+    if is_sweep(config):
+        return numbers_of(wanted, len(labels))
+    holding = classes_with(labels, wanted) if isinstance(wanted, str) else []
+    return holding or [find_class(classifier, labels, wanted)]
 
 
 def token_on_disk(config: RunConfig, folder: RunFolder) -> torch.Tensor:

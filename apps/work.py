@@ -3,13 +3,13 @@
 import sys
 import traceback
 
-from apps.plan import Plan, Sources, describe, is_sweep, make_plans, works
+from apps.plan import Plan, Sources, describe, is_sweep, listed_classes, make_plans, works
 from apps.provenance import changed_settings, is_evaluated
 from apps.session import Session
 from config import RunConfig
 from discriminative.diffusion.memory import told_out_of_memory
 from discriminative.errors import UsageError, WorkError
-from discriminative.guides.labels import prompt_class_name
+from discriminative.guides.labels import prompt_class_name, says_what_it_is
 from discriminative.records.evaluation import EvaluationRecord
 from discriminative.records.report import write_report
 from discriminative.tokens.class_token import ClassToken
@@ -165,8 +165,11 @@ def tell_evaluation(plan: Plan, result: dict) -> None:
 
 
 def list_classes(config: RunConfig) -> None:
-    """Print number, label and name in the prompts of every class of the guide."""
+    """Print number, label and name in the prompts of every class of the guide, or of those that were named."""
     sources = Sources(config)
     for name in sources.guides:
-        for i, label in enumerate(sources.labels(name), start=1):
-            print(f"{i:>5}  {label}  ->  {prompt_class_name(label)}")
+        labels = sources.labels(name)
+        for number in listed_classes(config, name, labels):
+            label = labels[number - 1]
+            in_prompts = prompt_class_name(label) if says_what_it_is(label) else "(needs --prompt_name)"
+            print(f"{number:>5}  {label}  ->  {in_prompts}")

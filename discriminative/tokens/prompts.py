@@ -101,7 +101,7 @@ def tokenize(tokenizer, prompts: list[str], *tokens: list[str]) -> torch.Tensor:
     for prompt, ids in zip(prompts, input_ids, strict=True):
         if len(ids) > limit:
             raise UsageError(
-                f"--prompt: {prompt!r} takes {len(ids)} tokens; "
+                f"the prompt {prompt!r} takes {len(ids)} tokens; "
                 f"allowed are at most {limit}, begin and end included"
             )
     padded = tokenizer(prompts, padding="max_length", max_length=limit, return_tensors="pt")
