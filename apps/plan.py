@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from apps.provenance import check_origin, dataset_options, is_learned, read_dataset_record
-from classifiers import BROUGHT_CLASSIFIERS, parse_source, read_labels, targets_of
+from classifiers import BROUGHT_CLASSIFIERS, check_labels, parse_source, read_labels, targets_of
 from config import RunConfig, number_or_name, refuse
 from discriminative import VERSION
 from discriminative.diffusion import memory
@@ -29,7 +29,7 @@ from discriminative.diffusion.inspect import (
     read_configs,
     relative_size,
 )
-from discriminative.diffusion.models import DiffusionModels
+from discriminative.diffusion.models import DiffusionModels, vae_scale_factor
 from discriminative.diffusion.schedulers import TRAINING_SPACING, fresh_scheduler
 from discriminative.diffusion.sources import check_source, is_local
 from discriminative.errors import UsageError, WorkError
@@ -149,9 +149,15 @@ class Sources:
         return judge
 
     def labels(self, name: str, flag: str = "classifier") -> list[str]:
-        """A classifier's labels."""
+        """A classifier's labels.
+
+        Raises:
+            UsageError: there are less than two, or they cannot be found.
+        """
         loaded = self.classifiers.get(name)
-        return loaded.labels if loaded else read_labels(name, flag)
+        labels = loaded.labels if loaded else read_labels(name, flag)
+        check_labels(labels, name, flag)
+        return labels
 
     def judges(self, config: RunConfig) -> bool:
         """Whether the judge has something to judge."""
@@ -168,6 +174,11 @@ class Sources:
         if self.models:
             return configs_of(self.models, self.config.model)
         return read_configs(self.config.model, self.config.scheduler)
+
+    def image_size(self, config: RunConfig) -> tuple[int, int]:
+        """Height and width of the images in pixels, the model's own where no option says them."""
+        own = self.configs.unet["sample_size"] * vae_scale_factor(self.configs.vae)
+        return config.height or own, config.width or own
 
     @cached_property
     def size(self) -> Size:

@@ -165,7 +165,7 @@ def tell_evaluation(plan: Plan, result: dict) -> None:
 
 
 def list_classes(config: RunConfig) -> None:
-    """Print number, label and name in the prompts of every class of the guide, or of those that were named."""
+    """Print number, label and name in the prompts of the guide's classes: all, or those that are named."""
     sources = Sources(config)
     for name in sources.guides:
         labels = sources.labels(name)

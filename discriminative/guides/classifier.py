@@ -25,6 +25,33 @@ class Classifier:
     labels: list[str]
     recipe: Recipe
 
+    def __post_init__(self):
+        self.labels = [str(label) for label in self.labels]  # some have numbers
+
+    def check(self, height: int, width: int, guides: bool) -> None:
+        """Have the classifier see a batch of noise, so that what it cannot do shows before any work.
+
+        Args:
+            height: of the images, in pixels, as is ``width``.
+            guides: whether the gradient of its scores is to reach the images.
+
+        Raises:
+            ValueError: it gives no logits, or passes no gradient.
+            Exception: whatever the model raises.
+        """
+        rng = torch.Generator().manual_seed(0)
+        images = torch.rand(2, 3, height, width, generator=rng).requires_grad_(guides)  # (B, 3, H, W)
+        with torch.set_grad_enabled(guides):
+            logits = self.logits(images)  # (B, K)
+        if not logits.isfinite().all():
+            raise ValueError("its logits are not finite")
+        if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(2).to(logits), atol=1e-3):
+            raise ValueError("it gives probabilities; allowed are logits, before any softmax")
+        if guides and not reaches(images, logits):
+            raise ValueError(
+                "no gradient of its logits reaches the image (no_grad, detach, NumPy or rounding on the way?)"
+            )
+
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, K), float32, of images (B, 3, H, W) in [0, 1] on any device; differentiable.
 
@@ -79,6 +106,16 @@ class Guide:
             WorkError: a logit is not finite.
         """
         return self.classifier.look(images)[0].argmax(1).cpu() == self.target
+
+
+def reaches(images: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Whether the gradient of logits (B, K) reaches the images that they are of, (B, 3, H, W)."""
+    if not logits.requires_grad:
+        return False
+    # The least probable class: the most probable one may be beyond doubt.
+    least = logits.log_softmax(1).min(1).values  # (B,)
+    gradient = torch.autograd.grad(least.sum(), images, allow_unused=True)[0]
+    return gradient is not None and bool((gradient != 0).any())
 
 
 def finite(logits: torch.Tensor) -> torch.Tensor:
