@@ -15,7 +15,7 @@ from discriminative.guides.classifier import Classifier
 from discriminative.guides.labels import match_label
 from discriminative.guides.loaders import LOADERS, Parts, Source
 from discriminative.guides.preprocess import Recipe
-from discriminative.hub import MINIATURE, hub_advice, one_line
+from discriminative.hub import MINIATURE, why
 
 __all__ = ["CLASSIFIERS", "Classifier", "Recipe", "load_classifier", "read_labels"]
 
@@ -97,9 +97,7 @@ def explained(flag: str, name: str, what: str, work: Callable[[], Any]) -> Any:
             raise
         shown = f"{name!r} ({CLASSIFIERS[name].place})" if name in CLASSIFIERS else repr(name)
         way_out = "; --judge none evaluates without one" if flag == "judge" else ""
-        raise UsageError(
-            f"--{flag}: {shown} {what}: {one_line(error)}{hub_advice(error)}{way_out}"
-        ) from error
+        raise UsageError(f"--{flag}: {shown} {what}: {why(error)}{way_out}") from error
 
 
 @cache

@@ -48,7 +48,7 @@ from discriminative.records.layout import RunFolder, class_folder
 from discriminative.records.summary import read as read_summary
 from discriminative.settings import LearningSettings
 from discriminative.tokens.dataset import check_dataset
-from discriminative.tokens.files import read_token
+from discriminative.tokens.files import read_origin, read_token
 from discriminative.tokens.prompts import (
     TEMPLATES,
     check_apart,
@@ -63,6 +63,7 @@ from evaluate import arm_prompts, templates_of
 SEVERAL = re.compile(r"\d+-\d+|\d+(-\d+)?(,\d+(-\d+)?)+")  # classes by their numbers
 # {token:283} or {token:tiger cat}: another class's token.
 MENTION = re.compile(r"\{token:([^{}]+)\}")
+NEARBY = 3  # other tokens that an error names
 WORK = ("train", "evaluate", "prompt", "export_dataset", "export")
 
 
@@ -527,9 +528,9 @@ def token_on_disk(config: RunConfig, folder: RunFolder) -> torch.Tensor:
     """
     path = Path(config.token_path) if config.token_path else folder.token
     if not path.is_file():
-        flag = "token_path" if config.token_path else "train"
-        learn = "" if config.token_path else how_to_learn(config, folder)
-        raise UsageError(f"--{flag}: there is no token at {path}{learn}")
+        if config.token_path:
+            raise UsageError(f"--token_path: there is no token at {path}")
+        raise UsageError(f"there is no token at {path}{how_to_learn(config, folder)}")
     if folder.token.exists() and path.resolve() != folder.token.resolve():
         given = f"--token_path: {path} was given"
         raise UsageError(f"{given}, but a token of this class and experiment is there; give another --exp_id")
@@ -542,8 +543,21 @@ def how_to_learn(config: RunConfig, folder: RunFolder) -> str:
         f"this command's model ({config.model}), classifier ({config.classifier}), --preset and --exp_id"
     )
     advice = f"; learn it with --class_index {config.class_index} --train True, and {options}"
-    others = sorted(p.parent.name for p in folder.records.parent.glob(f"*/{folder.token.name}"))
-    return advice + (f" (there is one of --exp_id {' and '.join(others)})" if others else "")
+    return advice + tokens_nearby(folder)
+
+
+def tokens_nearby(folder: RunFolder) -> str:
+    """Which tokens are there instead, of the class or else of others, and what they were learned with."""
+    name = folder.token.name
+    of_class = sorted(folder.records.parent.glob(f"*/{name}"))
+    paths = of_class or sorted(folder.records.parents[1].glob(f"*/*/{name}"))
+    told = []
+    for path in paths[:NEARBY]:
+        said = read_origin(path)
+        flags = [f"--{flag} {said[flag]}" for flag in ("model", "classifier") if flag in said]
+        told.append(" ".join([path.parents[1].name, f"of --exp_id {path.parent.name}", *flags]))
+    more = f" and {len(paths) - NEARBY} more" if len(paths) > NEARBY else ""
+    return f"; there is {', '.join(told)}{more}" if told else ""
 
 
 def token_of_class(config: RunConfig, number: int, label: str) -> torch.Tensor:

@@ -69,6 +69,12 @@ def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
 
 
+def advice_on_overflow(dtype: torch.dtype) -> str:
+    """What may help where a number is not finite: half precision overflows long before the others."""
+    half = dtype == torch.float16
+    return f"try {'--mixed_precision no or bf16, or ' if half else ''}a lower --learning_rate"
+
+
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """The same tensor, half precision made float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,7 +7,7 @@ import torch
 
 from discriminative.errors import WorkError
 from discriminative.guides.preprocess import Recipe
-from discriminative.precision import at_least_float32
+from discriminative.precision import advice_on_overflow, at_least_float32
 
 
 @dataclass
@@ -27,6 +27,11 @@ class Classifier:
 
     def __post_init__(self):
         self.labels = [str(label) for label in self.labels]  # some have numbers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next((p.dtype for p in self.model.parameters()), torch.float32)
 
     def check(self, height: int, width: int, guides: bool) -> None:
         """Have the classifier see a batch of noise, so that what it cannot do shows before any work.
@@ -84,7 +89,7 @@ class Classifier:
             head.register_forward_pre_hook(lambda module, args: given.append(args[0])) for head in heads[-1:]
         ]
         try:
-            logits = finite(self.logits(images))
+            logits = finite(self.logits(images), self.dtype)
         finally:
             for handle in handles:
                 handle.remove()
@@ -118,14 +123,17 @@ def reaches(images: torch.Tensor, logits: torch.Tensor) -> bool:
     return gradient is not None and bool((gradient != 0).any())
 
 
-def finite(logits: torch.Tensor) -> torch.Tensor:
+def finite(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The same logits, once it is sure that they can be compared.
+
+    Args:
+        dtype: that they were computed in.
 
     Raises:
         WorkError: some are not finite (the most probable of NaNs would be the first class).
     """
     if not logits.isfinite().all():
-        raise WorkError("an image's logits are not finite; try --mixed_precision no or bf16")
+        raise WorkError(f"an image's logits are not finite; {advice_on_overflow(dtype)}")
     return logits
 
 
@@ -136,4 +144,5 @@ def verdicts(classifier: Classifier, images: torch.Tensor, batch_size: int) -> t
     Raises:
         WorkError: a logit is not finite.
     """
-    return torch.cat([finite(classifier.logits(part)).argmax(1).cpu() for part in images.split(batch_size)])
+    logits = (classifier.logits(part) for part in images.split(batch_size))
+    return torch.cat([finite(part, classifier.dtype).argmax(1).cpu() for part in logits])

@@ -12,7 +12,7 @@ import torch
 
 from discriminative.guides.classifier import Classifier
 from discriminative.guides.preprocess import Recipe, hf_recipe, timm_recipe
-from discriminative.hub import at_revision, check_keys, fetch
+from discriminative.hub import ask_hub, at_revision, check_keys, fetch
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ def find_hf(source: Source) -> Parts:
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
     place, revision = at_revision(source.place)
+    ask_hub(place)
     config = AutoConfig.from_pretrained(place, revision=revision)
     if config.model_type == "timm_wrapper":
         raise ValueError(f"it is a timm checkpoint; give timm:hf-hub:{place}, or timm:{place} for a folder")
@@ -229,6 +230,7 @@ def find_vit_mae(source: Source) -> Parts:
     from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
     place, revision = at_revision(source.place)
+    ask_hub(place)
     config = ViTConfig.from_pretrained(place, revision=revision)
 
     def load() -> tuple[torch.nn.Module, Recipe]:

@@ -55,10 +55,10 @@ def check_words(tokenizer, placeholder: str, initializer: str, num_vectors: int 
         UsageError: naming the flag.
     """
     for name in vector_names(placeholder, num_vectors):
-        if len(tokenizer.tokenize(name)) == 1:
+        if is_word(tokenizer, name):
             raise UsageError(
                 f"--placeholder_token: {name!r} is already a word of the vocabulary; "
-                "allowed is a new word, such as newclas"
+                f"allowed is a new word, such as {new_word(tokenizer, num_vectors)}"
             )
     pieces = tokenizer.tokenize(initializer)
     if len(pieces) != 1:
@@ -66,6 +66,18 @@ def check_words(tokenizer, placeholder: str, initializer: str, num_vectors: int 
             f"--initializer_token: {initializer!r} takes {len(pieces)} tokens; "
             "allowed is a word of one token, such as a"
         )
+
+
+def is_word(tokenizer, name: str) -> bool:
+    """Whether the vocabulary has a name as one word."""
+    return len(tokenizer.tokenize(name)) == 1
+
+
+def new_word(tokenizer, num_vectors: int) -> str:
+    """A placeholder that the vocabulary does not have, nor any of its vectors' names."""
+    candidates = ("newclas", *(f"newclas{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"))
+    free = (w for w in candidates if not any(is_word(tokenizer, n) for n in vector_names(w, num_vectors)))
+    return next(free, "one with digits in it")
 
 
 def check_apart(placeholder: str, prompts: list[str]) -> None:
