@@ -55,6 +55,7 @@ from discriminative.tokens.prompts import (
     check_words,
     fill,
     read_prompts,
+    spelled_words,
     tokenize,
     vector_names,
 )
@@ -571,6 +572,15 @@ def token_of_class(config: RunConfig, number: int, label: str) -> torch.Tensor:
     return token_on_disk(replace(config, class_index=number, token_path=None), folder)
 
 
+def strange_words(plan: Plan, sources: Sources) -> list[str]:
+    """A line of the class's words that the model hardly knows, where its files are known; else none."""
+    if not sources.is_known:
+        return []
+    spelled = spelled_words(sources.configs.tokenizer, plan.class_name)
+    told = f"{plan.config.model} spells {' and '.join(map(repr, spelled))} letter by letter: it may not know"
+    return [f"{told} the class; --prompt_name gives it another name"] if spelled else []
+
+
 def describe(plan: Plan, sources: Sources) -> str:
     """The plan and the resolved configuration as JSON."""
     config = plan.config
@@ -592,6 +602,7 @@ def describe(plan: Plan, sources: Sources) -> str:
         "memory": describe_memory(config, sources),
         "token": str(plan.folder.token),
         "images": str(plan.folder.eval_images),
+        "notes": strange_words(plan, sources),
     }
     record = {"version": VERSION, "constants": config.learning().constants, "config": asdict(config)}
     return json.dumps({"plan": told} | record, indent=2)

@@ -3,7 +3,7 @@
 import sys
 import traceback
 
-from apps.plan import Plan, Sources, describe, is_sweep, listed_classes, make_plans, works
+from apps.plan import Plan, Sources, describe, is_sweep, listed_classes, make_plans, strange_words, works
 from apps.provenance import changed_settings, is_evaluated
 from apps.session import Session
 from config import RunConfig
@@ -83,6 +83,8 @@ def carry_out(plan: Plan, session: Session, resume: bool) -> None:
     """
     config = plan.config
     tell_class(plan, session)
+    for note in strange_words(plan, session.sources):
+        print(f"note: {note}")
     for change in changed_settings(config, plan.folder):
         print(f"note: not as the token was learned: {change}")
     token = session.token(plan)

@@ -1,11 +1,16 @@
 """The words of a class: what is suggested for one that is not known, what is listed, and labels that name
 nothing."""
 
+import json
+
 import pytest
 from tiny_folders import edit_json, save_timm
 
 from classifiers import find, read_labels
+from discriminative.diffusion.models import load_tokenizer
+from discriminative.errors import WorkError
 from discriminative.guides.labels import match_label, says_what_it_is, suggestion
+from discriminative.tokens.prompts import spelled_words
 from run import main
 
 INET = read_labels("inet")
@@ -122,3 +127,36 @@ def test_a_label_that_is_too_long_for_a_prompt_is_not_blamed_on_another_flag(tmp
     assert "tokens; allowed are at most 24" in said
     assert "give a shorter --prompt or --prompt_name" in said
     assert main([*argv, "--prompt_name", "bat"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("classifier", "wanted", "spelled"),
+    [
+        ("inet", "tench", "'tench'"),
+        ("inet", "tiger cat", ""),
+        ("inet", "axolotl", "'axolotl'"),
+        ("miniature", "2", ""),
+    ],
+)
+def test_a_class_that_the_model_has_no_word_for_is_noted(classifier, wanted, spelled, tmp_path, capsys):
+    """The miniature knows a few dozen words, and a class of ImageNet was planned without a remark."""
+    argv = ["--model", "miniature", "--classifier", classifier, "--class_index", wanted]
+    assert main([*argv, "--train", "--dry_run", "--output_path", str(tmp_path / "r")]) == 0
+    notes = json.loads(capsys.readouterr().out)["plan"]["notes"]
+    assert bool(notes) == bool(spelled)
+    assert not notes or notes[0].startswith(f"miniature spells {spelled} letter by letter")
+
+
+def test_the_miniature_knows_the_words_of_its_own_classes():
+    tokenizer = load_tokenizer("miniature")
+    assert not [label for label in read_labels("miniature") if spelled_words(tokenizer, label)]
+
+
+def test_a_note_of_a_strange_word_stands_in_a_run_too(monkeypatch, tmp_path, capsys):
+    def stop(session, plan):
+        raise WorkError("far enough")
+
+    monkeypatch.setattr("apps.session.Session.token", stop)
+    argv = ["--model", "miniature", "--class_index", "2", "--train", "--prompt_name", "axolotl"]
+    assert main([*argv, "--output_path", str(tmp_path / "r")]) == 1
+    assert "note: miniature spells 'axolotl' letter by letter" in capsys.readouterr().out

@@ -80,6 +80,12 @@ def new_word(tokenizer, num_vectors: int) -> str:
     return next(free, "one with digits in it")
 
 
+def spelled_words(tokenizer, text: str) -> list[str]:
+    """The words of a text that the vocabulary spells, in ones and twos of letters, rather than knows."""
+    words = re.findall(r"\w{3,}", text.lower())
+    return [word for word in words if len(tokenizer.tokenize(word)) > len(word) / 2]
+
+
 def check_apart(placeholder: str, prompts: list[str]) -> None:
     """Check that no word of the prompts holds the placeholder as a part: a tokenizer finds an added word
     anywhere.
