@@ -3,16 +3,19 @@
 Named ones stand in one table; beyond it any of timm, of Hugging Face, or one's own function.
 """
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 
+from discriminative.diffusion.memory import is_out_of_memory
 from discriminative.errors import UsageError
 from discriminative.guides.classifier import Classifier
 from discriminative.guides.labels import match_label
-from discriminative.guides.loaders import LOADERS, Parts, Source, explained
+from discriminative.guides.loaders import LOADERS, Parts, Source
 from discriminative.guides.preprocess import Recipe
-from discriminative.hub import MINIATURE
+from discriminative.hub import MINIATURE, why
 
 __all__ = ["CLASSIFIERS", "Classifier", "Recipe", "load_classifier", "read_labels"]
 
@@ -77,6 +80,26 @@ def targets_of(guides: dict[str, list[str]], target: int) -> list[int]:
     return targets
 
 
+def explained(flag: str, name: str, what: str, work: Callable[[], Any]) -> Any:
+    """``work()``, its failures told in one line that names the flag and the classifier.
+
+    Args:
+        what: of the classifier, if it fails: "could not be loaded".
+
+    Raises:
+        UsageError: it failed.
+    """
+    try:
+        return work()
+    # Libraries and one's own module may raise anything.
+    except Exception as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        shown = f"{name!r} ({CLASSIFIERS[name].place})" if name in CLASSIFIERS else repr(name)
+        way_out = "; --judge none evaluates without one" if flag == "judge" else ""
+        raise UsageError(f"--{flag}: {shown} {what}: {why(error)}{way_out}") from error
+
+
 @cache
 def find(flag: str, name: str) -> Parts:
     """A classifier's labels, and how to load it; fetches a configuration file at most.
@@ -85,7 +108,7 @@ def find(flag: str, name: str) -> Parts:
         UsageError: unknown, or it can neither be found nor fetched.
     """
     source = parse_source(flag, name)
-    return explained(flag, name, source, lambda: LOADERS[source.kind](source))
+    return explained(flag, name, "could not be loaded", lambda: LOADERS[source.kind](source))
 
 
 def read_labels(name: str, flag: str = "classifier") -> list[str]:
@@ -95,6 +118,19 @@ def read_labels(name: str, flag: str = "classifier") -> list[str]:
         UsageError: unknown, or it can neither be found nor fetched.
     """
     return find(flag, name).labels
+
+
+def check_labels(labels: list[str], name: str, flag: str = "classifier") -> None:
+    """Check that a classifier has classes to choose from.
+
+    Raises:
+        UsageError: it has one, or none.
+    """
+    if len(labels) < 2:
+        raise UsageError(
+            f"--{flag}: {name!r} has {len(labels)} label, as a regression has, or one logit for yes and no; "
+            "allowed is a classifier of two classes or more"
+        )
 
 
 def load_classifier(
@@ -109,8 +145,22 @@ def load_classifier(
         UsageError: unknown, or it can neither be found nor fetched; or its weights do not fit it.
     """
     parts = find(flag, name)
-    model, recipe = explained(flag, name, parse_source(flag, name), parts.load)
+    model, recipe = explained(flag, name, "could not be loaded", parts.load)
     return Classifier(name, model.requires_grad_(False).eval().to(device, dtype), parts.labels, recipe)
+
+
+def check_classifier(classifier: Classifier, height: int, width: int, guides: bool, flag: str) -> None:
+    """Have a classifier see a batch of ``height`` x ``width`` pixels before any work.
+
+    Args:
+        guides: whether the gradient of its scores is to reach the images.
+        flag: the option to blame in an error.
+
+    Raises:
+        UsageError: it cannot score them, or passes no gradient.
+    """
+    what = f"cannot {'guide' if guides else 'judge'} images of {height}x{width}"
+    explained(flag, classifier.name, what, lambda: classifier.check(height, width, guides))
 
 
 # The classifier that a model brings along.

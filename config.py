@@ -115,7 +115,9 @@ class RunConfig:
     )
     report: bool = option(False, "write <output_path>/report.html, of all classes evaluated there")
     list_classes: bool = option(
-        False, "print the classifier's classes (number, label, name in prompts), and stop"
+        False,
+        "print the classifier's classes (number, label, name in prompts), and stop; with --class_index "
+        "those that it names or is a part of",
     )
     dry_run: bool = option(False, "print the resolved configuration and the plan, and stop")
 

@@ -14,7 +14,13 @@ from tqdm import tqdm
 
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
-from discriminative.precision import make_scaler, precision_name, training_precision, update_scale
+from discriminative.precision import (
+    advice_on_overflow,
+    make_scaler,
+    precision_name,
+    training_precision,
+    update_scale,
+)
 from discriminative.records.files import clear, grid, write_image, write_lines, write_tensors
 from discriminative.records.layout import RunFolder
 from discriminative.records.pictures import write_evolution
@@ -173,7 +179,7 @@ def keep_best(result: Training, token: ClassToken, keeper: "ValidationKeeper | L
     if best.vector is None:
         raise WorkError(
             f"none of {len(result.rows)} updates had a finite loss; "
-            "try --mixed_precision no or bf16, or more --max_epochs"
+            f"{advice_on_overflow(token.models.dtype)}, or more --max_epochs"
         )
     token.load(best.vector)
     result.stopped_by = keeper.curriculum.stopped_by
@@ -214,7 +220,8 @@ def update(
     # Clip, step on the one vector, keep it as short as words are.
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_([token.vector], settings.max_grad_norm or math.inf).item()
-    check_finite(epoch, loss, norm, scaled=scaler.get_scale() > 1, before=before)
+    advice = advice_on_overflow(token.models.dtype)
+    check_finite(epoch, loss, norm, scaler.get_scale() > 1, before, advice)
     scaler.step(optimizer)
     update_scale(scaler, math.isfinite(loss))
     token.bound(settings.max_token_norm)
@@ -331,13 +338,14 @@ def set_step_size(
     optimizer.param_groups[0]["lr"] = rate * (settings.optimizer.fine_rate if takes_small_steps else 1)
 
 
-def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: list[dict]) -> None:
+def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: list[dict], advice: str) -> None:
     """Check that loss and gradient norm are finite; with a scaled loss they need not be: the scaler skips
     the update.
 
     Args:
         before: the log's rows so far; ``MAX_OVERFLOWS`` losses in a row that are not finite are too many
             anyway.
+        advice: what may help.
 
     Raises:
         WorkError: they are not.
@@ -345,10 +353,7 @@ def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: lis
     recent = [row["loss"] is None for row in before[-MAX_OVERFLOWS:]]
     in_vain = not math.isfinite(loss) and recent == [True] * MAX_OVERFLOWS
     if in_vain or not (scaled or math.isfinite(loss) and math.isfinite(norm)):
-        raise WorkError(
-            f"update {epoch}: loss {loss}, gradient norm {norm}; "
-            "try --mixed_precision no or bf16, or a lower --learning_rate"
-        )
+        raise WorkError(f"update {epoch}: loss {loss}, gradient norm {norm}; {advice}")
 
 
 def record(

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from apps.provenance import check_origin, dataset_options, is_learned, read_dataset_record
-from classifiers import BROUGHT_CLASSIFIERS, parse_source, read_labels, targets_of
+from classifiers import BROUGHT_CLASSIFIERS, check_labels, parse_source, read_labels, targets_of
 from config import RunConfig, number_or_name, refuse
 from discriminative import VERSION
 from discriminative.diffusion import memory
@@ -30,12 +30,18 @@ from discriminative.diffusion.inspect import (
     relative_size,
     walked,
 )
-from discriminative.diffusion.models import DiffusionModels
+from discriminative.diffusion.models import DiffusionModels, image_size
 from discriminative.diffusion.schedulers import TRAINING_SPACING
 from discriminative.diffusion.sources import check_source, is_local
 from discriminative.errors import UsageError, WorkError
 from discriminative.guides.classifier import Classifier
-from discriminative.guides.labels import find_class, match_label, prompt_class_name
+from discriminative.guides.labels import (
+    classes_with,
+    find_class,
+    match_label,
+    prompt_class_name,
+    says_what_it_is,
+)
 from discriminative.hub import quiet_libraries
 from discriminative.precision import resolve_device, resolve_dtype, trains_in_bf16
 from discriminative.records.files import image_files
@@ -43,13 +49,14 @@ from discriminative.records.layout import RunFolder, class_folder
 from discriminative.records.summary import read as read_summary
 from discriminative.settings import LearningSettings
 from discriminative.tokens.dataset import check_dataset
-from discriminative.tokens.files import read_token
+from discriminative.tokens.files import read_origin, read_token
 from discriminative.tokens.prompts import (
     TEMPLATES,
     check_apart,
     check_words,
     fill,
     read_prompts,
+    spelled_words,
     tokenize,
     vector_names,
 )
@@ -58,6 +65,7 @@ from evaluate import arm_prompts, templates_of
 SEVERAL = re.compile(r"\d+-\d+|\d+(-\d+)?(,\d+(-\d+)?)+")  # classes by their numbers
 # {token:283} or {token:tiger cat}: another class's token.
 MENTION = re.compile(r"\{token:([^{}]+)\}")
+NEARBY = 3  # other tokens that an error names
 WORK = ("train", "evaluate", "prompt", "export_dataset", "export")
 
 
@@ -144,9 +152,15 @@ class Sources:
         return judge
 
     def labels(self, name: str, flag: str = "classifier") -> list[str]:
-        """A classifier's labels."""
+        """A classifier's labels.
+
+        Raises:
+            UsageError: there are less than two, or they cannot be found.
+        """
         loaded = self.classifiers.get(name)
-        return loaded.labels if loaded else read_labels(name, flag)
+        labels = loaded.labels if loaded else read_labels(name, flag)
+        check_labels(labels, name, flag)
+        return labels
 
     def judges(self, config: RunConfig) -> bool:
         """Whether the judge has something to judge."""
@@ -163,6 +177,10 @@ class Sources:
         if self.models:
             return configs_of(self.models, self.config.model)
         return read_configs(self.config.model, self.config.scheduler)
+
+    def image_size(self, config: RunConfig) -> tuple[int, int]:
+        """Height and width of the images in pixels, the model's own where no option says them."""
+        return image_size(self.configs.unet, self.configs.vae, config.height, config.width)
 
     @cached_property
     def size(self) -> Size:
@@ -248,12 +266,26 @@ def resolve_class(config: RunConfig, sources: Sources) -> Plan:
         judge=sources.judge,
         judge_target=match_label(first, number - 1, known) if known else None,
         label=label,
-        class_name=config.prompt_name or prompt_class_name(label),
+        class_name=config.prompt_name or class_name_of(label, sources.guides[0]),
         folder=RunFolder(config.output_path, class_folder(number, label), config.exp_id),
         vectors=None,
         to_draw=(),
         others={},
     )
+
+
+def class_name_of(label: str, classifier: str) -> str:
+    """The name of a class in the prompts.
+
+    Raises:
+        UsageError: its label names nothing, as "LABEL_0" does not.
+    """
+    if not says_what_it_is(label):
+        raise UsageError(
+            f"--prompt_name: nothing was given, and the label {label!r} of {classifier!r} does not say what "
+            "the class is; needed is its name in the prompts"
+        )
+    return prompt_class_name(label)
 
 
 def find_token(
@@ -320,7 +352,11 @@ def check_against_model(plan: Plan, sources: Sources) -> None:
         check_words(tokenizer, placeholder, config.initializer_token, number)
         names.append(vector_names(placeholder, number))
         tokenizer.add_tokens(names[-1])
-    tokenize(tokenizer, prompts, *names)
+    try:
+        tokenize(tokenizer, prompts, *names)
+    except UsageError as error:
+        advice = "give a shorter --prompt or --prompt_name, or fewer --num_vectors"
+        raise UsageError(f"{error}; {advice}") from error
 
 
 def check_schedulers(config: RunConfig, configs: ModelConfigs) -> None:
@@ -468,6 +504,21 @@ def classes_of(config: RunConfig, labels: list[str]) -> list[int]:
     return numbers
 
 
+def listed_classes(config: RunConfig, classifier: str, labels: list[str]) -> list[int]:
+    """Numbers of the classes to list: all, or those that ``--class_index`` names or whose labels hold it.
+
+    Raises:
+        UsageError: there are none.
+    """
+    wanted = config.class_index
+    if wanted in (None, "all"):
+        return list(range(1, len(labels) + 1))
+    if is_sweep(config):
+        return numbers_of(wanted, len(labels))
+    holding = classes_with(labels, wanted) if isinstance(wanted, str) else []
+    return holding or [find_class(classifier, labels, wanted)]
+
+
 def token_on_disk(config: RunConfig, folder: RunFolder) -> torch.Tensor:
     """The vectors (N, width) of the token on disk: ``--token_path``, or the one learned for this class.
 
@@ -477,9 +528,9 @@ def token_on_disk(config: RunConfig, folder: RunFolder) -> torch.Tensor:
     """
     path = Path(config.token_path) if config.token_path else folder.token
     if not path.is_file():
-        flag = "token_path" if config.token_path else "train"
-        learn = "" if config.token_path else how_to_learn(config, folder)
-        raise UsageError(f"--{flag}: there is no token at {path}{learn}")
+        if config.token_path:
+            raise UsageError(f"--token_path: there is no token at {path}")
+        raise UsageError(f"there is no token at {path}{how_to_learn(config, folder)}")
     if folder.token.exists() and path.resolve() != folder.token.resolve():
         given = f"--token_path: {path} was given"
         raise UsageError(f"{given}, but a token of this class and experiment is there; give another --exp_id")
@@ -492,8 +543,21 @@ def how_to_learn(config: RunConfig, folder: RunFolder) -> str:
         f"this command's model ({config.model}), classifier ({config.classifier}), --preset and --exp_id"
     )
     advice = f"; learn it with --class_index {config.class_index} --train True, and {options}"
-    others = sorted(p.parent.name for p in folder.records.parent.glob(f"*/{folder.token.name}"))
-    return advice + (f" (there is one of --exp_id {' and '.join(others)})" if others else "")
+    return advice + tokens_nearby(folder)
+
+
+def tokens_nearby(folder: RunFolder) -> str:
+    """Which tokens are there instead, of the class or else of others, and what they were learned with."""
+    name = folder.token.name
+    of_class = sorted(folder.records.parent.glob(f"*/{name}"))
+    paths = of_class or sorted(folder.records.parents[1].glob(f"*/*/{name}"))
+    told = []
+    for path in paths[:NEARBY]:
+        said = read_origin(path)
+        flags = [f"--{flag} {said[flag]}" for flag in ("model", "classifier") if flag in said]
+        told.append(" ".join([path.parents[1].name, f"of --exp_id {path.parent.name}", *flags]))
+    more = f" and {len(paths) - NEARBY} more" if len(paths) > NEARBY else ""
+    return f"; there is {', '.join(told)}{more}" if told else ""
 
 
 def token_of_class(config: RunConfig, number: int, label: str) -> torch.Tensor:
@@ -505,6 +569,15 @@ def token_of_class(config: RunConfig, number: int, label: str) -> torch.Tensor:
     folder = RunFolder(config.output_path, class_folder(number, label), config.exp_id)
     check_origin(config, folder.token)
     return token_on_disk(replace(config, class_index=number, token_path=None), folder)
+
+
+def strange_words(plan: Plan, sources: Sources) -> list[str]:
+    """A line of the class's words that the model hardly knows, where its files are known; else none."""
+    if not sources.is_known:
+        return []
+    spelled = spelled_words(sources.configs.tokenizer, plan.class_name)
+    told = f"{plan.config.model} spells {' and '.join(map(repr, spelled))} letter by letter: it may not know"
+    return [f"{told} the class; --prompt_name gives it another name"] if spelled else []
 
 
 def describe(plan: Plan, sources: Sources) -> str:
@@ -528,6 +601,7 @@ def describe(plan: Plan, sources: Sources) -> str:
         "memory": describe_memory(config, sources),
         "token": str(plan.folder.token),
         "images": str(plan.folder.eval_images),
+        "notes": strange_words(plan, sources),
     }
     record = {"version": VERSION, "constants": config.learning().constants, "config": asdict(config)}
     return json.dumps({"plan": told} | record, indent=2)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from apps.plan import Plan, Sources, check_inputs, make_plan
 from apps.provenance import dataset_options, evaluation_options, origin, read_dataset_record
-from classifiers import load_classifier
+from classifiers import check_classifier, load_classifier
 from config import PRESETS, RunConfig, check_values, deciding, validate, with_preset
 from discriminative import VERSION
 from discriminative.diffusion.models import DiffusionModels, load_models, load_tiny_vae, models_of
@@ -147,19 +147,25 @@ class Session:
         self.sources = sources
         self.config = sources.config
         self.loaded: dict[str, Classifier] = dict(sources.classifiers)
+        self.checked: set[tuple] = set()  # what classifiers were seen to do
         self.clips: dict[str, TextSimilarity] = {}
         self.tiny_vaes: dict[str, Any] = {}
 
     # Models and classifiers.
 
-    def classifier(self, name: str, flag: str = "classifier") -> Classifier:
-        """A classifier by its name.
+    def classifier(self, name: str, config: RunConfig, flag: str = "classifier") -> Classifier:
+        """A classifier by its name, that was seen to score images of the options' size.
 
         Raises:
-            UsageError: it cannot be loaded.
+            UsageError: it cannot be loaded, or cannot do what is asked of it.
         """
         if name not in self.loaded:
             self.loaded[name] = load_classifier(name, self.sources.device, self.sources.dtype, flag)
+        guides = config.train and flag == "classifier"
+        asked = (name, *self.sources.image_size(config), guides, flag)
+        if asked not in self.checked:
+            check_classifier(self.loaded[name], *asked[1:])
+            self.checked.add(asked)
         return self.loaded[name]
 
     def clip(self, name: str | None) -> TextSimilarity | None:
@@ -200,9 +206,9 @@ class Session:
         # Classifiers first: they are small.
         if config.train or config.evaluate or config.export_dataset:
             for name in self.sources.guides:
-                self.classifier(name)
+                self.classifier(name, config)
         if self.sources.judges(config):
-            self.classifier(self.sources.judge, "judge")
+            self.classifier(self.sources.judge, config, "judge")
         if config.evaluate:
             self.clip(config.clip_model)
         self.models  # noqa: B018 (loads them)
@@ -213,14 +219,14 @@ class Session:
 
     def guides(self, plan: Plan) -> list[Guide]:
         """The guides, asked for the plan's class."""
-        return [Guide(self.classifier(name), target) for name, target in plan.guides.items()]
+        return [Guide(self.classifier(name, plan.config), target) for name, target in plan.guides.items()]
 
     def judge(self, plan: Plan) -> Guide | None:
         """The judge, asked for the plan's class; None where there is none, or where it does not know the
         class."""
         if not (self.sources.judges(plan.config) and plan.judge_target is not None):
             return None
-        return Guide(self.classifier(plan.judge, "judge"), plan.judge_target)
+        return Guide(self.classifier(plan.judge, plan.config, "judge"), plan.judge_target)
 
     def token(self, plan: Plan) -> ClassToken:
         """The class's token, with a tokenizer of its own, which knows no other class's word."""

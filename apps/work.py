@@ -3,13 +3,13 @@
 import sys
 import traceback
 
-from apps.plan import Plan, Sources, describe, is_sweep, make_plans, works
+from apps.plan import Plan, Sources, describe, is_sweep, listed_classes, make_plans, strange_words, works
 from apps.provenance import changed_settings, is_evaluated
 from apps.session import Session
 from config import RunConfig
 from discriminative.diffusion.memory import told_out_of_memory
 from discriminative.errors import UsageError, WorkError
-from discriminative.guides.labels import prompt_class_name
+from discriminative.guides.labels import prompt_class_name, says_what_it_is
 from discriminative.hub import one_line
 from discriminative.precision import why_no_cuda
 from discriminative.records.evaluation import EvaluationRecord
@@ -87,6 +87,8 @@ def carry_out(plan: Plan, session: Session, resume: bool) -> None:
     """
     config = plan.config
     tell_class(plan, session)
+    for note in strange_words(plan, session.sources):
+        print(f"note: {note}")
     for change in changed_settings(config, plan.folder):
         print(f"note: not as the token was learned: {change}")
     token = session.token(plan)
@@ -183,8 +185,11 @@ def tell_evaluation(plan: Plan, result: dict) -> None:
 
 
 def list_classes(config: RunConfig) -> None:
-    """Print number, label and name in the prompts of every class of the guide."""
+    """Print number, label and name in the prompts of the guide's classes: all, or those that are named."""
     sources = Sources(config)
     for name in sources.guides:
-        for i, label in enumerate(sources.labels(name), start=1):
-            print(f"{i:>5}  {label}  ->  {prompt_class_name(label)}")
+        labels = sources.labels(name)
+        for number in listed_classes(config, name, labels):
+            label = labels[number - 1]
+            in_prompts = prompt_class_name(label) if says_what_it_is(label) else "(needs --prompt_name)"
+            print(f"{number:>5}  {label}  ->  {in_prompts}")

@@ -1,7 +1,9 @@
 """Files from the Hugging Face hub: where they are looked for, and its errors told in one line."""
 
+import os
 import warnings
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 # The weights that the repository bundles.
@@ -12,7 +14,32 @@ def fetch(repository: str, name: str, revision: str | None = None) -> Path:
     """One file of a repository on the hub, from its cache where it is there."""
     from huggingface_hub import hf_hub_download
 
+    ask_hub(repository)
     return Path(hf_hub_download(repository, name, revision=revision or None))
+
+
+def ask_hub(place: str) -> None:
+    """Where the hub does not answer, have the libraries take what its cache holds; nothing for a folder.
+
+    They would try again and again, for half a minute, before they say so.
+    """
+    from huggingface_hub import constants
+
+    if not (Path(place).is_dir() or constants.HF_HUB_OFFLINE or hub_answers()):
+        constants.HF_HUB_OFFLINE = True
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the hub can be reached, asked once and without a second try."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except (OSError, *hub_errors()):
+        return False
+    return True
 
 
 def at_revision(name: str) -> tuple[str, str | None]:
@@ -39,6 +66,8 @@ def quiet_libraries() -> None:
 def one_line(error: Exception | str) -> str:
     """An error's message in one line of at most 500 characters, or its kind where it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"there is no {text}"  # it says the name alone
     return text if len(text) <= 500 else text[:500] + " ..."
 
 
@@ -60,21 +89,37 @@ def hub_errors() -> tuple[type[Exception], ...]:
     return (huggingface_hub.utils.httpx.HTTPError,) if hasattr(huggingface_hub.utils, "httpx") else ()
 
 
+def why(error: Exception) -> str:
+    """Why something cannot be had from the hub or a folder, in one line: what is known of it first, then the
+    library's words.
+
+    Without a network these are left out: they tell of files that the repository lacks.
+    """
+    advice = hub_advice(error)
+    if advice.endswith(NOT_FETCHED):
+        return advice
+    return f"{advice} ({one_line(error)})" if advice else one_line(error)
+
+
+NOT_FETCHED = "it was never fetched to the cache"
+
+
 def hub_advice(error: BaseException | None) -> str:
     """What a user can do about a file that the hub does not give, or "" where that is not what ails."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    is_set = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
     advice = {
-        errors.GatedRepoError: "; the repository is gated: accept its licence on its page, "
+        errors.GatedRepoError: "the repository is gated: accept its licence on its page, "
         "then log in with `hf auth login`",
-        errors.RepositoryNotFoundError: "; there is no such repository, or it is private "
+        errors.RepositoryNotFoundError: "there is no such repository, or it is private "
         "(then `hf auth login` helps)",
-        errors.RevisionNotFoundError: "; the repository has no such revision",
+        errors.RevisionNotFoundError: "the repository has no such revision",
         (
             errors.LocalEntryNotFoundError,
             errors.OfflineModeIsEnabled,
-        ): "; there is no network and it was never fetched to the cache",
-        errors.EntryNotFoundError: "; the repository has no such file (of weights only safetensors are read)",
+        ): f"{'HF_HUB_OFFLINE is set' if is_set else 'there is no network'} and {NOT_FETCHED}",
+        errors.EntryNotFoundError: "the repository has no such file (of weights only safetensors are read)",
     }
     while error is not None:
         for kinds, text in advice.items():

@@ -96,6 +96,12 @@ def exact_float32(dtype: torch.dtype) -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
+def advice_on_overflow(dtype: torch.dtype) -> str:
+    """What may help where a number is not finite: half precision overflows long before the others."""
+    half = dtype == torch.float16
+    return f"try {'--mixed_precision no or bf16, or ' if half else ''}a lower --learning_rate"
+
+
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """The same tensor, half precision made float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -11,7 +11,7 @@ import torch
 
 from discriminative.diffusion.sources import FOREIGN_ERRORS
 from discriminative.errors import UsageError
-from discriminative.hub import at_revision, check_keys, hub_advice, hub_errors, one_line
+from discriminative.hub import ask_hub, at_revision, check_keys, hub_errors, why
 from dpt.data.samples import Span
 
 
@@ -203,6 +203,7 @@ def _load_roberta(source: str, flag: str) -> tuple[Any, Any]:
 
     place, revision = at_revision(source)
     where = {"revision": revision} if revision else {}
+    ask_hub(place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **where)
         if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
@@ -213,7 +214,7 @@ def _load_roberta(source: str, flag: str) -> tuple[Any, Any]:
     except (*FOREIGN_ERRORS, ImportError, SafetensorError, *hub_errors()) as error:
         what = "the folder could not be loaded" if Path(place).is_dir() else "it could not be fetched"
         raise UsageError(
-            f"--{flag}: {source!r} was given, but {what}: {one_line(error)}{hub_advice(error)}; "
+            f"--{flag}: {source!r} was given, but {what}: {why(error)}; "
             "allowed is a folder or a hub id of a RoBERTa in safetensors"
         ) from error
     return tokenizer, encoder

@@ -233,9 +233,9 @@ def test_where_a_token_is_missing_the_experiments_that_have_one_are_told(trained
     assert main(argv) == 2
     told = capsys.readouterr().err
     assert (
-        "this command's model (miniature), classifier (miniature), --preset and --exp_id "
-        "(there is one of --exp_id default)" in told
+        "this command's model (miniature), classifier (miniature), --preset and --exp_id; there is " in told
     )
+    assert "of --exp_id default --model miniature" in told
 
 
 def test_further_prompts_and_reference_images_are_evaluated(trained, tmp_path, capsys):

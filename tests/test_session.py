@@ -14,7 +14,7 @@ from tiny_folders import LABELS, save_hf_vit, save_sd1, save_timm, save_tiny_vae
 from apps import session as sessions
 from apps.session import LearnedToken, Session
 from classifiers import load_classifier
-from discriminative.errors import UsageError, WorkError
+from discriminative.errors import UsageError
 from discriminative.records.layout import RunFolder
 from discriminative.records.summary import read as read_summary
 from discriminative.tokens.curriculum import Score
@@ -241,9 +241,9 @@ def test_a_module_without_labels_is_one_usage_error(start):
         start(classifier=torch.nn.Linear(1, 1))
 
 
-def test_a_module_with_labels_of_another_number_is_told_at_its_first_images(start):
+def test_a_module_with_labels_of_another_number_is_told_before_the_training(start):
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 2))
-    with pytest.raises(WorkError, match=r"\(1, 2\) for 1 images and 3 labels"):
+    with pytest.raises(UsageError, match=r"\(2, 2\) for 2 images and 3 labels"):
         learn(start(classifier=module, labels=["a", "cat", "bat"]))
 
 

@@ -304,7 +304,7 @@ def test_a_token_that_does_already_needs_no_update(tmp_path, monkeypatch):
 
 def test_logits_that_are_not_finite_are_reported(token, guides, folder):
     guides[0].classifier.model[1].weight.data.fill_(float("nan"))
-    with pytest.raises(WorkError, match="logits are not finite; try --mixed_precision"):
+    with pytest.raises(WorkError, match="logits are not finite; try a lower --learning_rate"):
         train(learning(choose_by="loss"), token, guides, "tiger cat", folder)
 
 

@@ -53,9 +53,7 @@ class DiffusionModels:
 
     def image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, the model's own where None is given."""
-        own = own_latent_size(self.unet.config)  # None only where both are given: inspect.check_sampling
-        h, w = (side * self.vae_scale_factor for side in own or (0, 0))
-        return height or h, width or w
+        return image_size(self.unet.config, self.vae.config, height, width)
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         """Shape (channels, h, w) of one image's latents."""
@@ -77,6 +75,13 @@ def own_latent_size(unet_config) -> tuple[int, int] | None:
 def vae_scale_factor(vae_config) -> int:
     """Pixels per latent along each side, from a VAE's configuration."""
     return 2 ** (len(vae_config["block_out_channels"]) - 1)
+
+
+def image_size(unet_config, vae_config, height: int | None, width: int | None) -> tuple[int, int]:
+    """Height and width of images in pixels, the model's own where None is given."""
+    own = own_latent_size(unet_config)  # None only where both are given: inspect.check_sampling
+    h, w = (side * vae_scale_factor(vae_config) for side in own or (0, 0))
+    return height or h, width or w
 
 
 def load_tokenizer(name: str) -> Any:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from discriminative.errors import UsageError
-from discriminative.hub import MINIATURE, at_revision, hub_advice, hub_errors, one_line
+from discriminative.hub import MINIATURE, ask_hub, at_revision, hub_errors, one_line, why
 
 # Short names.
 MODELS = {
@@ -82,6 +82,7 @@ def load_part(name: str, load, flag: str = "model"):
     from safetensors import SafetensorError
 
     source, revision = source_of(name, flag)
+    ask_hub(source)
     try:
         return load(source, revision=revision)
     except (*FOREIGN_ERRORS, SafetensorError, *hub_errors()) as error:
@@ -91,6 +92,6 @@ def load_part(name: str, load, flag: str = "model"):
             ) from error
         or_miniature = " or --model miniature" if flag == "model" else ""
         raise UsageError(
-            f"--{flag}: {source!r} could not be fetched (no network, or no such model in safetensors?): "
-            f"{one_line(error)}{hub_advice(error)}; a local folder{or_miniature} works without network"
+            f"--{flag}: {source!r} could not be fetched: {why(error)}; "
+            f"a local folder{or_miniature} works without network"
         ) from error

@@ -7,7 +7,7 @@ import torch
 
 from discriminative.errors import WorkError
 from discriminative.guides.preprocess import Recipe
-from discriminative.precision import at_least_float32
+from discriminative.precision import advice_on_overflow, at_least_float32
 
 
 @dataclass
@@ -24,6 +24,38 @@ class Classifier:
     model: torch.nn.Module
     labels: list[str]
     recipe: Recipe
+
+    def __post_init__(self):
+        self.labels = [str(label) for label in self.labels]  # some have numbers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next((p.dtype for p in self.model.parameters()), torch.float32)
+
+    def check(self, height: int, width: int, guides: bool) -> None:
+        """Have the classifier see a batch of noise, so that what it cannot do shows before any work.
+
+        Args:
+            height: of the images, in pixels, as is ``width``.
+            guides: whether the gradient of its scores is to reach the images.
+
+        Raises:
+            ValueError: it gives no logits, or passes no gradient.
+            Exception: whatever the model raises.
+        """
+        rng = torch.Generator().manual_seed(0)
+        images = torch.rand(2, 3, height, width, generator=rng).requires_grad_(guides)  # (B, 3, H, W)
+        with torch.set_grad_enabled(guides):
+            logits = self.logits(images)  # (B, K)
+        if not logits.isfinite().all():
+            raise ValueError("its logits are not finite")
+        if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(2).to(logits), atol=1e-3):
+            raise ValueError("it gives probabilities; allowed are logits, before any softmax")
+        if guides and not reaches(images, logits):
+            raise ValueError(
+                "no gradient of its logits reaches the image (no_grad, detach, NumPy or rounding on the way?)"
+            )
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, K), float32, of images (B, 3, H, W) in [0, 1] on any device; differentiable.
@@ -96,14 +128,27 @@ def check_most(number: int, finite: int) -> None:
         )
 
 
-def finite(logits: torch.Tensor) -> torch.Tensor:
+def reaches(images: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Whether the gradient of logits (B, K) reaches the images that they are of, (B, 3, H, W)."""
+    if not logits.requires_grad:
+        return False
+    # The least probable class: the most probable one may be beyond doubt.
+    least = logits.log_softmax(1).min(1).values  # (B,)
+    gradient = torch.autograd.grad(least.sum(), images, allow_unused=True)[0]
+    return gradient is not None and bool((gradient != 0).any())
+
+
+def finite(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The same logits, once it is sure that they can be compared.
+
+    Args:
+        dtype: that they were computed in.
 
     Raises:
         WorkError: some are not finite (the most probable of NaNs would be the first class).
     """
     if not logits.isfinite().all():
-        raise WorkError("an image's logits are not finite; try --mixed_precision no or bf16")
+        raise WorkError(f"an image's logits are not finite; {advice_on_overflow(dtype)}")
     return logits
 
 
@@ -114,4 +159,5 @@ def verdicts(classifier: Classifier, images: torch.Tensor, batch_size: int) -> t
     Raises:
         WorkError: a logit is not finite.
     """
-    return torch.cat([finite(classifier.logits(part)).argmax(1).cpu() for part in images.split(batch_size)])
+    logits = (classifier.logits(part) for part in images.split(batch_size))
+    return torch.cat([finite(part, classifier.dtype).argmax(1).cpu() for part in logits])

@@ -11,6 +11,9 @@ from discriminative.errors import UsageError
 # "001." (CUB), "03111_" (iNaturalist), "n02123159 " (WordNet).
 PREFIX = re.compile(r"^(\d+[._]|n\d{8}[ _])")
 TAXONOMY_LEVELS = 7  # kingdom, phylum, class, order, family, genus, species
+# "LABEL_0", "7", "n02123159" and "?" say of no class what it is.
+NAMELESS = re.compile(r"((label|class|n)?[\W_]*\d+)?\W*")
+SUGGESTED = 5  # labels that hold a word, in an error
 
 
 def prompt_class_name(label: str) -> str:
@@ -27,6 +30,11 @@ def prompt_class_name(label: str) -> str:
     return " ".join(" ".join(levels).lower().split())
 
 
+def says_what_it_is(label: str) -> bool:
+    """Whether a prompt can take the label for its class: "tiger cat", but not "LABEL_0"."""
+    return not NAMELESS.fullmatch(prompt_class_name(label))
+
+
 def find_class(classifier: str, labels: list[str], wanted: int | str) -> int:
     """The number, counted from 1, of a class that is given by its number or by a name.
 
@@ -35,8 +43,8 @@ def find_class(classifier: str, labels: list[str], wanted: int | str) -> int:
             in any case.
 
     Raises:
-        UsageError: there is no such class, with the nearest three; or the name fits several, with their
-            numbers.
+        UsageError: there is no such class, with those that hold the name or are nearest; or the name fits
+            several, with their numbers.
     """
     if isinstance(wanted, int):
         if not 1 <= wanted <= len(labels):
@@ -60,17 +68,61 @@ def find_class(classifier: str, labels: list[str], wanted: int | str) -> int:
         if found:
             several = ", ".join(f"{i} ({labels[i - 1]})" for i in found[:5])
             raise UsageError(f"--class_index: {wanted!r} was given, which fits {several}; give the number")
-    # The nearest name of each label.
-    likeness = [
-        max(difflib.SequenceMatcher(None, written, n).ratio() for r in readings for n in r(label))
-        for label in labels
-    ]
-    nearest = sorted(range(len(labels)), key=lambda i: -likeness[i])[:3]
-    near = ", ".join(f"{i + 1} ({labels[i]})" for i in nearest)
     raise UsageError(
-        f"--class_index: {wanted!r} was given, which is no label of the classifier {classifier}; the "
-        f"nearest are {near}"
+        f"--class_index: {wanted!r} was given, which is no label of the classifier {classifier}; "
+        f"{suggestion(labels, wanted)}"
     )
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a label or a name, in lower case: letters and digits alone."""
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def classes_with(labels: list[str], name: str) -> list[int]:
+    """The numbers, counted from 1, of the classes whose labels hold every word of ``name``.
+
+    Whole words come before parts of others: "phone" finds "cellular phone", then "xylophone".
+    """
+    wanted = words_of(name)
+    whole = []
+    parts = []
+    for number, label in enumerate(labels, start=1):
+        words = words_of(label)
+        if wanted and set(wanted) <= set(words):
+            whole.append(number)
+        elif wanted and all(word in " ".join(words) for word in wanted):
+            parts.append(number)
+    return whole + parts
+
+
+def suggestion(labels: list[str], name: str) -> str:
+    """What could be meant by a name that is none: the labels that hold it, or else the nearest three."""
+    holding = classes_with(labels, name)
+    numbers = holding[:SUGGESTED] or nearest_classes(labels, name)
+    told = ", ".join(f"{number} ({labels[number - 1]})" for number in numbers)
+    if not holding:
+        return f"the nearest are {told}"
+    more = len(holding) - len(numbers)
+    rest = f" and {more} more, which --list_classes True --class_index {name!r} lists" if more else ""
+    return f"it is a part of {told}{rest}"
+
+
+def nearest_classes(labels: list[str], name: str, number: int = 3) -> list[int]:
+    """The numbers, counted from 1, of the classes that are spelled most like ``name``, in whole or in a
+    word."""
+    matcher = difflib.SequenceMatcher(None, b=name.strip().lower())
+
+    def likeness(label: str) -> float:
+        readings = {label.lower(), *(prompt_class_name(part) for part in label.split(",")), *words_of(label)}
+        ratios = []
+        for reading in readings:
+            matcher.set_seq1(reading)
+            ratios.append(matcher.ratio())
+        return max(ratios)
+
+    ranked = sorted(enumerate(labels, start=1), key=lambda row: -likeness(row[1]))
+    return [i for i, _ in ranked[:number]]
 
 
 def match_label(labels: list[str], target: int, others: list[str]) -> int | None:
@@ -79,7 +131,7 @@ def match_label(labels: list[str], target: int, others: list[str]) -> int | None
 
     Labels are compared whole, then by their names in prompts. A name may stand twice in a list (ImageNet
     has two cranes), so lists that agree from end to end are matched by index, and a doubled name
-    otherwise not at all.
+    otherwise not at all; no more is "LABEL_0", which says of no class what it is.
     """
     return match_labels(tuple(labels), tuple(others))[target]
 
@@ -94,7 +146,11 @@ def match_labels(labels: tuple[str, ...], others: tuple[str, ...]) -> list[int |
         theirs = [reading(label) for label in others]
         often = Counter(ours)
         there = Counter(theirs)
-        places = {name: i for i, name in enumerate(theirs) if often[name] == 1 == there[name]}
+        places = {
+            name: i
+            for i, name in enumerate(theirs)
+            if often[name] == 1 == there[name] and says_what_it_is(name)
+        }
         agree = ours == theirs
         for i, name in enumerate(ours):
             if found[i] is None:

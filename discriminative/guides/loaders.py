@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from discriminative.errors import UsageError
 from discriminative.guides.classifier import Classifier
 from discriminative.guides.preprocess import Recipe, hf_recipe, timm_recipe
-from discriminative.hub import at_revision, check_keys, fetch, hub_advice, hub_errors, one_line
+from discriminative.hub import ask_hub, at_revision, check_keys, fetch
 
 
 @dataclass(frozen=True)
@@ -136,6 +135,7 @@ def timm_labels(config: dict[str, Any]) -> list[str]:
             raise ValueError(
                 f"its head has {config['num_classes']} classes, but its config.json names {len(names)} labels"
             )
+        names = [str(n) for n in names]
         # Only WordNet's numbers need their descriptions.
         return [descriptions.get(n, n) if re.fullmatch(r"n\d{8}", n) else n for n in names]
     subset = infer_imagenet_subset(config)
@@ -164,6 +164,7 @@ def find_hf(source: Source) -> Parts:
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
     place, revision = at_revision(source.place)
+    ask_hub(place)
     config = AutoConfig.from_pretrained(place, revision=revision)
     if config.model_type == "timm_wrapper":
         raise ValueError(f"it is a timm checkpoint; give timm:hf-hub:{place}, or timm:{place} for a folder")
@@ -183,9 +184,23 @@ def find_hf(source: Source) -> Parts:
     return Parts(hf_labels(config), load)
 
 
+# What a head of another kind is for, by the configuration's "problem_type".
+OTHER_HEADS = {
+    "regression": "gives quantities rather than classes",
+    "multi_label_classification": "says yes or no to each label by itself (multi-label)",
+}
+
+
 def hf_labels(config: Any) -> list[str]:
-    """The labels of a Hugging Face configuration, in the logits' order."""
-    return [config.id2label[i] for i in sorted(config.id2label)]
+    """The labels of a Hugging Face configuration, in the logits' order.
+
+    Raises:
+        ValueError: its head is not one that chooses one label.
+    """
+    other = OTHER_HEADS.get(getattr(config, "problem_type", None))
+    if other:
+        raise ValueError(f"its head {other}; allowed is one that chooses one of its labels (softmax)")
+    return [str(config.id2label[i]) for i in sorted(config.id2label)]
 
 
 # A ViT's weights: transformers 4 -> 5.
@@ -215,6 +230,7 @@ def find_vit_mae(source: Source) -> Parts:
     from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
     place, revision = at_revision(source.place)
+    ask_hub(place)
     config = ViTConfig.from_pretrained(place, revision=revision)
 
     def load() -> tuple[torch.nn.Module, Recipe]:
@@ -251,33 +267,3 @@ def find_python(source: Source) -> Parts:
 
 
 LOADERS = {"timm": find_timm, "hf": find_hf, "vit-mae": find_vit_mae, "python": find_python}
-
-
-# Of libraries, and of one's own module.
-FOREIGN_ERRORS = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    ImportError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-)
-
-
-FOREIGN_ERRORS += (NameError, SyntaxError)
-
-
-def explained(flag: str, name: str, source: Source, work: Callable[[], Any]) -> Any:
-    """``work()``, its failures told in one line that names the flag and the classifier."""
-    from safetensors import SafetensorError
-
-    try:
-        return work()
-    except (*FOREIGN_ERRORS, SafetensorError, *hub_errors()) as error:
-        place = "" if source.place in name else f" ({source.place})"
-        way_out = "; --judge none evaluates without one" if flag == "judge" else ""
-        raise UsageError(
-            f"--{flag}: {name!r}{place} could not be loaded: {one_line(error)}{hub_advice(error)}{way_out}"
-        ) from error

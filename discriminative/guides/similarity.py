@@ -3,7 +3,7 @@
 import torch
 
 from discriminative.errors import UsageError
-from discriminative.hub import check_keys, hub_advice, hub_errors, one_line
+from discriminative.hub import ask_hub, check_keys, hub_errors, why
 from discriminative.records.files import to_pil
 
 
@@ -18,6 +18,7 @@ class TextSimilarity:
         from safetensors import SafetensorError
         from transformers import CLIPModel, CLIPProcessor
 
+        ask_hub(name)
         try:
             model, info = CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
             check_keys(info["missing_keys"])
@@ -32,9 +33,7 @@ class TextSimilarity:
             SafetensorError,
             *hub_errors(),
         ) as error:
-            raise UsageError(
-                f"--clip_model: {name!r} could not be loaded: {one_line(error)}{hub_advice(error)}"
-            ) from error
+            raise UsageError(f"--clip_model: {name!r} could not be loaded: {why(error)}") from error
         self.model = model.requires_grad_(False).eval().to(device)
         self.device = device
 

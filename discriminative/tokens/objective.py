@@ -152,7 +152,7 @@ class Objective:
         right = []
         for guide in self.guides:
             logits = guide.classifier.logits(images)  # (B, K)
-            logits = logits if may_overflow else finite(logits)
+            logits = logits if may_overflow else finite(logits, guide.classifier.dtype)
             target = torch.full((len(logits),), guide.target, device=logits.device)
             losses.append(F.cross_entropy(logits, target, reduction="none"))  # (B,)
             right.append(gives(logits, guide.target))  # (B,)

@@ -55,10 +55,10 @@ def check_words(tokenizer, placeholder: str, initializer: str, num_vectors: int 
         UsageError: naming the flag.
     """
     for name in vector_names(placeholder, num_vectors):
-        if len(tokenizer.tokenize(name)) == 1:
+        if is_word(tokenizer, name):
             raise UsageError(
                 f"--placeholder_token: {name!r} is already a word of the vocabulary; "
-                "allowed is a new word, such as newclas"
+                f"allowed is a new word, such as {new_word(tokenizer, num_vectors)}"
             )
     pieces = tokenizer.tokenize(initializer)
     if len(pieces) != 1:
@@ -66,6 +66,24 @@ def check_words(tokenizer, placeholder: str, initializer: str, num_vectors: int 
             f"--initializer_token: {initializer!r} takes {len(pieces)} tokens; "
             "allowed is a word of one token, such as a"
         )
+
+
+def is_word(tokenizer, name: str) -> bool:
+    """Whether the vocabulary has a name as one word."""
+    return len(tokenizer.tokenize(name)) == 1
+
+
+def new_word(tokenizer, num_vectors: int) -> str:
+    """A placeholder that the vocabulary does not have, nor any of its vectors' names."""
+    candidates = ("newclas", *(f"newclas{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"))
+    free = (w for w in candidates if not any(is_word(tokenizer, n) for n in vector_names(w, num_vectors)))
+    return next(free, "one with digits in it")
+
+
+def spelled_words(tokenizer, text: str) -> list[str]:
+    """The words of a text that the vocabulary spells, in ones and twos of letters, rather than knows."""
+    words = re.findall(r"\w{3,}", text.lower())
+    return [word for word in words if len(tokenizer.tokenize(word)) > len(word) / 2]
 
 
 def check_apart(placeholder: str, prompts: list[str]) -> None:
@@ -104,7 +122,7 @@ def tokenize(tokenizer, prompts: list[str], *tokens: list[str]) -> torch.Tensor:
     for prompt, ids in zip(prompts, input_ids, strict=True):
         if len(ids) > limit:
             raise UsageError(
-                f"--prompt: {prompt!r} takes {len(ids)} tokens; "
+                f"the prompt {prompt!r} takes {len(ids)} tokens; "
                 f"allowed are at most {limit}, begin and end included"
             )
     padded = tokenizer(prompts, padding="max_length", max_length=limit, return_tensors="pt")
