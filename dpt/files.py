@@ -19,7 +19,7 @@ from discriminative import VERSION
 from discriminative.diffusion.models import DiffusionModels
 from discriminative.errors import UsageError
 from discriminative.hub import check_keys, one_line
-from discriminative.records.files import write_json, write_tensors
+from discriminative.records.files import follow_umask, write_json, write_tensors
 from dpt.adapter import DiscriminativeAdapter
 from dpt.features import ProbePoint
 from dpt.forward import Reader
@@ -233,6 +233,7 @@ def write_lora(folder: Path, models: DiffusionModels) -> Path:
     temporary = Path(tempfile.mkdtemp(prefix=".lora.", dir=folder))
     try:
         StableDiffusionPipeline.save_lora_weights(temporary, **layers, **metadata)
+        follow_umask(temporary / LORA)
         (temporary / LORA).replace(folder / LORA)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -18,13 +18,26 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def _replace(path: Path, write) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        follow_umask(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file, or all files below a folder, the permissions of any new one: safetensors writes files
+    that their owner alone can read."""
+    fresh = path.with_name(f".{path.name}.fresh")
+    fresh.touch()
+    mode = fresh.stat().st_mode
+    fresh.unlink()
+    for file in (path, *path.rglob("*")):
+        if file.is_file() and file.stat().st_mode != mode:
+            file.chmod(mode)
 
 
 def replace_folder(new: Path, old: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from discriminative.errors import UsageError
 from discriminative.hub import one_line
-from discriminative.records.files import write_tensors
+from discriminative.records.files import follow_umask, replace_folder, write_tensors
 from discriminative.tokens.class_token import ClassToken
 
 
@@ -53,9 +53,8 @@ def write_pipeline(folder: Path, token: ClassToken) -> None:
     try:
         pipeline.save_pretrained(temporary)
         make_readable(temporary, models.tokenizer)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.replace(folder)
+        follow_umask(temporary)
+        replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
