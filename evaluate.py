@@ -25,7 +25,6 @@ from discriminative.records.evaluation import EvaluationRecord, PromptRecord
 from discriminative.records.files import (
     image_files,
     read_image,
-    replace_folder,
     to_pil,
     write_image,
     write_json,
@@ -312,22 +311,17 @@ def evaluate(
     shutil.rmtree(folder.unfinished_eval_images, ignore_errors=True)  # of a run that broke off
     if token.models.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(token.models.device)
-    grids = {}
     for number, template in enumerate(templates_of(config), start=1):
         images = folder.unfinished_eval_images / ("" if number == 1 else f"prompt_{number:02d}")
         prompts = arm_prompts(config, template, class_name)
         arms = draw_arms(config, token, prompts, guides, judge, clip, images)
         result["prompts"].append({"template": template} | compare(arms, reference))
-        grids[images / "grid.png" if number > 1 else folder.grid] = side_by_side(arms)
+        write_image(images / "grid.png", side_by_side(arms))
     result["seconds"] = time.monotonic() - start
     result["peak_memory_gb"] = peak_bytes(token.models.device) / 1e9
     result["verdict"] = verdict(result)
-    # Only now the last evaluation goes, figures first.
-    folder.result.unlink(missing_ok=True)
-    for path, picture in grids.items():
-        write_image(path, picture)
-    replace_folder(folder.unfinished_eval_images, folder.eval_images)
-    write_json(folder.result, result)
+    write_json(folder.unfinished_result, result)
+    folder.take_evaluation()
     return result
 
 

@@ -17,7 +17,17 @@ from typing import get_args
 
 from config import PRESETS, RunConfig, validate, with_preset
 from discriminative import VERSION
-from discriminative.command_line import OneLineParser, boolean, with_underscores
+from discriminative.command_line import (
+    CLOSED_PIPE,
+    INTERRUPTED,
+    OneLineParser,
+    boolean,
+    drop_output,
+    ended_at_once,
+    ended_by_signals,
+    exit_code,
+    with_underscores,
+)
 from discriminative.errors import UsageError, WorkError
 
 # Beside the fields of RunConfig.
@@ -142,33 +152,50 @@ python run.py --help lists the main options, --help all every one."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage, 128 and its
+    number where a signal ended it."""
+    try:
+        code = dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except UsageError as error:
+        code = 2
+        said = f"error: {error}"
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, as in "| head".
+        drop_output()
+        return CLOSED_PIPE
+    except (WorkError, OSError) as error:
+        code = 1
+        said = f"failed: {error}"
+    except KeyboardInterrupt as error:
+        code = exit_code(error)
+        said = f"interrupted{error}" if str(error) else INTERRUPTED
+    # Out here the work's progress bars are gone from the line.
+    print(f"run.py: {said}", file=sys.stderr)
+    return code
+
+
+def dispatch(argv: list[str]) -> int:
+    """What :func:`main` does, with errors raised."""
     if not argv:
         print(BEGIN)
         return 2
+    given, parser = parse(argv)
+    if given["help"]:
+        parser = parser if given["help"] == "all" else build_parser(more=False)
+        parser.print_help()
+        return 0
+    config = options_of(given)
+    validate(config)
+    # Everything heavy is imported from here on.
     try:
-        given, parser = parse(argv)
-        if given["help"]:
-            parser = parser if given["help"] == "all" else build_parser(more=False)
-            parser.print_help()
-            return 0
-        config = options_of(given)
-        validate(config)
-        # Everything heavy is imported from here on.
-        try:
+        with ended_at_once("run.py"):
             from apps.work import work
-        except ModuleNotFoundError as error:
-            advice = "is the environment active? See Install in README.md"
-            print(f"run.py: failed: {error}; {advice}", file=sys.stderr)
-            return 1
+    except ModuleNotFoundError as error:
+        raise WorkError(f"{error}; is the environment active? See Install in README.md") from error
+    with ended_by_signals():
         return work(config)
-    except UsageError as error:
-        print(f"run.py: error: {error}", file=sys.stderr)
-        return 2
-    except (WorkError, OSError) as error:
-        print(f"run.py: failed: {error}", file=sys.stderr)
-        return 1
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from discriminative.precision import (
     update_scale,
 )
 from discriminative.records.files import clear, grid, write_image, write_lines, write_tensors
-from discriminative.records.layout import RunFolder
+from discriminative.records.layout import TrainingFiles
 from discriminative.records.pictures import write_evolution
 from discriminative.settings import NEVER, LearningSettings
 from discriminative.tokens.class_token import ClassToken
@@ -88,14 +88,14 @@ def train(
     token: ClassToken,
     guides: list[Guide],
     class_name: str,
-    folder: RunFolder,
+    folder: TrainingFiles,
     on_update: OnUpdate | None = None,
 ) -> Training:
     """Learn ``token`` for the class that the guides are asked for; several guides count alike.
 
     Args:
         class_name: the name of the class in the prompts.
-        folder: where the training images and the log go.
+        folder: where the training images, the log and the best token so far go.
         on_update: is given each update's log row and images (N, 3, H, W).
 
     Returns:
@@ -113,7 +113,7 @@ def loop(
     token: ClassToken,
     guides: list[Guide],
     class_name: str,
-    folder: RunFolder,
+    folder: TrainingFiles,
     on_update: OnUpdate | None,
 ) -> Training:
     """What :func:`train` does, update by update."""
@@ -237,7 +237,7 @@ class ValidationKeeper:
     strips = "validation"  # of the training images, those that show the same noises
     columns = FOLLOWED
 
-    def __init__(self, settings: LearningSettings, objective: Objective, folder: RunFolder):
+    def __init__(self, settings: LearningSettings, objective: Objective, folder: TrainingFiles):
         self.curriculum = Curriculum(settings.curriculum, len(settings.stages), len(settings.starts))
         self.objective = objective
         self.folder = folder
@@ -288,7 +288,7 @@ class LossKeeper:
 
     is_scored = True
 
-    def __init__(self, settings: LearningSettings, objective: Objective, folder: RunFolder):
+    def __init__(self, settings: LearningSettings, objective: Objective, folder: TrainingFiles):
         self.curriculum = Curriculum(replace(settings.curriculum, attempt_patience=NEVER))
         self.objective = objective
         self.folder = folder
@@ -313,7 +313,7 @@ class LossKeeper:
 KEEPERS = {"validation": ValidationKeeper, "loss": LossKeeper}
 
 
-def write_partial(folder: RunFolder, token: ClassToken, vector: torch.Tensor, updates: int) -> None:
+def write_partial(folder: TrainingFiles, token: ClassToken, vector: torch.Tensor, updates: int) -> None:
     """Write the best vector so far: a run that breaks off loses no more than its last updates."""
     write_tensors(folder.partial_token, {token.placeholder: vector.cpu()}, {"updates": str(updates)})
 
@@ -357,7 +357,7 @@ def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: lis
 
 
 def record(
-    folder: RunFolder, rows: list[dict], row: dict, images: torch.Tensor, on_update: OnUpdate | None
+    folder: TrainingFiles, rows: list[dict], row: dict, images: torch.Tensor, on_update: OnUpdate | None
 ) -> None:
     """Log one update, and show the images (N, 3, H, W) that it learned from."""
     # JSON has no number for what is not finite.
@@ -369,7 +369,7 @@ def record(
         on_update(row, images)
 
 
-def show_evolution(folder: RunFolder, rows: list[dict], name: str, columns: int) -> None:
+def show_evolution(folder: TrainingFiles, rows: list[dict], name: str, columns: int) -> None:
     """Show the same noises over the updates: the validation's, or the training's where they always come
     back."""
     paths = folder.train_images.glob(f"{name}_*.png") if name else ()

@@ -9,6 +9,7 @@ print(session.evaluate(token, test_size=50)["verdict"])
 session.draw(token, "A photo of {token} {class} on a beach")[0].save("bat.png")
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -38,6 +39,7 @@ from discriminative.records.files import (
     write_json,
     write_tensors,
 )
+from discriminative.records.locks import alone_in
 from discriminative.records.summary import remove_row, replace_row, row_of
 from discriminative.records.tracking import Tracker
 from discriminative.settings import LearningSettings
@@ -245,7 +247,8 @@ class Session:
         on_update: OnUpdate | None = None,
         learning: LearningSettings | None = None,
     ) -> Training:
-        """Train, then write the token and how it came about.
+        """Train in a folder of its own, then put the token and how it came about in the place of what is
+        there.
 
         Args:
             on_update: is given each update's log row and images (N, 3, H, W) in [0, 1].
@@ -264,15 +267,16 @@ class Session:
                 if use:
                     use(row, images)
 
+        shutil.rmtree(folder.unfinished_records, ignore_errors=True)  # of a run that broke off
         try:
-            training = train(settings, token, self.guides(plan), plan.class_name, folder, note)
+            training = train(settings, token, self.guides(plan), plan.class_name, folder.unfinished, note)
         finally:
             if tracker:
                 tracker.close()
-        folder.forget_token()  # what was made of an earlier one would pass for this one's
-        write_tensors(folder.token, token_tensors(token), origin(config, plan.label, plan.class_name))
-        write_json(folder.config, record_of(plan, settings, training))
-        folder.partial_token.unlink(missing_ok=True)
+        said = origin(config, plan.label, plan.class_name)
+        write_tensors(folder.unfinished.token, token_tensors(token), said)
+        write_json(folder.unfinished.config, record_of(plan, settings, training))
+        folder.take_training()
         remove_row(config.output_path, config.class_index, plan.label, config.exp_id)
         return training
 
@@ -404,7 +408,7 @@ class Session:
             options: of ``RunConfig``, for this class alone.
 
         Raises:
-            UsageError: an option is not allowed, or there is no such class.
+            UsageError: an option is not allowed, there is no such class, or another run is at work on it.
             WorkError: the training failed.
         """
         config = self.changed_config(options)
@@ -416,7 +420,8 @@ class Session:
         learning = plan.config.learning(**(constants or {}))
         self.load_tiny_vae(plan.config)
         token = self.token(plan)
-        training = self.train(plan, token, on_update, learning)
+        with alone_in(plan.folder.records):
+            training = self.train(plan, token, on_update, learning)
         return LearnedToken(token, replace(plan, vectors=token.vector.detach().cpu().clone()), training)
 
     def evaluate(self, learned: LearnedToken, **options) -> dict[str, Any]:
@@ -424,7 +429,7 @@ class Session:
         one line.
 
         Raises:
-            UsageError: an option is not allowed.
+            UsageError: an option is not allowed, or another run is at work on the class.
             WorkError: most images are not finite.
         """
         plan = self.plan(
@@ -433,10 +438,13 @@ class Session:
             **(changed(learned, self.config) | {"evaluate": True} | options),
         )
         there = plan.folder.token
-        if there.exists() and fingerprint(read_token(there)[1]) != fingerprint(plan.vectors):
-            raise UsageError(f"{there}: is another token of this class and experiment; give another exp_id")
-        result = self.run_evaluation(plan, learned.token)
-        self.summarize(plan)
+        with alone_in(plan.folder.records):
+            if there.exists() and fingerprint(read_token(there)[1]) != fingerprint(plan.vectors):
+                raise UsageError(
+                    f"{there}: is another token of this class and experiment; give another exp_id"
+                )
+            result = self.run_evaluation(plan, learned.token)
+            self.summarize(plan)
         return result
 
     def draw(

@@ -2,8 +2,20 @@
 
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from apps.plan import Plan, Sources, describe, is_sweep, listed_classes, make_plans, strange_words, works
+from apps.plan import (
+    Plan,
+    Sources,
+    describe,
+    is_sweep,
+    listed_classes,
+    make_plan,
+    make_plans,
+    strange_words,
+    works,
+)
 from apps.provenance import changed_settings, is_evaluated
 from apps.session import Session
 from config import RunConfig
@@ -13,8 +25,10 @@ from discriminative.guides.labels import prompt_class_name, says_what_it_is
 from discriminative.hub import one_line
 from discriminative.precision import why_no_cuda
 from discriminative.records.evaluation import EvaluationRecord
+from discriminative.records.locks import alone_in, check_free
 from discriminative.records.report import write_report
 from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.files import read_origin
 from evaluate import templates_of
 from trainer import Training
 
@@ -62,14 +76,17 @@ def run(plans: list[Plan], sources: Sources, sweep: bool) -> int:
     tell_device(sources)
     session = Session.of(sources)
     failed = 0
+    if not sweep:
+        check_free(plans[0].folder.records)  # rather than after models are loaded
     with told_out_of_memory(sources.device, MEMORY_ADVICE):
         session.load_all()
     for plan in plans:
         try:
-            with told_out_of_memory(sources.device, MEMORY_ADVICE):
+            with told_what_is_kept(plan), told_out_of_memory(sources.device, MEMORY_ADVICE):
                 carry_out(plan, session, resume=sweep)
         except Exception as error:
-            if not sweep:
+            # Without a reader of its lines no class can be done.
+            if not sweep or isinstance(error, BrokenPipeError):
                 raise
             if not isinstance(error, (WorkError, UsageError, OSError)):
                 traceback.print_exc()  # a fault of the program, which the other classes need not have
@@ -79,12 +96,52 @@ def run(plans: list[Plan], sources: Sources, sweep: bool) -> int:
     return failed
 
 
+@contextmanager
+def told_what_is_kept(plan: Plan) -> Iterator[None]:
+    """Where the work on a class ends early, the reason says what is kept, too."""
+    try:
+        yield
+    except (WorkError, KeyboardInterrupt) as error:
+        error.args = (f"{error}{what_is_kept(plan)}",)
+        raise
+
+
+def what_is_kept(plan: Plan) -> str:
+    """What a training leaves that ended early, or before an evaluation that did, and how to use it; as
+    the end of a line."""
+    folder = plan.folder
+    partial = folder.unfinished.partial_token
+    if not (plan.config.train and plan.vectors is None):
+        return ""
+    if partial.exists():
+        updates = read_origin(partial).get("updates")
+        if updates == "0":
+            return "; no update made the token better yet"
+        apart = " and another --exp_id" if folder.token.exists() else ""
+        kept = f"the best token so far, after {updates} updates, is kept"
+        return f"; {kept}: use it with --token_path {partial}{apart}, without --train"
+    if folder.token.exists() and not folder.unfinished_records.exists():
+        return f"; the token is kept, {folder.token}: go on without --train"
+    return ""
+
+
 def carry_out(plan: Plan, session: Session, resume: bool) -> None:
-    """One class's steps, in their order.
+    """One class's steps, in their order, with its folder to itself.
 
     Args:
-        resume: leave out an evaluation that is there already.
+        resume: leave out what is there already.
+
+    Raises:
+        UsageError: another run is at work in its folder.
     """
+    with alone_in(plan.folder.records):
+        # Another run may have ended here since.
+        plan = make_plan(plan.config, session.sources, resume)
+        take_steps(plan, session, resume)
+
+
+def take_steps(plan: Plan, session: Session, resume: bool) -> None:
+    """What :func:`carry_out` does."""
     config = plan.config
     tell_class(plan, session)
     for note in strange_words(plan, session.sources):

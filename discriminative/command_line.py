@@ -1,7 +1,14 @@
-"""What the command lines share: parsers, flags and limits. No torch here: they answer at once."""
+"""What the command lines share: parsers, flags, limits and signals. No torch here: they answer at once."""
 
 import argparse
 import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 
 BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 
@@ -39,3 +46,79 @@ def at_least(low: float, high: float = math.inf) -> dict:
     """The limits of an option: ``low`` to ``high``, both allowed."""
     allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:.10g}"
     return {"check": lambda value: low <= value <= high, "allowed": allowed}
+
+
+# Ask a program to end: Ctrl-C, kill, a terminal that is closed. Windows has not all.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+CLOSED_PIPE = 141  # what a shell expects of a program that nobody reads any more
+INTERRUPTED = "interrupted; what was finished is kept"
+
+
+class Ended(KeyboardInterrupt):
+    """A signal ended the program; ``number`` is its own."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def signals_to(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block ``handle`` is called where a signal asks the program to end.
+
+    A signal that is ignored, as with nohup, or that somebody handles stays so.
+    """
+    is_main = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
+    before = {number: signal.getsignal(number) for number in SIGNALS if is_main}
+    free = {n: h for n, h in before.items() if h in (signal.SIG_DFL, signal.default_int_handler)}
+    for number in free:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in free.items():
+            signal.signal(number, handler)
+
+
+def ended_by_signals() -> AbstractContextManager[None]:
+    """Within the block all signals do as Ctrl-C does: what is being written is cleared away, and what is
+    kept can be told.
+
+    Raises:
+        Ended: a signal came.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Ended(number)
+
+    return signals_to(end)
+
+
+def ended_at_once(name: str) -> AbstractContextManager[None]:
+    """Around imports: an exception in the midst of torch's is an abort, and there is nothing to clear away.
+
+    Args:
+        name: of the program, which begins the line.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(sys.__stderr__.fileno(), f"{name}: {INTERRUPTED}\n".encode())
+        os._exit(128 + number)
+
+    return signals_to(end)
+
+
+def exit_code(interruption: KeyboardInterrupt) -> int:
+    """What a shell expects of a program that a signal ended: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + getattr(interruption, "number", signal.SIGINT)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the one of several that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def drop_output() -> None:
+    """Let what is still to be printed go nowhere: its reader is gone, of which Python would complain as it
+    ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

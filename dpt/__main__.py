@@ -10,13 +10,21 @@ python -m dpt mine --coco_root coco --refcoco_root mdetr  # then probe without -
 
 import argparse
 import difflib
-import os
 import sys
 import types
 from dataclasses import fields
 from typing import get_args
 
-from discriminative.command_line import OneLineParser, boolean, with_underscores
+from discriminative.command_line import (
+    INTERRUPTED,
+    OneLineParser,
+    boolean,
+    ended_at_once,
+    ended_by_signals,
+    exit_code,
+    is_first_process,
+    with_underscores,
+)
 from discriminative.errors import UsageError, WorkError
 from dpt.config import COMMANDS, Options, validate
 
@@ -88,7 +96,8 @@ def parse(argv: list[str]) -> tuple[str, Options]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage."""
+    """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage, 128 and its
+    number where a signal ended it."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         print(__doc__.strip())
@@ -97,17 +106,24 @@ def main(argv: list[str] | None = None) -> int:
         command, options = parse(argv)
         validate(command, options)
         # Everything heavy is imported from here on.
-        from dpt.work import work
-
-        return work(command, options)
+        with ended_at_once("dpt"):
+            from dpt.work import work
+        with ended_by_signals():
+            return work(command, options)
     except UsageError as error:
-        # Of several processes all say the same.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"dpt: error: {error}", file=sys.stderr)
-        return 2
+        code = 2
+        said = f"error: {error}" if is_first_process() else ""
     except (WorkError, OSError) as error:
-        print(f"dpt: failed: {error}", file=sys.stderr)
-        return 1
+        code = 1
+        said = f"failed: {error}"
+    except KeyboardInterrupt as error:
+        code = exit_code(error)
+        told = f"{INTERRUPTED}, and the same command goes on with a training"
+        said = told if is_first_process() else ""
+    # Out here the work's progress bars are gone from the line.
+    if said:
+        print(f"dpt: {said}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Weights are safetensors; whatever replaces a file is written beside it and then 
 """
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,12 @@ from discriminative import VERSION
 from discriminative.diffusion.models import DiffusionModels
 from discriminative.errors import UsageError
 from discriminative.hub import check_keys, one_line
-from discriminative.records.files import write_json, write_tensors
+from discriminative.records.files import (
+    follow_umask,
+    told_what_cannot_be_written,
+    write_json,
+    write_tensors,
+)
 from dpt.adapter import DiscriminativeAdapter
 from dpt.features import ProbePoint
 from dpt.forward import Reader
@@ -229,13 +233,12 @@ def write_lora(folder: Path, models: DiffusionModels) -> Path:
         if tensors:
             layers[f"{part}_lora_layers"] = tensors
             metadata[f"{part}_lora_adapter_metadata"] = lora_metadata(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".lora.", dir=folder))
-    try:
-        StableDiffusionPipeline.save_lora_weights(temporary, **layers, **metadata)
-        (temporary / LORA).replace(folder / LORA)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with told_what_cannot_be_written(folder / LORA):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".lora.", dir=folder) as temporary:
+            StableDiffusionPipeline.save_lora_weights(temporary, **layers, **metadata)
+            follow_umask(Path(temporary, LORA))
+            Path(temporary, LORA).replace(folder / LORA)
     return folder / LORA
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from discriminative import VERSION
+from discriminative.command_line import is_first_process
 from discriminative.diffusion.memory import told_out_of_memory
 from discriminative.diffusion.models import DiffusionModels, load_models, load_tokenizer
 from discriminative.diffusion.sources import load_part, model_id
 from discriminative.errors import UsageError
 from discriminative.records.files import clear, grid, to_pil, write_image, write_json
+from discriminative.records.locks import alone_in
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
 from dpt.config import Options
@@ -60,7 +63,9 @@ def work(command: str, options: Options) -> int:
     if options.dry_run:
         print(describe(plan))
         return 0
-    with told_out_of_memory(plan.device, MEMORY_ADVICE):
+    # Mining writes one file, beside the data.
+    locks = command != "mine" and is_first_process()
+    with alone_in(plan.folder) if locks else nullcontext(), told_out_of_memory(plan.device, MEMORY_ADVICE):
         COMMANDS[command](plan)
     return 0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from discriminative.records.files import follow_umask
 from miniature import calibrate, classifiers, detector, export, tokenizer, unet, vae
 from miniature.training import log_hardware
 
@@ -102,6 +103,8 @@ def main() -> None:
             print(f"{stage}: done before ({left}); --redo starts it anew")
             continue
         build_stage(stage, args.work, args.out, torch.device(args.device), args.steps)
+        if left:
+            follow_umask(left)
 
 
 if __name__ == "__main__":

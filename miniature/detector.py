@@ -17,7 +17,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -25,6 +25,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import FeaturePyramidNetwork, nms
 
 from discriminative.hub import MINIATURE
+from discriminative.records.files import write_tensors
 from miniature.classifiers import (
     MEAN,
     STD,
@@ -381,7 +382,7 @@ def write(model: FCOS, held_out: HeldOut, folder: Path) -> None:
     temporary = folder.with_suffix(".tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     weights = {name: value.contiguous() for name, value in rounded.half().state_dict().items()}
-    save_file(weights, temporary / WEIGHTS)
+    write_tensors(temporary / WEIGHTS, weights, {})
     config = {
         "architecture": ARCHITECTURE,
         "threshold": threshold,

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from discriminative.records.files import follow_umask
 from discriminative.tokens.files import make_readable
 from miniature.classifiers import CLASSIFIERS
 from miniature.detector import NAME as DETECTOR
@@ -42,6 +43,7 @@ def export(work: Path, out: Path) -> None:
     config_path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
     for name in (*CLASSIFIERS, DETECTOR):
         shutil.copytree(work / name, temporary / name)
+    follow_umask(temporary)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
     total = sum(f.stat().st_size for f in out.rglob("*.safetensors"))

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from discriminative.records.files import write_tensors
 from miniature.scenes import CLASSES, SIZE, render
 
 LABELLED = {"count": 1}  # what a classifier sees: one thing, so that the label is exact
@@ -170,9 +171,7 @@ class Trainee:
                 }
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{k}": torch.as_tensor(v).clone() for k, v in state.items()}
-        temporary = self.path.with_suffix(".tmp")
-        save_file(tensors, temporary, {"step": str(self.step)})
-        temporary.replace(self.path)
+        write_tensors(self.path, tensors, {"step": str(self.step)})
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one."""

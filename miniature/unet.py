@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from discriminative.records.files import write_tensors
 from miniature.training import Trainee, renders, to_tensor
 
 # SD 1.4's own scheduler configuration.
@@ -85,8 +86,7 @@ def encode_renders(work: Path, images, device: torch.device) -> torch.Tensor:
             mean = vae.encode(to_tensor(images[start : start + 250], device)).latent_dist.mode()
         latents.append((mean.float() * vae.config.scaling_factor).half().cpu().contiguous())
     latents = torch.cat(latents).contiguous()
-    save_file({"latents": latents}, cache.with_suffix(".tmp"))
-    cache.with_suffix(".tmp").rename(cache)
+    write_tensors(cache, {"latents": latents}, {})
     return latents
 
 

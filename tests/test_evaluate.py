@@ -197,7 +197,7 @@ def test_figures_never_stand_beside_pictures_of_another_evaluation(tmp_path, mon
     def no_space(*args):
         raise OSError("no space left")
 
-    monkeypatch.setattr("evaluate.replace_folder", no_space)
+    monkeypatch.setattr("discriminative.records.layout.shutil.move", no_space)
     with pytest.raises(OSError, match="no space"):
         evaluate(config, token, [certain(1)], None, "cat", folder)
     assert not folder.result.exists()

@@ -51,14 +51,14 @@ def written(request, monkeypatch):
 def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(written, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(WorkError, match="no space left"):
         written(path, lambda: None, breaks_off=True)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_first_write_that_breaks_off_leaves_no_file_at_all(written, tmp_path):
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(WorkError, match="no space left"):
         written(tmp_path / "folder" / "file", lambda: None, breaks_off=True)
     assert list((tmp_path / "folder").iterdir()) == []
 
@@ -167,7 +167,7 @@ def test_an_export_that_breaks_off_leaves_the_last_one_and_no_other_folder(token
         raise OSError("no space left")
 
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "save_pretrained", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(WorkError, match="no space left"):
         write_pipeline(folder, token)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert list(tmp_path.iterdir()) == [folder]

@@ -4,27 +4,60 @@ ever half there."""
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from discriminative.errors import WorkError
+from discriminative.hub import one_line
 
 GAP = 2  # pixels between the images of a grid
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def _replace(path: Path, write) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with told_what_cannot_be_written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            follow_umask(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def told_what_cannot_be_written(path: Path) -> Iterator[None]:
+    """Around whatever writes a file or folder: a full disk says neither which one, nor is it of one kind
+    in all libraries.
+
+    Raises:
+        WorkError: the system refused.
+    """
     try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise WorkError(f"{path}: cannot be written ({reason})") from error
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file, or all files below a folder, the permissions of any new one: safetensors writes files
+    that their owner alone can read."""
+    fresh = path.with_name(f".{path.name}.fresh")
+    fresh.touch()
+    mode = fresh.stat().st_mode
+    fresh.unlink()
+    for file in (path, *path.rglob("*")):
+        if file.is_file() and file.stat().st_mode != mode:
+            file.chmod(mode)
 
 
 def replace_folder(new: Path, old: Path) -> None:

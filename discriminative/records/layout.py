@@ -5,8 +5,6 @@ import re
 import shutil
 from pathlib import Path
 
-# Of the default experiment; others lie beside them.
-PICTURE_FOLDERS = ("train", "eval", "prompt")
 RECORDS = "pipeline_token"  # the folder of tokens and records, named as the official code does
 
 
@@ -16,7 +14,25 @@ def class_folder(class_index: int, label: str) -> str:
     return f"{class_index:04d}_{re.sub(r'[^a-z0-9]+', '_', label.lower()).strip('_')[:60]}"
 
 
-class RunFolder:
+class TrainingFiles:
+    """The paths of what a training writes.
+
+    Args:
+        records: folder of the token, its record and the log.
+        images: folder of the pictures.
+    """
+
+    def __init__(self, records: Path, images: Path):
+        self.token = records / "learned_embeds.safetensors"
+        # The best so far, while training runs.
+        self.partial_token = records / "learned_embeds.partial.safetensors"
+        self.config = records / "config.json"
+        self.log = records / "log.jsonl"
+        self.train_images = images / "train"
+        self.evolution = images / "evolution.png"
+
+
+class RunFolder(TrainingFiles):
     """The paths of one class and experiment below ``--output_path``.
 
     Args:
@@ -30,30 +46,47 @@ class RunFolder:
         self.name = class_name
         self.exp_id = exp_id
         self.records = root / RECORDS / class_name / exp_id
-        self.token = self.records / "learned_embeds.safetensors"
-        self.config = self.records / "config.json"
-        # The best so far, while training runs.
-        self.partial_token = self.records / "learned_embeds.partial.safetensors"
-        self.pipeline = self.records / "pipeline"
-        self.web_ui = self.records / "a1111"
-        self.log = self.records / "log.jsonl"
-        self.result = self.records / "evaluation.json"
         # The default experiment has no folder of its own.
         images = root / "img" / class_name / ("" if exp_id == "default" else exp_id)
-        self.train_images, self.eval_images, self.prompt_images = (images / name for name in PICTURE_FOLDERS)
-        self.unfinished_eval_images = images / "eval.partial"  # until all are sampled
+        super().__init__(self.records, images)
+        self.pipeline = self.records / "pipeline"
+        self.web_ui = self.records / "a1111"
+        self.result = self.records / "evaluation.json"
+        self.eval_images = images / "eval"
+        self.prompt_images = images / "prompt"
+        # Until all is there.
+        self.unfinished_eval_images = images / "eval.partial"
+        self.unfinished_result = self.unfinished_eval_images / "evaluation.json"
+        self.unfinished_records = self.records / "training.partial"
+        self.unfinished = TrainingFiles(self.unfinished_records, self.unfinished_records)
         # Readers of data sets take every folder for a class.
         self.dataset = root / ("dataset" if exp_id == "default" else f"dataset_{exp_id}") / class_name
         self.grid = images / "grid.png"
-        self.evolution = images / "evolution.png"
 
-    def forget_token(self) -> None:
-        """Remove what was made of a token that another one replaces: its record, evaluation, pictures,
-        exports."""
-        for path in (self.result, self.config, self.grid):
-            path.unlink(missing_ok=True)
-        for folder in (self.eval_images, self.web_ui, self.pipeline):
+    def take_training(self) -> None:
+        """Put the training that is done in the place of the last one, all of which goes: its token, log
+        and pictures, and the evaluation and exports that were made of it."""
+        for name in ("result", "config", "token", "partial_token", "log", "grid", "evolution"):
+            getattr(self, name).unlink(missing_ok=True)
+        for folder in (self.eval_images, self.train_images, self.web_ui, self.pipeline):
             shutil.rmtree(folder, ignore_errors=True)
+        # The record last: with it the training counts as done.
+        for name in ("log", "train_images", "evolution", "token", "config"):
+            new = getattr(self.unfinished, name)
+            path = getattr(self, name)
+            if new.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(new, path)  # pictures may be on another disk
+        shutil.rmtree(self.unfinished_records)
+
+    def take_evaluation(self) -> None:
+        """Put the evaluation that is done in the place of the last one; figures go first, and come last."""
+        self.result.unlink(missing_ok=True)
+        shutil.rmtree(self.eval_images, ignore_errors=True)
+        shutil.move(self.unfinished_eval_images / "grid.png", self.grid)
+        self.result.parent.mkdir(parents=True, exist_ok=True)
+        self.unfinished_eval_images.rename(self.eval_images)
+        shutil.move(self.eval_images / self.unfinished_result.name, self.result)
 
 
 def evaluated_folders(output_path: Path) -> list[RunFolder]:
@@ -62,5 +95,5 @@ def evaluated_folders(output_path: Path) -> list[RunFolder]:
     return [RunFolder(output_path, *path.parts[-3:-1]) for path in paths]
 
 
-# Names that no experiment may have.
-NO_EXP_IDS = (*PICTURE_FOLDERS, "eval.partial", "grid.png", "evolution.png")
+# Names that no experiment may have: the default one's pictures lie beside the others' folders.
+NO_EXP_IDS = ("train", "eval", "prompt", "eval.partial", "grid.png", "evolution.png")

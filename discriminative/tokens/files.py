@@ -14,7 +14,12 @@ from safetensors.torch import load_file
 
 from discriminative.errors import UsageError
 from discriminative.hub import one_line
-from discriminative.records.files import write_tensors
+from discriminative.records.files import (
+    follow_umask,
+    replace_folder,
+    told_what_cannot_be_written,
+    write_tensors,
+)
 from discriminative.tokens.class_token import ClassToken
 
 
@@ -51,11 +56,11 @@ def write_pipeline(folder: Path, token: ClassToken) -> None:
     )
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        pipeline.save_pretrained(temporary)
-        make_readable(temporary, models.tokenizer)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.replace(folder)
+        with told_what_cannot_be_written(folder):
+            pipeline.save_pretrained(temporary)
+            make_readable(temporary, models.tokenizer)
+            follow_umask(temporary)
+            replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
