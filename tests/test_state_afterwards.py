@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import tiny_classifier, tiny_models, weight_hashes
 
+from discriminative.errors import WorkError
 from discriminative.records import files
 from discriminative.records.files import write_image, write_json, write_lines, write_tensors, write_text
 from discriminative.tokens.class_token import ClassToken
