@@ -66,17 +66,21 @@ def test_offline_by_choice_is_no_missing_network(empty_cache, monkeypatch, capsy
 
 
 def test_the_hub_is_asked_once_and_not_for_a_folder(empty_cache, monkeypatch, tmp_path):
+    """A program around this one, that uses the hub too, is left as it was."""
     from huggingface_hub import constants
 
     asked = []
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: asked.append(1) or NotThere())
-    hub.ask_hub(str(tmp_path))
-    assert not asked
-    for _ in range(2):
-        constants.HF_HUB_OFFLINE = False
-        hub.ask_hub("nobody/nothing")
-        assert constants.HF_HUB_OFFLINE
+    for place, is_offline in ((str(tmp_path), False), ("nobody/nothing", True), ("nobody/else", True)):
+        with hub.hub_or_cache(place):
+            assert is_offline == constants.HF_HUB_OFFLINE
+        assert not constants.HF_HUB_OFFLINE
     assert asked == [1]
+
+
+def test_a_hub_that_answers_again_is_found(empty_cache, capsys):
+    assert main([*MINI, *TRAIN, "--classifier", "hf:nobody/nothing", "--dry_run"]) == 2
+    assert hub.hub_answers.cache_info().currsize == 0
 
 
 class NotThere:
