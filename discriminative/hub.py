@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -14,24 +15,30 @@ def fetch(repository: str, name: str, revision: str | None = None) -> Path:
     """One file of a repository on the hub, from its cache where it is there."""
     from huggingface_hub import hf_hub_download
 
-    ask_hub(repository)
-    return Path(hf_hub_download(repository, name, revision=revision or None))
+    with hub_or_cache(repository):
+        return Path(hf_hub_download(repository, name, revision=revision or None))
 
 
-def ask_hub(place: str) -> None:
-    """Where the hub does not answer, have the libraries take what its cache holds; nothing for a folder.
+@contextmanager
+def hub_or_cache(place: str) -> Iterator[None]:
+    """Within the block the libraries take what the hub's cache holds, if the hub does not answer; a folder
+    needs neither.
 
     They would try again and again, for half a minute, before they say so.
     """
     from huggingface_hub import constants
 
-    if not (Path(place).is_dir() or constants.HF_HUB_OFFLINE or hub_answers()):
-        constants.HF_HUB_OFFLINE = True
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline or not (Path(place).is_dir() or hub_answers())
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 @cache
 def hub_answers() -> bool:
-    """Whether the hub can be reached, asked once and without a second try."""
+    """Whether the hub can be reached; asked once, without a second try, until :func:`why` tells of it."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -97,6 +104,7 @@ def why(error: Exception) -> str:
     """
     advice = hub_advice(error)
     if advice.endswith(NOT_FETCHED):
+        hub_answers.cache_clear()
         return advice
     return f"{advice} ({one_line(error)})" if advice else one_line(error)
 

@@ -11,7 +11,7 @@ import torch
 
 from discriminative.diffusion.sources import FOREIGN_ERRORS
 from discriminative.errors import UsageError
-from discriminative.hub import ask_hub, at_revision, check_keys, hub_errors, why
+from discriminative.hub import at_revision, check_keys, hub_errors, hub_or_cache, why
 from dpt.data.samples import Span
 
 
@@ -203,13 +203,14 @@ def _load_roberta(source: str, flag: str) -> tuple[Any, Any]:
 
     place, revision = at_revision(source)
     where = {"revision": revision} if revision else {}
-    ask_hub(place)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **where)
+        with hub_or_cache(place):
+            tokenizer = AutoTokenizer.from_pretrained(place, **where)
         if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_tokens):
             raise OSError("its tokenizer has no vocabulary that tells where tokens stand")
         settings = where | {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-        encoder, info = RobertaModel.from_pretrained(place, add_pooling_layer=False, **settings)
+        with hub_or_cache(place):
+            encoder, info = RobertaModel.from_pretrained(place, add_pooling_layer=False, **settings)
         check_keys(info["missing_keys"])
     except (*FOREIGN_ERRORS, ImportError, SafetensorError, *hub_errors()) as error:
         what = "the folder could not be loaded" if Path(place).is_dir() else "it could not be fetched"

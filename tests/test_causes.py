@@ -1,7 +1,5 @@
 """What an error says is the cause of it, and what it advises can be done."""
 
-import time
-
 import pytest
 import torch
 from conftest import tiny_tokenizer
@@ -45,11 +43,14 @@ def empty_cache(monkeypatch, tmp_path):
     ],
     ids=["model", "cub", "hf", "timm", "judge", "tiny-vae", "clip"],
 )
-def test_without_network_that_is_said_first_and_at_once(flags, named, empty_cache, tmp_path, capsys):
+def test_without_network_that_is_said_first_and_at_once(
+    flags, named, empty_cache, monkeypatch, tmp_path, capsys
+):
     """The libraries try for half a minute, and then miss a config.json."""
-    began = time.monotonic()
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)  # between the tries
     assert main([*TRAIN, *flags, "--output_path", str(tmp_path / "r")]) == 2
-    assert time.monotonic() - began < 20
+    assert not [seconds for seconds in waits if seconds >= 1]
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"run.py: error: {named}")
     assert said.count("\n") == 0
@@ -66,17 +67,21 @@ def test_offline_by_choice_is_no_missing_network(empty_cache, monkeypatch, capsy
 
 
 def test_the_hub_is_asked_once_and_not_for_a_folder(empty_cache, monkeypatch, tmp_path):
+    """A program around this one, that uses the hub too, is left as it was."""
     from huggingface_hub import constants
 
     asked = []
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: asked.append(1) or NotThere())
-    hub.ask_hub(str(tmp_path))
-    assert not asked
-    for _ in range(2):
-        constants.HF_HUB_OFFLINE = False
-        hub.ask_hub("nobody/nothing")
-        assert constants.HF_HUB_OFFLINE
+    for place, is_offline in ((str(tmp_path), False), ("nobody/nothing", True), ("nobody/else", True)):
+        with hub.hub_or_cache(place):
+            assert is_offline == constants.HF_HUB_OFFLINE
+        assert not constants.HF_HUB_OFFLINE
     assert asked == [1]
+
+
+def test_a_hub_that_answers_again_is_found(empty_cache, capsys):
+    assert main([*MINI, *TRAIN, "--classifier", "hf:nobody/nothing", "--dry_run"]) == 2
+    assert hub.hub_answers.cache_info().currsize == 0
 
 
 class NotThere:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from discriminative.errors import UsageError
-from discriminative.hub import MINIATURE, ask_hub, at_revision, hub_errors, one_line, why
+from discriminative.hub import MINIATURE, at_revision, hub_errors, hub_or_cache, one_line, why
 
 # Short names.
 MODELS = {
@@ -82,9 +82,9 @@ def load_part(name: str, load, flag: str = "model"):
     from safetensors import SafetensorError
 
     source, revision = source_of(name, flag)
-    ask_hub(source)
     try:
-        return load(source, revision=revision)
+        with hub_or_cache(source):
+            return load(source, revision=revision)
     except (*FOREIGN_ERRORS, SafetensorError, *hub_errors()) as error:
         if Path(source).is_dir():
             raise UsageError(

@@ -49,7 +49,8 @@ class Classifier:
         with torch.set_grad_enabled(guides):
             logits = self.logits(images)  # (B, K)
         if not logits.isfinite().all():
-            raise ValueError("its logits are not finite")
+            half = "; try --mixed_precision no or bf16" if self.dtype == torch.float16 else ""
+            raise ValueError(f"its logits are not finite{half}")
         if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(2).to(logits), atol=1e-3):
             raise ValueError("it gives probabilities; allowed are logits, before any softmax")
         if guides and not reaches(images, logits):

@@ -12,7 +12,7 @@ import torch
 
 from discriminative.guides.classifier import Classifier
 from discriminative.guides.preprocess import Recipe, hf_recipe, timm_recipe
-from discriminative.hub import ask_hub, at_revision, check_keys, fetch
+from discriminative.hub import at_revision, check_keys, fetch, hub_or_cache
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,12 @@ def find_hf(source: Source) -> Parts:
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
     place, revision = at_revision(source.place)
-    ask_hub(place)
-    config = AutoConfig.from_pretrained(place, revision=revision)
+    with hub_or_cache(place):
+        config = AutoConfig.from_pretrained(place, revision=revision)
     if config.model_type == "timm_wrapper":
         raise ValueError(f"it is a timm checkpoint; give timm:hf-hub:{place}, or timm:{place} for a folder")
 
+    @hub_or_cache(place)
     def load() -> tuple[torch.nn.Module, Recipe]:
         strictly = {
             "use_safetensors": True,
@@ -230,9 +231,10 @@ def find_vit_mae(source: Source) -> Parts:
     from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
     place, revision = at_revision(source.place)
-    ask_hub(place)
-    config = ViTConfig.from_pretrained(place, revision=revision)
+    with hub_or_cache(place):
+        config = ViTConfig.from_pretrained(place, revision=revision)
 
+    @hub_or_cache(place)
     def load() -> tuple[torch.nn.Module, Recipe]:
         folder = Path(place)
         weights = (

@@ -3,7 +3,7 @@
 import torch
 
 from discriminative.errors import UsageError
-from discriminative.hub import ask_hub, check_keys, hub_errors, why
+from discriminative.hub import check_keys, hub_errors, hub_or_cache, why
 from discriminative.records.files import to_pil
 
 
@@ -18,11 +18,11 @@ class TextSimilarity:
         from safetensors import SafetensorError
         from transformers import CLIPModel, CLIPProcessor
 
-        ask_hub(name)
         try:
-            model, info = CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+            with hub_or_cache(name):
+                model, info = CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+                self.processor = CLIPProcessor.from_pretrained(name)
             check_keys(info["missing_keys"])
-            self.processor = CLIPProcessor.from_pretrained(name)
         except (
             OSError,
             ValueError,

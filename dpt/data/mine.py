@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from discriminative.errors import UsageError
-from discriminative.hub import ask_hub, at_revision, check_keys, hub_errors, one_line, why
+from discriminative.hub import at_revision, check_keys, hub_errors, hub_or_cache, one_line, why
 from discriminative.records.files import read_image, to_pil, write_json
 from dpt.data.samples import check_least
 
@@ -240,14 +240,14 @@ class Clip:
         from transformers import CLIPModel, CLIPProcessor
 
         place, revision = at_revision(name)
-        ask_hub(place)
         kinds = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError)
         try:
-            model, info = CLIPModel.from_pretrained(
-                place, revision=revision, use_safetensors=True, output_loading_info=True
-            )
+            with hub_or_cache(place):
+                model, info = CLIPModel.from_pretrained(
+                    place, revision=revision, use_safetensors=True, output_loading_info=True
+                )
+                self.processor = CLIPProcessor.from_pretrained(place, revision=revision)
             check_keys(info["missing_keys"])
-            self.processor = CLIPProcessor.from_pretrained(place, revision=revision)
         except (*kinds, *hub_errors()) as error:
             raise UsageError(f"--clip_model: {name!r} could not be loaded: {why(error)}") from error
         self.model = model.requires_grad_(False).eval().to(device)
