@@ -372,7 +372,7 @@ def draw_arms(
         use = partial(keep, arms[name], folder, name)
         in_batches(token, [prompt] * len(seeds), seeds, config.sampler, config.eval_batch_size, use)
         for eye in arms[name].eyes:
-            check_most(len(seeds), int(eye.finite.sum()))
+            check_most(len(seeds), int(eye.finite.sum()), token.models.dtype)
     return arms
 
 

@@ -117,15 +117,18 @@ def gives(logits: torch.Tensor, target: int) -> torch.Tensor:
     return (logits.argmax(1) == target) & are_finite(logits)
 
 
-def check_most(number: int, finite: int) -> None:
+def check_most(number: int, finite: int, dtype: torch.dtype) -> None:
     """Check that most images had finite logits: half precision overflows now and then.
+
+    Args:
+        dtype: that images or logits were computed in.
 
     Raises:
         WorkError: most had not.
     """
     if 2 * finite < number:
         raise WorkError(
-            f"{number - finite} of {number} images' logits are not finite; try --mixed_precision no or bf16"
+            f"{number - finite} of {number} images' logits are not finite; {advice_on_overflow(dtype)}"
         )
 
 

@@ -31,8 +31,11 @@ def in_batches(
             images = token.sample(prompts[chunk], seeds[chunk], settings).float().cpu()
             broken = len(images) - int(are_finite(images).sum())
             if broken:
-                advice = "wrong or black; --mixed_precision no or bf16 helps"
-                tqdm.write(f"note: {broken} of {len(images)} images overflow in half precision: {advice}")
+                half = token.models.dtype == torch.float16
+                advice = "; --mixed_precision no or bf16 helps" if half else ""
+                tqdm.write(
+                    f"note: {broken} of {len(images)} images are not finite, so wrong and black{advice}"
+                )
             use(images, seeds[chunk])
             progress.update(len(images))
 

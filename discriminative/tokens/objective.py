@@ -232,5 +232,6 @@ class Objective:
 
         self.images += len(seeds)
         rows = [row for part in self.eval_batches.over(len(seeds), batch) for row in part]
-        check_most(len(rows), sum(math.isfinite(loss) for _, loss, _ in rows))
+        finite_losses = sum(math.isfinite(loss) for _, loss, _ in rows)
+        check_most(len(rows), finite_losses, self.token.models.dtype)
         return [(p, loss if math.isfinite(loss) else OVERFLOWN, right) for p, loss, right in rows]
