@@ -15,6 +15,7 @@ from tqdm import tqdm
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
 from discriminative.precision import make_scaler, precision_name, training_precision
+from discriminative.records.environment import timestamp
 from discriminative.records.files import clear, grid, write_image, write_lines, write_tensors
 from discriminative.records.layout import RunFolder
 from discriminative.records.pictures import write_evolution
@@ -74,6 +75,7 @@ class Training:
     images: int = 0  # sampled, for updates and for validation
     seconds: float = 0.0
     precision: str = ""  # of UNet and decoder
+    learning_rate: float = 0.0  # for each image of an update, before small steps make it less
     gain: Gain | None = None  # over the word in its place; None where it is beyond doubt, or not asked for
 
 
@@ -112,7 +114,8 @@ def loop(
 ) -> Training:
     """What :func:`train` does, update by update."""
     start = time.monotonic()
-    result = Training(precision=precision_name(token.models))
+    rate = settings.optimizer.rate(token.word_rms)
+    result = Training(precision=precision_name(token.models), learning_rate=rate)
     objective = Objective(settings, token, guides, class_name)
     keeper = KEEPERS[settings.choose_by](settings, objective, folder)
     curriculum = keeper.curriculum
@@ -132,14 +135,16 @@ def loop(
         attempt = {"start": settings.starts[curriculum.start], "stage": curriculum.stage + 1}
 
         # Sample, classify, step on the one vector.
-        set_step_size(settings, optimizer, token, curriculum.takes_small_steps)
+        share = settings.optimizer.fine_rate if curriculum.takes_small_steps else 1
+        set_step_size(settings, optimizer, token, share)
         figures, norm, images = update(objective, optimizer, scaler, epoch, curriculum.stage, result.rows)
 
         # Keep the best token.
         found = keeper.look(epoch, figures["loss"], figures["accuracy"], sampled_with)
         row = {"epoch": epoch} | figures | attempt | found | {"gradient_norm": norm}
         row |= {"token_norm": token.norm(), "best_epoch": curriculum.best.epoch}
-        row |= {"images": objective.images, "seconds": time.monotonic() - began}
+        row |= {"images": objective.images, "learning_rate": rate * share}
+        row |= {"time": timestamp(), "seconds": time.monotonic() - began}
         record(folder, result.rows, row, images, on_update)
         shown = {name: f"{value:.2f}" for name, value in figures.items()}
         progress.set_postfix(shown | {"best": str(curriculum.best)})
@@ -325,11 +330,11 @@ def begin(settings: LearningSettings, token: ClassToken, vector: torch.Tensor) -
 
 
 def set_step_size(
-    settings: LearningSettings, optimizer: torch.optim.AdamW, token: ClassToken, takes_small_steps: bool
+    settings: LearningSettings, optimizer: torch.optim.AdamW, token: ClassToken, share: float
 ) -> None:
-    """Small steps from where large ones would do harm, or have had their turn."""
-    rate = settings.optimizer.step_size(settings.images_per_update, token.word_rms)
-    optimizer.param_groups[0]["lr"] = rate * (settings.optimizer.fine_rate if takes_small_steps else 1)
+    """A share of the whole step: small from where large ones would do harm, or have had their turn."""
+    whole = settings.optimizer.step_size(settings.images_per_update, token.word_rms)
+    optimizer.param_groups[0]["lr"] = whole * share
 
 
 def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: list[dict]) -> None:

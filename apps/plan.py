@@ -46,6 +46,7 @@ from discriminative.tokens.files import read_token
 from discriminative.tokens.prompts import (
     TEMPLATES,
     check_apart,
+    check_fields,
     check_words,
     fill,
     read_prompts,
@@ -340,18 +341,16 @@ def check_inputs(config: RunConfig) -> None:
     """Check the files and folders that a run reads beside models, and the summary that it writes.
 
     Raises:
-        UsageError: a folder without pictures, a file without prompts, a summary of another version.
+        UsageError: a folder without pictures, a file without prompts, or with something else in braces than
+            {token} and {class}; a summary of another version.
     """
     if config.reference_images and not image_files(config.reference_images):
         raise UsageError(
             f"--reference_images: {config.reference_images!r} was given, which holds no picture; "
             "allowed is a folder of them"
         )
-    if any("{token:" in template for template in templates_of(config)):
-        raise UsageError(
-            f"--eval_prompts: {config.eval_prompts!r} names another class's token; "
-            "allowed are {token} and {class}"
-        )
+    for template in templates_of(config):
+        check_fields(template, "eval_prompts")
     if config.evaluate or config.train:
         read_summary(config.output_path)
 
@@ -365,7 +364,7 @@ def prompts_to_draw(
         find: the number of a class by number or name.
 
     Raises:
-        UsageError: the file holds none, or there is no such class.
+        UsageError: the file holds none, there is no such class, or something else stands in braces.
     """
     others = {}
 
@@ -389,8 +388,10 @@ def prompts_to_draw(
     if config.prompt:
         is_file = config.prompt.startswith("@")
         given = read_prompts(config.prompt[1:], "prompt") if is_file else [config.prompt]
-    prompts = [fill(MENTION.sub(word, p), config.placeholder_token, class_name) for p in given]
-    return prompts, others
+    templates = [MENTION.sub(word, prompt) for prompt in given]
+    for template in templates:
+        check_fields(template, "prompt")
+    return [fill(template, config.placeholder_token, class_name) for template in templates], others
 
 
 def is_sweep(config: RunConfig) -> bool:
@@ -507,21 +508,48 @@ def token_of_class(config: RunConfig, number: int, label: str) -> torch.Tensor:
     return token_on_disk(replace(config, class_index=number, token_path=None), folder)
 
 
-def describe(plan: Plan, sources: Sources) -> str:
-    """The plan and the resolved configuration as JSON."""
+def notes_on(plan: Plan) -> list[str]:
+    """What will come out otherwise than it may have been meant."""
+    templates = templates_of(plan.config) if plan.config.evaluate else []
+    without = [template for template in templates if "{token}" not in template]
+    without += [prompt for prompt in plan.to_draw if plan.config.placeholder_token not in prompt]
+    return [f"{prompt!r} does not hold {{token}}, so the token is not used in it" for prompt in without]
+
+
+def describe(plans: list[Plan], sources: Sources, config: RunConfig) -> str:
+    """The plans and the resolved configuration as one JSON object; of several classes "plan" is a list.
+
+    Args:
+        config: the options as they were given.
+    """
+    told = [describe_class(plan, sources) for plan in plans]
+    resolved = plans[0].config
+    if is_sweep(config):
+        resolved = replace(resolved, class_index=config.class_index)
+    record = {"version": VERSION, "constants": config.learning().constants, "config": asdict(resolved)}
+    return json.dumps({"plan": told if is_sweep(config) else told[0]} | record, indent=2)
+
+
+def describe_class(plan: Plan, sources: Sources) -> dict:
+    """What is to be done with one class."""
     config = plan.config
-    steps = [verb for verb in ("train", "evaluate") if getattr(config, verb)]
+    learns = config.train and plan.vectors is None
+    steps = ["train"] * learns + ["evaluate"] * config.evaluate
     steps += ["generate"] * bool(plan.to_draw)
     steps += ["export data set"] * bool(config.export_dataset)
     steps += [f"export {name}" for name in config.exports]
     coarse = trains_in_bf16(config.mixed_precision, sources.device)
     dtype = str(sources.dtype).removeprefix("torch.")
-    told = {
+    return {
         "do": steps,
+        "class_index": config.class_index,
         "classifier": config.classifier,
         "judge": plan.judge,
         "class": plan.label,
-        "prompts": (*plan.prompts, *plan.to_draw),
+        "prompts": plan.prompts if learns else (),
+        "prompts_to_evaluate": plan.prompts_to_evaluate,
+        "prompts_to_generate": plan.to_draw,
+        "notes": notes_on(plan),
         "device": str(sources.device),
         "precision": dtype + ", bfloat16 without gradient in training" * coarse,
         "checkpointed": sources.checkpointed,
@@ -529,8 +557,6 @@ def describe(plan: Plan, sources: Sources) -> str:
         "token": str(plan.folder.token),
         "images": str(plan.folder.eval_images),
     }
-    record = {"version": VERSION, "constants": config.learning().constants, "config": asdict(config)}
-    return json.dumps({"plan": told} | record, indent=2)
 
 
 def describe_memory(config: RunConfig, sources: Sources) -> str:

@@ -3,7 +3,7 @@
 import sys
 import traceback
 
-from apps.plan import Plan, Sources, describe, is_sweep, make_plans, works
+from apps.plan import Plan, Sources, describe, is_sweep, make_plans, notes_on, works
 from apps.provenance import changed_settings, is_evaluated
 from apps.session import Session
 from config import RunConfig
@@ -35,7 +35,7 @@ def work(config: RunConfig) -> int:
         for line in wrong:
             print(f"run.py: failed: {line}", file=sys.stderr)
         if config.dry_run:
-            print("\n".join(describe(plan, sources) for plan in plans))
+            print(describe(plans, sources, config))
         else:
             failed = run(plans, sources, is_sweep(config))
         failed += len(wrong)
@@ -85,6 +85,8 @@ def carry_out(plan: Plan, session: Session, resume: bool) -> None:
     tell_class(plan, session)
     for change in changed_settings(config, plan.folder):
         print(f"note: not as the token was learned: {change}")
+    for note in notes_on(plan):
+        print(f"note: {note}")
     token = session.token(plan)
     if config.train and plan.vectors is None:
         tell_training(plan, session.train(plan, token))
@@ -102,9 +104,6 @@ def evaluate(plan: Plan, session: Session, token: ClassToken, resume: bool) -> N
     if resume and plan.vectors is not None and is_evaluated(config, plan.folder, plan.vectors, templates):
         print(f"evaluated already: {plan.folder.result}")
     else:
-        for template in templates:
-            if "{token}" not in template:
-                print(f"note: {template!r} does not hold {{token}}, so the token is not used in it")
         if plan.folder.result.exists():
             print(f"note: replaces the evaluation that is there, {plan.folder.result}, and its images")
         tell_evaluation(plan, session.run_evaluation(plan, token))
@@ -113,9 +112,6 @@ def evaluate(plan: Plan, session: Session, token: ClassToken, resume: bool) -> N
 
 def draw(plan: Plan, session: Session, token: ClassToken) -> None:
     """Images of the user's prompts, and the data set."""
-    for prompt in plan.to_draw:
-        if plan.config.placeholder_token not in prompt:
-            print(f"note: {prompt!r} does not hold {{token}}, so the token is not used in it")
     if plan.to_draw:
         for prompt, images in zip(plan.to_draw, session.generate(plan, token), strict=True):
             print(f"images of {prompt!r}: {images}")

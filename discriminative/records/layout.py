@@ -38,6 +38,7 @@ class RunFolder:
         self.web_ui = self.records / "a1111"
         self.log = self.records / "log.jsonl"
         self.result = self.records / "evaluation.json"
+        self.image_rows = self.records / "images.csv"  # of the evaluation
         # The default experiment has no folder of its own.
         images = root / "img" / class_name / ("" if exp_id == "default" else exp_id)
         self.train_images, self.eval_images, self.prompt_images = (images / name for name in PICTURE_FOLDERS)
@@ -50,7 +51,7 @@ class RunFolder:
     def forget_token(self) -> None:
         """Remove what was made of a token that another one replaces: its record, evaluation, pictures,
         exports."""
-        for path in (self.result, self.config, self.grid):
+        for path in (self.result, self.image_rows, self.config, self.grid):
             path.unlink(missing_ok=True)
         for folder in (self.eval_images, self.web_ui, self.pipeline):
             shutil.rmtree(folder, ignore_errors=True)
