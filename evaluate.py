@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from config import RunConfig
 from discriminative.diffusion.memory import peak_bytes
 from discriminative.guides.classifier import Classifier, Guide
 from discriminative.guides.similarity import TextSimilarity
+from discriminative.progress import progress
 from discriminative.records.environment import environment
 from discriminative.records.evaluation import EvaluationRecord, PromptRecord
 from discriminative.records.files import (
@@ -279,7 +279,7 @@ def compare(arms: dict[str, Arm], reference: torch.Tensor | None) -> dict[str, A
 def reference_features(folder: str, classifier: Classifier) -> torch.Tensor:
     """Features (M, D) of all images of a folder, of whatever size."""
     rows = []
-    for path in tqdm(image_files(folder), desc="reference images", unit="image", leave=False):
+    for path in progress(image_files(folder), desc="reference images", unit="image", leave=False):
         with torch.no_grad():
             rows.append(classifier.look(read_image(path)[None])[1].cpu())
     return torch.cat(rows)

@@ -17,7 +17,7 @@ from typing import get_args
 
 from config import PRESETS, RunConfig, validate, with_preset
 from discriminative import VERSION
-from discriminative.command_line import OneLineParser, boolean, with_underscores
+from discriminative.command_line import OneLineParser, boolean, for_any_output, with_underscores
 from discriminative.errors import UsageError, WorkError
 
 # Beside the fields of RunConfig.
@@ -141,6 +141,7 @@ With Stable Diffusion 1.4 (weights from the hub, a GPU in practice):
 python run.py --help lists the main options, --help all every one."""
 
 
+@for_any_output
 def main(argv: list[str] | None = None) -> int:
     """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage."""
     argv = sys.argv[1:] if argv is None else argv
@@ -166,6 +167,8 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise
     except (WorkError, OSError) as error:
         print(f"run.py: failed: {error}", file=sys.stderr)
         return 1

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 import torch
-from tqdm import tqdm
 
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
 from discriminative.precision import make_scaler, precision_name, training_precision
+from discriminative.progress import progress
 from discriminative.records.environment import timestamp
 from discriminative.records.files import clear, grid, write_image, write_lines, write_tensors
 from discriminative.records.layout import RunFolder
@@ -128,8 +128,8 @@ def loop(
     # The initial token may do already.
     step = keeper.begin()
     updates = range(1, 1 + (0 if step is Step.STOP else settings.curriculum.max_epochs))
-    progress = tqdm(updates, desc=f"learning {class_name!r}", unit="update")
-    for epoch in progress:
+    bar = progress(updates, desc=f"learning {class_name!r}", unit="update")
+    for epoch in bar:
         began = time.monotonic()
         sampled_with = token.vector.detach().clone()
         attempt = {"start": settings.starts[curriculum.start], "stage": curriculum.stage + 1}
@@ -147,7 +147,7 @@ def loop(
         row |= {"time": timestamp(), "seconds": time.monotonic() - began}
         record(folder, result.rows, row, images, on_update)
         shown = {name: f"{value:.2f}" for name, value in figures.items()}
-        progress.set_postfix(shown | {"best": str(curriculum.best)})
+        bar.set_postfix(shown | {"best": str(curriculum.best)})
 
         # Stop, or go on to a stage or start.
         step = curriculum.observe(epoch, figures["accuracy"], keeper.is_scored)
@@ -158,7 +158,7 @@ def loop(
         elif step is Step.NEXT_START:
             optimizer = begin(settings, token, starts[curriculum.start])
             keeper.look_at_start(epoch)
-    progress.close()
+    bar.close()
     write_lines(folder.log, result.rows)  # empty where no update was needed
     result.last_vector = token.vector.detach().clone()
     keep_best(result, token, keeper, token.start_vector("initializer", class_name))

@@ -65,7 +65,7 @@ def run(plans: list[Plan], sources: Sources, sweep: bool) -> int:
             with told_out_of_memory(sources.device, MEMORY_ADVICE):
                 carry_out(plan, session, resume=sweep)
         except Exception as error:
-            if not sweep:
+            if not sweep or isinstance(error, BrokenPipeError):
                 raise
             if not isinstance(error, (WorkError, UsageError, OSError)):
                 traceback.print_exc()  # a fault of the program, which the other classes need not have

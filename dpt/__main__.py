@@ -16,7 +16,7 @@ import types
 from dataclasses import fields
 from typing import get_args
 
-from discriminative.command_line import OneLineParser, boolean, with_underscores
+from discriminative.command_line import OneLineParser, boolean, for_any_output, with_underscores
 from discriminative.errors import UsageError, WorkError
 from dpt.config import COMMANDS, Options, validate
 
@@ -87,6 +87,7 @@ def parse(argv: list[str]) -> tuple[str, Options]:
     return given.pop("command"), Options(**given)
 
 
+@for_any_output
 def main(argv: list[str] | None = None) -> int:
     """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage."""
     argv = sys.argv[1:] if argv is None else argv
@@ -105,6 +106,8 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"dpt: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise
     except (WorkError, OSError) as error:
         print(f"dpt: failed: {error}", file=sys.stderr)
         return 1

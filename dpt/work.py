@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from discriminative import VERSION
 from discriminative.diffusion.memory import told_out_of_memory
 from discriminative.diffusion.models import DiffusionModels, load_models, load_tokenizer
 from discriminative.diffusion.sources import load_part, model_id
 from discriminative.errors import UsageError
+from discriminative.progress import progress
 from discriminative.records.files import clear, grid, to_pil, write_image, write_json
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
@@ -228,7 +228,7 @@ def tell_training(folder: Path, rows: list[dict], seconds: float) -> None:
 
 def rows_of(data: Samples, latents: Latents, most: int, told: str, shown: bool = True) -> list:
     """The first samples of a data set as rows."""
-    indices = tqdm(range(min(most, len(data))), desc=told, leave=False, disable=not shown)
+    indices = progress(range(min(most, len(data))), desc=told, unit="sample", leave=False, disable=not shown)
     return [latents.row(data[i]) for i in indices]
 
 
@@ -242,7 +242,7 @@ def run_evaluate(plan: Plan) -> None:
     rows = rows_of(data, Latents(models.vae), number, "encode samples")
     timestep = evaluation_timestep(options)
     waiting = outcomes(reader, rows, options.noises, options.seed, timestep)
-    found = list(tqdm(waiting, "read", len(rows), leave=False))
+    found = list(progress(waiting, "read", len(rows), unit="sample", leave=False))
     record = {
         "version": VERSION,
         "model": model_id(options.model),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from discriminative.diffusion.memory import Batches
 from discriminative.diffusion.models import DiffusionModels
+from discriminative.progress import progress
 from discriminative.records.environment import environment
 from discriminative.records.files import to_pil, write_image, write_json
 from discriminative.records.pictures import captioned
@@ -34,12 +34,12 @@ def in_batches(
         batch_size: images at once; None is all. Halved where memory runs out.
         use: takes images (B, 3, H, W) in [0, 1], float32 on the CPU, and their seeds.
     """
-    with tqdm(total=len(seeds), desc=prompts[0], unit="image", leave=False) as progress:
+    with progress(total=len(seeds), desc=prompts[0], unit="image", leave=False) as bar:
 
         def work(chunk: slice) -> None:
             images = token.sample(prompts[chunk], seeds[chunk], settings).float().cpu()
             use(images, seeds[chunk])
-            progress.update(len(images))
+            bar.update(len(images))
 
         Batches(batch_size).over(len(seeds), work)
 
