@@ -517,7 +517,7 @@ class RunConfig:
 PRESETS = {
     "default": {},
     "paper": {
-        "gradient_mode": "last",
+        "gradient_mode": "last:2",  # it counts 30 of PNDM's list of 31
         "learning_rate": 0.00025,
         "start": "initializer",
         "max_token_norm": 0.0,
