@@ -358,7 +358,8 @@ def evaluate(
     result["peak_memory_gb"] = peak_bytes(token.models.device) / 1e9
     result["verdict"] = verdict(result)
     # Only now the last evaluation goes, figures first.
-    folder.result.unlink(missing_ok=True)
+    for path in (folder.result, folder.image_rows):
+        path.unlink(missing_ok=True)
     for path, picture in grids.items():
         write_image(path, picture)
     replace_folder(folder.unfinished_eval_images, folder.eval_images)

@@ -14,6 +14,7 @@ from discriminative.diffusion.models import DiffusionModels, load_models, load_t
 from discriminative.diffusion.sources import load_part, model_id
 from discriminative.errors import UsageError
 from discriminative.progress import progress
+from discriminative.records.environment import environment
 from discriminative.records.files import clear, grid, to_pil, write_image, write_json
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
@@ -254,6 +255,7 @@ def run_evaluate(plan: Plan) -> None:
         "noises": options.noises,
         "timestep": timestep,
         "seed": options.seed,
+        "environment": environment(plan.device),
         "figures": figures(found),
     }
     tell_evaluation(record["figures"], found)
@@ -360,6 +362,9 @@ def draw(
     write_image(folder / "grid.png", grid(torch.cat([*rows, drawn.images]), columns=columns))
     told = {"prompt": prompt, "seeds": seeds, "correction_factor": correction.factor}
     told |= {"correction": correction.mode, "scores": dict(zip(seeds, drawn.scores, strict=True))}
+    told |= {"model": model_id(options.model), "guidance_scale": settings.guidance_scale}
+    told |= {"num_inference_steps": settings.num_inference_steps}
+    told["environment"] = environment(reader.models.device)
     write_json(folder / "prompt.json", told)
 
 

@@ -77,6 +77,8 @@ def test_a_run_leaves_token_configuration_log_and_evaluation(trained):
     config = json.loads((folder / "config.json").read_text())
     assert config["config"]["class_index"] == 2
     assert config["training"]["stopped_by"] in ("max_epochs", "validation_accuracy")
+    assert config["training"]["learning_rate"] > 0
+    assert config["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
 @pytest.mark.parametrize(
