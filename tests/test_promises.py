@@ -80,7 +80,7 @@ def miniature():
     return ClassToken(load_models("miniature", CPU, torch.float32), "newclas", "a")
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 3])
 def test_images_are_the_stock_pipelines_bit_for_bit_in_a_batch_of_the_same_size(miniature, size):
     from diffusers import StableDiffusionPipeline
 
@@ -96,8 +96,8 @@ def test_images_are_the_stock_pipelines_bit_for_bit_in_a_batch_of_the_same_size(
 
 def test_in_a_batch_of_another_size_an_image_differs_by_rounding_at_most(miniature):
     settings = SamplerSettings(num_inference_steps=4, guidance_scale=7.0)
-    many = miniature.sample(["A photo of a bat"] * 12, list(range(12)), settings)
-    for seed in (0, 11):
+    many = miniature.sample(["A photo of a bat"] * 6, list(range(6)), settings)
+    for seed in (0, 5):
         alone = miniature.sample(["A photo of a bat"], [seed], settings)[0]
         pixels = [(image * 255).round() for image in (alone, many[seed])]
         assert (pixels[0] - pixels[1]).abs().max() <= 1
