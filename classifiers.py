@@ -19,7 +19,7 @@ from discriminative.hub import MINIATURE, why
 
 __all__ = ["CLASSIFIERS", "Classifier", "Recipe", "load_classifier", "read_labels"]
 
-# The paper's three guides, and the miniature's.
+# The paper's guides ("inet" with other weights: docs/method.md), and the miniature's.
 CLASSIFIERS = {
     # The paper resizes to 256, timm's own recipe to 248.
     "inet": Source(

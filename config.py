@@ -76,7 +76,7 @@ def option(
 
 
 SHARE = {"check": lambda value: 0 <= value <= 1, "allowed": "0 to 1"}
-ABOVE_0 = {"check": lambda value: value > 0, "allowed": "above 0"}
+UP_TO_1 = {"check": lambda value: 0 < value <= 1, "allowed": "above 0, at most 1"}
 ALL = "token evaluation dataset"
 
 
@@ -97,11 +97,10 @@ class RunConfig:
     evaluate: bool = option(False, "evaluate the token: the same unseen seeds with and without it")
     prompt: str | None = option(
         None,
-        "generate images for this prompt, or for each line of a text file with @file; {token} and {class} "
-        "are filled "
-        "in, {token:283} is the token of another class",
+        "generate images for this prompt, or for each line of a text file with @file, a folder each; "
+        "{token} and {class} are filled in, {token:283} is the token of another class",
     )
-    num_images: int = option(4, "images to generate for each prompt", **at_least(1))
+    num_images: int = option(4, "images to generate for each prompt", **at_least(1, MAX_DATASET))
     export_dataset: int = option(
         0,
         "bring the class's folder in <output_path>/dataset to this many images, with metadata.jsonl; 0: none",
@@ -234,6 +233,8 @@ class RunConfig:
         None,
         "class name in the prompts; default: the label's first synonym, lower case",
         decides=ALL + " drawing",
+        check=lambda name: not set("{}") & set(name),
+        allowed="a name without braces",
     )
 
     num_inference_steps: int = option(
@@ -245,7 +246,7 @@ class RunConfig:
     )
     guidance_scale: float = option(
         7.0,
-        "weight of classifier-free guidance; 1 turns it off",
+        "weight of classifier-free guidance; 1 or less turns it off",
         decides=ALL + " drawing",
         **at_least(0),
     )
@@ -301,7 +302,7 @@ class RunConfig:
         None,
         "AdamW's step size for each image of an update; default: 0.05 of a word embedding's root mean square",
         decides="token",
-        **ABOVE_0,
+        **UP_TO_1,
     )
     images_per_update: int = option(
         5,
@@ -518,7 +519,7 @@ class RunConfig:
 PRESETS = {
     "default": {},
     "paper": {
-        "gradient_mode": "last",
+        "gradient_mode": "last:2",  # it counts 30 of PNDM's list of 31
         "learning_rate": 0.00025,
         "start": "initializer",
         "max_token_norm": 0.0,
@@ -591,6 +592,8 @@ def check_value(f: Field, value) -> None:
     choices = f.metadata["choices"]
     if choices and value not in choices:
         raise refuse(f.name, value, " or ".join(choices))
+    if isinstance(value, str) and not value.strip():
+        raise refuse(f.name, value, "a text that is not empty; without the option it has its default")
     if isinstance(value, float) and not math.isfinite(value):
         raise refuse(f.name, value, "a finite number")
     check = f.metadata["check"]

@@ -1,13 +1,14 @@
 """Evaluate a class token: the same unseen seeds with and without it, scored by the guides and by a judge
 that never guided."""
 
+import hashlib
 import math
 import re
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -15,12 +16,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from config import RunConfig
 from discriminative.diffusion.memory import peak_bytes
 from discriminative.guides.classifier import Classifier, Guide, are_finite, check_most
 from discriminative.guides.similarity import TextSimilarity
+from discriminative.progress import progress
+from discriminative.records.environment import environment
 from discriminative.records.evaluation import EvaluationRecord, PromptRecord
 from discriminative.records.files import (
     image_files,
@@ -28,6 +30,7 @@ from discriminative.records.files import (
     to_pil,
     write_image,
     write_json,
+    write_table,
 )
 from discriminative.records.layout import RunFolder
 from discriminative.records.pictures import Shown, framed
@@ -41,13 +44,14 @@ from discriminative.records.scores import (
 )
 from discriminative.seeds import evaluation_seeds
 from discriminative.tokens.class_token import ClassToken
-from discriminative.tokens.drawing import in_batches
+from discriminative.tokens.drawing import in_batches, sampling_record
 from discriminative.tokens.files import fingerprint
 from discriminative.tokens.objective import OVERFLOWN
 from discriminative.tokens.prompts import TEMPLATES, fill, read_prompts
 
 SHOWN = 8  # pairs in the picture that sets with and without the token one above the other
 SURE = 0.05  # p-value of the verdicts up to which they say enough
+VERDICTS = {True: "right", False: "wrong"}
 TOP = 5  # labels in "top 5", and of those most often predicted
 
 
@@ -97,6 +101,11 @@ class Seen:
     def log_probabilities(self) -> torch.Tensor:
         """Of the class, (N,)."""
         return self.logits.double().log_softmax(1)[:, self.guide.target]
+
+    def row(self, i: int) -> dict[str, Any]:
+        """The label that image ``i`` was given, and the class's probability in it."""
+        label = self.guide.classifier.labels[int(self.logits[i].argmax())]
+        return {"label": label, "probability": self.log_probabilities[i].exp().item()}
 
     def figures(self) -> dict[str, Any]:
         """Top-1 and top-5 accuracy with intervals, the class's mean probability and log-probability and
@@ -172,6 +181,24 @@ class Arm:
     def features(self) -> torch.Tensor:
         """Features (N, D) of the judge, or of the first guide where there is none."""
         return (self.by_judge or self.by_guide[0]).features
+
+    def rows(self, name: str, seeds: list[int], folder: str) -> list[dict[str, Any]]:
+        """A row an image, for ``images.csv``.
+
+        Args:
+            name: of the arm.
+            folder: of its images, below the evaluation's.
+        """
+        eyes = {f"guide{i}" if i > 1 else "guide": seen for i, seen in enumerate(self.by_guide, start=1)}
+        eyes |= {"judge": self.by_judge} if self.by_judge else {}
+        rows = []
+        for i, (seed, right) in enumerate(zip(seeds, self.right.tolist(), strict=True)):
+            row = {"file": folder + picture_name(name, seed, right), "prompt": self.prompt, "arm": name}
+            row |= {"seed": seed, "verdict": VERDICTS[right]}
+            for who, seen in eyes.items():
+                row |= {f"{who}_{key}": value for key, value in seen.row(i).items()}
+            rows.append(row)
+        return rows
 
     def figures(self, reference: torch.Tensor | None) -> dict[str, Any]:
         """All that is told of the arm; ``reference`` are features (M, D) of reference images.
@@ -261,16 +288,30 @@ def compare(arms: dict[str, Arm], reference: torch.Tensor | None) -> dict[str, A
 def reference_features(folder: str, classifier: Classifier) -> torch.Tensor:
     """Features (M, D) of all images of a folder, of whatever size."""
     rows = []
-    for path in tqdm(image_files(folder), desc="reference images", unit="image", leave=False):
+    for path in progress(image_files(folder), desc="reference images", unit="image", leave=False):
         with torch.no_grad():
             rows.append(classifier.look(read_image(path)[None])[1].cpu())
     return torch.cat(rows)
 
 
+def reference_record(folder: str) -> dict[str, Any]:
+    """What reference images there were: their folder, their number, and a hash of their files."""
+    paths = image_files(folder)
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return {"folder": folder, "images": len(paths), "sha256": found.hexdigest()}
+
+
+def picture_name(arm: str, seed: int, right: bool) -> str:
+    """An image's file: its verdict is seen in a list of files."""
+    return f"{arm}_{seed:04d}_{VERDICTS[right]}.png"
+
+
 def keep(arm: Arm, folder: Path, name: str, images: torch.Tensor, seeds: list[int]) -> None:
     """Score a batch of an arm, and write its images (B, 3, H, W), each marked by the verdict."""
     for seed, image, right in zip(seeds, images, arm.look(images).tolist(), strict=True):
-        write_image(folder / f"{name}_{seed:04d}_{'right' if right else 'wrong'}.png", to_pil(image))
+        write_image(folder / picture_name(name, seed, right), to_pil(image))
 
 
 def templates_of(config: RunConfig) -> list[str]:
@@ -311,15 +352,20 @@ def evaluate(
     shutil.rmtree(folder.unfinished_eval_images, ignore_errors=True)  # of a run that broke off
     if token.models.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(token.models.device)
+    rows = []
     for number, template in enumerate(templates_of(config), start=1):
-        images = folder.unfinished_eval_images / ("" if number == 1 else f"prompt_{number:02d}")
+        below = "" if number == 1 else f"prompt_{number:02d}/"
+        images = folder.unfinished_eval_images / below
         prompts = arm_prompts(config, template, class_name)
         arms = draw_arms(config, token, prompts, guides, judge, clip, images)
         result["prompts"].append({"template": template} | compare(arms, reference))
         write_image(images / "grid.png", side_by_side(arms))
+        for name, arm in arms.items():
+            rows += arm.rows(name, result["seeds"], below)
     result["seconds"] = time.monotonic() - start
     result["peak_memory_gb"] = peak_bytes(token.models.device) / 1e9
     result["verdict"] = verdict(result)
+    write_table(folder.unfinished_image_rows, rows)
     write_json(folder.unfinished_result, result)
     folder.take_evaluation()
     return result
@@ -333,10 +379,6 @@ def new_result(
     options: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """An evaluation's record before its figures: what is evaluated, and with which settings."""
-    height, width = token.models.image_size(config.height, config.width)
-    settings = asdict(config.sampler) | {"height": height, "width": width}
-    settings["scheduler"] = type(token.models.scheduler).__name__
-    settings["precision"] = str(token.models.dtype)
     return {
         "class_index": config.class_index,
         "class_name": guides[0].classifier.labels[guides[0].target],
@@ -349,7 +391,9 @@ def new_result(
         "seeds": evaluation_seeds(config.test_size),
         "options": options,
         "features": eyes.name,
-        "settings": settings,
+        "settings": sampling_record(token.models, config.sampler),
+        "reference_images": reference_record(config.reference_images) if config.reference_images else None,
+        "environment": environment(token.models.device),
         "prompts": [],
     }
 

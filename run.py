@@ -18,14 +18,13 @@ from typing import get_args
 from config import PRESETS, RunConfig, validate, with_preset
 from discriminative import VERSION
 from discriminative.command_line import (
-    CLOSED_PIPE,
     INTERRUPTED,
     OneLineParser,
     boolean,
-    drop_output,
     ended_at_once,
     ended_by_signals,
     exit_code,
+    for_any_output,
     with_underscores,
 )
 from discriminative.errors import UsageError, WorkError
@@ -151,20 +150,17 @@ With Stable Diffusion 1.4 (weights from the hub, a GPU in practice):
 python run.py --help lists the main options, --help all every one."""
 
 
+@for_any_output
 def main(argv: list[str] | None = None) -> int:
     """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage, 128 and its
     number where a signal ended it."""
     try:
-        code = dispatch(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-        return code
+        return dispatch(sys.argv[1:] if argv is None else argv)
     except UsageError as error:
         code = 2
         said = f"error: {error}"
     except BrokenPipeError:
-        # Whoever read the output has seen enough, as in "| head".
-        drop_output()
-        return CLOSED_PIPE
+        raise
     except (WorkError, OSError) as error:
         code = 1
         said = f"failed: {error}"

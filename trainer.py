@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 import torch
-from tqdm import tqdm
 
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
@@ -21,6 +20,8 @@ from discriminative.precision import (
     training_precision,
     update_scale,
 )
+from discriminative.progress import progress
+from discriminative.records.environment import timestamp
 from discriminative.records.files import clear, grid, write_image, write_lines, write_tensors
 from discriminative.records.layout import TrainingFiles
 from discriminative.records.pictures import write_evolution
@@ -80,6 +81,7 @@ class Training:
     images: int = 0  # sampled, for updates and for validation
     seconds: float = 0.0
     precision: str = ""  # of UNet and decoder
+    learning_rate: float = 0.0  # for each image of an update, before small steps make it less
     gain: Gain | None = None  # over the word in its place; None where it is beyond doubt, or not asked for
 
 
@@ -118,7 +120,8 @@ def loop(
 ) -> Training:
     """What :func:`train` does, update by update."""
     start = time.monotonic()
-    result = Training(precision=precision_name(token.models))
+    rate = settings.optimizer.rate(token.word_rms)
+    result = Training(precision=precision_name(token.models), learning_rate=rate)
     objective = Objective(settings, token, guides, class_name)
     keeper = KEEPERS[settings.choose_by](settings, objective, folder)
     curriculum = keeper.curriculum
@@ -131,24 +134,26 @@ def loop(
     # The initial token may do already.
     step = keeper.begin()
     updates = range(1, 1 + (0 if step is Step.STOP else settings.curriculum.max_epochs))
-    progress = tqdm(updates, desc=f"learning {class_name!r}", unit="update")
-    for epoch in progress:
+    bar = progress(updates, desc=f"learning {class_name!r}", unit="update")
+    for epoch in bar:
         began = time.monotonic()
         sampled_with = token.vector.detach().clone()
         attempt = {"start": settings.starts[curriculum.start], "stage": curriculum.stage + 1}
 
         # Sample, classify, step on the one vector.
-        set_step_size(settings, optimizer, token, curriculum.takes_small_steps)
+        share = settings.optimizer.fine_rate if curriculum.takes_small_steps else 1
+        set_step_size(settings, optimizer, token, share)
         figures, norm, images = update(objective, optimizer, scaler, epoch, curriculum.stage, result.rows)
 
         # Keep the best token.
         found = keeper.look(epoch, figures["loss"], figures["accuracy"], sampled_with)
         row = {"epoch": epoch} | figures | attempt | found | {"gradient_norm": norm}
         row |= {"token_norm": token.norm(), "best_epoch": curriculum.best.epoch}
-        row |= {"images": objective.images, "seconds": time.monotonic() - began}
+        row |= {"images": objective.images, "learning_rate": rate * share}
+        row |= {"time": timestamp(), "seconds": time.monotonic() - began}
         record(folder, result.rows, row, images, on_update)
         shown = {name: f"{value:.2f}" for name, value in figures.items()}
-        progress.set_postfix(shown | {"best": str(curriculum.best)})
+        bar.set_postfix(shown | {"best": str(curriculum.best)})
 
         # Stop, or go on to a stage or start.
         step = curriculum.observe(epoch, figures["accuracy"], keeper.is_scored)
@@ -159,7 +164,7 @@ def loop(
         elif step is Step.NEXT_START:
             optimizer = begin(settings, token, starts[curriculum.start])
             keeper.look_at_start(epoch)
-    progress.close()
+    bar.close()
     write_lines(folder.log, result.rows)  # empty where no update was needed
     result.last_vector = token.vector.detach().clone()
     keep_best(result, token, keeper, token.start_vector("initializer", class_name))
@@ -331,11 +336,11 @@ def begin(settings: LearningSettings, token: ClassToken, vector: torch.Tensor) -
 
 
 def set_step_size(
-    settings: LearningSettings, optimizer: torch.optim.AdamW, token: ClassToken, takes_small_steps: bool
+    settings: LearningSettings, optimizer: torch.optim.AdamW, token: ClassToken, share: float
 ) -> None:
-    """Small steps from where large ones would do harm, or have had their turn."""
-    rate = settings.optimizer.step_size(settings.images_per_update, token.word_rms)
-    optimizer.param_groups[0]["lr"] = rate * (settings.optimizer.fine_rate if takes_small_steps else 1)
+    """A share of the whole step: small from where large ones would do harm, or have had their turn."""
+    whole = settings.optimizer.step_size(settings.images_per_update, token.word_rms)
+    optimizer.param_groups[0]["lr"] = whole * share
 
 
 def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: list[dict], advice: str) -> None:

@@ -53,6 +53,7 @@ from discriminative.tokens.files import read_origin, read_token
 from discriminative.tokens.prompts import (
     TEMPLATES,
     check_apart,
+    check_fields,
     check_words,
     fill,
     read_prompts,
@@ -376,18 +377,16 @@ def check_inputs(config: RunConfig) -> None:
     """Check the files and folders that a run reads beside models, and the summary that it writes.
 
     Raises:
-        UsageError: a folder without pictures, a file without prompts, a summary of another version.
+        UsageError: a folder without pictures, a file without prompts, or with something else in braces than
+            {token} and {class}; a summary of another version.
     """
     if config.reference_images and not image_files(config.reference_images):
         raise UsageError(
             f"--reference_images: {config.reference_images!r} was given, which holds no picture; "
             "allowed is a folder of them"
         )
-    if any("{token:" in template for template in templates_of(config)):
-        raise UsageError(
-            f"--eval_prompts: {config.eval_prompts!r} names another class's token; "
-            "allowed are {token} and {class}"
-        )
+    for template in templates_of(config):
+        check_fields(template, "eval_prompts")
     if config.evaluate or config.train:
         read_summary(config.output_path)
 
@@ -401,7 +400,7 @@ def prompts_to_draw(
         find: the number of a class by number or name.
 
     Raises:
-        UsageError: the file holds none, or there is no such class.
+        UsageError: the file holds none, there is no such class, or something else stands in braces.
     """
     others = {}
 
@@ -425,8 +424,10 @@ def prompts_to_draw(
     if config.prompt:
         is_file = config.prompt.startswith("@")
         given = read_prompts(config.prompt[1:], "prompt") if is_file else [config.prompt]
-    prompts = [fill(MENTION.sub(word, p), config.placeholder_token, class_name) for p in given]
-    return prompts, others
+    templates = [MENTION.sub(word, prompt) for prompt in given]
+    for template in templates:
+        check_fields(template, "prompt")
+    return [fill(template, config.placeholder_token, class_name) for template in templates], others
 
 
 def is_sweep(config: RunConfig) -> bool:
@@ -580,31 +581,57 @@ def strange_words(plan: Plan, sources: Sources) -> list[str]:
     return [f"{told} the class; --prompt_name gives it another name"] if spelled else []
 
 
-def describe(plan: Plan, sources: Sources) -> str:
-    """The plan and the resolved configuration as JSON."""
+def notes_on(plan: Plan, sources: Sources) -> list[str]:
+    """What may come out otherwise than it was meant."""
+    placeholder = plan.config.placeholder_token.lower()
+    templates = templates_of(plan.config) if plan.config.evaluate else []
+    without = [template for template in templates if "{token}" not in template]
+    without += [prompt for prompt in plan.to_draw if placeholder not in prompt.lower()]
+    notes = [f"{prompt!r} does not hold {{token}}, so the token is not used in it" for prompt in without]
+    return strange_words(plan, sources) + notes
+
+
+def describe(plans: list[Plan], sources: Sources, config: RunConfig) -> str:
+    """The plans and the resolved configuration as one JSON object; of several classes "plan" is a list.
+
+    Args:
+        config: the options as they were given.
+    """
+    told = [describe_class(plan, sources) for plan in plans]
+    resolved = plans[0].config
+    if is_sweep(config):
+        resolved = replace(resolved, class_index=config.class_index)
+    record = {"version": VERSION, "constants": config.learning().constants, "config": asdict(resolved)}
+    return json.dumps({"plan": told if is_sweep(config) else told[0]} | record, indent=2)
+
+
+def describe_class(plan: Plan, sources: Sources) -> dict:
+    """What is to be done with one class."""
     config = plan.config
-    steps = [verb for verb in ("train", "evaluate") if getattr(config, verb)]
+    learns = config.train and plan.vectors is None
+    steps = ["train"] * learns + ["evaluate"] * config.evaluate
     steps += ["generate"] * bool(plan.to_draw)
     steps += ["export data set"] * bool(config.export_dataset)
     steps += [f"export {name}" for name in config.exports]
     coarse = trains_in_bf16(config.mixed_precision, sources.device)
     dtype = str(sources.dtype).removeprefix("torch.")
-    told = {
+    return {
         "do": steps,
+        "class_index": config.class_index,
         "classifier": config.classifier,
         "judge": plan.judge,
         "class": plan.label,
-        "prompts": (*plan.prompts, *plan.to_draw),
+        "prompts": plan.prompts if learns else (),
+        "prompts_to_evaluate": plan.prompts_to_evaluate,
+        "prompts_to_generate": plan.to_draw,
+        "notes": notes_on(plan, sources),
         "device": str(sources.device),
         "precision": dtype + ", bfloat16 without gradient in training" * coarse,
         "checkpointed": sources.checkpointed,
         "memory": describe_memory(config, sources),
         "token": str(plan.folder.token),
         "images": str(plan.folder.eval_images),
-        "notes": strange_words(plan, sources),
     }
-    record = {"version": VERSION, "constants": config.learning().constants, "config": asdict(config)}
-    return json.dumps({"plan": told} | record, indent=2)
 
 
 def describe_memory(config: RunConfig, sources: Sources) -> str:

@@ -30,22 +30,16 @@ from discriminative.guides.classifier import Classifier, Guide
 from discriminative.guides.preprocess import Recipe
 from discriminative.guides.similarity import TextSimilarity
 from discriminative.precision import resolve_device, resolve_dtype
+from discriminative.records.environment import environment
 from discriminative.records.evaluation import EvaluationRecord
-from discriminative.records.files import (
-    clear,
-    grid,
-    to_pil,
-    write_image,
-    write_json,
-    write_tensors,
-)
+from discriminative.records.files import to_pil, write_json, write_tensors
 from discriminative.records.locks import alone_in
 from discriminative.records.summary import remove_row, replace_row, row_of
 from discriminative.records.tracking import Tracker
 from discriminative.settings import LearningSettings
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.dataset import Dataset
-from discriminative.tokens.drawing import in_batches
+from discriminative.tokens.drawing import draw_to_folder, in_batches
 from discriminative.tokens.files import (
     fingerprint,
     read_origin,
@@ -57,7 +51,6 @@ from discriminative.tokens.files import (
 from evaluate import evaluate
 from trainer import OnUpdate, Training, train
 
-COLUMNS = 8  # of a grid of images
 # Options of what is loaded once, and how.
 OF_THE_SESSION = {
     "model",
@@ -274,8 +267,9 @@ class Session:
             if tracker:
                 tracker.close()
         said = origin(config, plan.label, plan.class_name)
+        where = {"environment": environment(token.models.device)}
         write_tensors(folder.unfinished.token, token_tensors(token), said)
-        write_json(folder.unfinished.config, record_of(plan, settings, training))
+        write_json(folder.unfinished.config, record_of(plan, settings, training) | where)
         folder.take_training()
         remove_row(config.output_path, config.class_index, plan.label, config.exp_id)
         return training
@@ -310,32 +304,20 @@ class Session:
         return replace_row(plan.config.output_path, row_of(EvaluationRecord.read(plan.folder)))
 
     def generate(self, plan: Plan, token: ClassToken) -> list[Path]:
-        """Sample images of the plan's prompts, singly and as a grid; the folders that they are in.
-
-        One prompt has the folder of prompts to itself, several are numbered below it.
-        """
+        """Sample images of the plan's prompts, singly and as a grid; the folders that they are in, one a
+        prompt."""
         config = plan.config
-        images = plan.folder.prompt_images
         seeds = list(range(config.seed, config.seed + config.num_images))
-        for pattern in ("**/*.png", "**/prompt.json"):
-            clear(images, pattern)
         for placeholder, vectors in plan.others.items():
             token.join(placeholder, vectors)
-        folders = []
-        for number, prompt in enumerate(plan.to_draw, start=1):
-            out = images if len(plan.to_draw) == 1 else images / f"{number:02d}"
-            drawn = []
-
-            def use(part: torch.Tensor, chunk: list[int], out: Path = out, drawn: list = drawn) -> None:
-                for seed, image in zip(chunk, part, strict=True):
-                    write_image(out / f"{seed:04d}.png", to_pil(image))
-                drawn += part
-
-            in_batches(token, [prompt] * len(seeds), seeds, config.sampler, config.eval_batch_size, use)
-            write_image(out / "grid.png", grid(torch.stack(drawn), columns=min(COLUMNS, len(drawn))))
-            write_json(out / "prompt.json", {"prompt": prompt, "seeds": seeds})
-            folders.append(out)
-        return folders
+        vectors = {config.placeholder_token: token.vector} | plan.others
+        said = {"model": config.model, "classifier": config.classifier, "class_name": plan.label}
+        said["tokens"] = {placeholder: fingerprint(v) for placeholder, v in vectors.items()}
+        root = plan.folder.prompt_images
+        return [
+            draw_to_folder(root, token, prompt, seeds, config.sampler, config.eval_batch_size, said)
+            for prompt in plan.to_draw
+        ]
 
     def fill_dataset(self, plan: Plan, token: ClassToken) -> tuple[int, int]:
         """Bring the class's data set to its number of images; how many it holds, and how many were thrown
@@ -505,7 +487,7 @@ class Session:
 
 
 def record_of(plan: Plan, settings: LearningSettings, training: Training) -> dict[str, Any]:
-    """What ``config.json`` holds: the options, the constants, and how the training ended."""
+    """What ``config.json`` holds beside the environment: options, constants, and how the training ended."""
     return {
         "version": VERSION,
         "config": asdict(plan.config),
@@ -520,6 +502,7 @@ def record_of(plan: Plan, settings: LearningSettings, training: Training) -> dic
             "images": training.images,
             "seconds": round(training.seconds, 2),
             "precision": training.precision,
+            "learning_rate": training.learning_rate,
         },
     }
 

@@ -13,7 +13,7 @@ from apps.plan import (
     listed_classes,
     make_plan,
     make_plans,
-    strange_words,
+    notes_on,
     works,
 )
 from apps.provenance import changed_settings, is_evaluated
@@ -52,7 +52,7 @@ def work(config: RunConfig) -> int:
         for line in wrong:
             print(f"run.py: failed: {line}", file=sys.stderr)
         if config.dry_run:
-            print("\n".join(describe(plan, sources) for plan in plans))
+            print(describe(plans, sources, config))
         else:
             failed = run(plans, sources, is_sweep(config))
         failed += len(wrong)
@@ -144,10 +144,10 @@ def take_steps(plan: Plan, session: Session, resume: bool) -> None:
     """What :func:`carry_out` does."""
     config = plan.config
     tell_class(plan, session)
-    for note in strange_words(plan, session.sources):
-        print(f"note: {note}")
     for change in changed_settings(config, plan.folder):
         print(f"note: not as the token was learned: {change}")
+    for note in notes_on(plan, session.sources):
+        print(f"note: {note}")
     token = session.token(plan)
     if config.train and plan.vectors is None:
         tell_training(plan, session.train(plan, token))
@@ -165,9 +165,6 @@ def evaluate(plan: Plan, session: Session, token: ClassToken, resume: bool) -> N
     if resume and plan.vectors is not None and is_evaluated(config, plan.folder, plan.vectors, templates):
         print(f"evaluated already: {plan.folder.result}")
     else:
-        for template in templates:
-            if "{token}" not in template:
-                print(f"note: {template!r} does not hold {{token}}, so the token is not used in it")
         if plan.folder.result.exists():
             print(f"note: replaces the evaluation that is there, {plan.folder.result}, and its images")
         tell_evaluation(plan, session.run_evaluation(plan, token))
@@ -176,9 +173,6 @@ def evaluate(plan: Plan, session: Session, token: ClassToken, resume: bool) -> N
 
 def draw(plan: Plan, session: Session, token: ClassToken) -> None:
     """Images of the user's prompts, and the data set."""
-    for prompt in plan.to_draw:
-        if plan.config.placeholder_token.lower() not in prompt.lower():
-            print(f"note: {prompt!r} does not hold {{token}}, so the token is not used in it")
     if plan.to_draw:
         for prompt, images in zip(plan.to_draw, session.generate(plan, token), strict=True):
             print(f"images of {prompt!r}: {images}")

@@ -1,6 +1,7 @@
 """What the command lines share: parsers, flags, limits and signals. No torch here: they answer at once."""
 
 import argparse
+import functools
 import math
 import os
 import signal
@@ -50,7 +51,6 @@ def at_least(low: float, high: float = math.inf) -> dict:
 
 # Ask a program to end: Ctrl-C, kill, a terminal that is closed. Windows has not all.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-CLOSED_PIPE = 141  # what a shell expects of a program that nobody reads any more
 INTERRUPTED = "interrupted; what was finished is kept"
 
 
@@ -118,7 +118,29 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def drop_output() -> None:
-    """Let what is still to be printed go nowhere: its reader is gone, of which Python would complain as it
-    ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+READER_LEFT = 141  # exit code of a program whose output nobody reads any more, as shells have it
+
+
+def for_any_output(main: Callable[..., int]) -> Callable[..., int]:
+    """A ``main`` whose output may go anywhere.
+
+    Characters that cannot be encoded there are replaced. A reader that leaves, as ``head`` does, ends the run
+    without a message.
+    """
+
+    @functools.wraps(main)
+    def run(*args) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
+        try:
+            try:
+                return main(*args)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            # What is left in the buffer would fail once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return READER_LEFT
+
+    return run

@@ -16,7 +16,7 @@ class SamplerSettings:
 
     Args:
         num_inference_steps: steps asked of the scheduler (its own list may be longer: PNDM makes 31 of 30).
-        guidance_scale: weight of classifier-free guidance; 1 turns it off.
+        guidance_scale: weight of classifier-free guidance; 1 or less turns it off.
         height: in pixels; None is the model's own.
         width: in pixels; None is the model's own.
         scheduler: a short name of ``schedulers.SCHEDULERS``; None is the one that the models were loaded
@@ -32,6 +32,11 @@ class SamplerSettings:
     scheduler: str | None = None
     decode_batch_size: int | None = None
     tiny_vae: bool = False
+
+    @property
+    def guidance_weight(self) -> float:
+        """What guidance comes to: at most 1 is none, the prompt alone, as in diffusers."""
+        return max(1.0, self.guidance_scale)
 
 
 @dataclass(frozen=True)
@@ -158,10 +163,13 @@ class OptimizerSettings:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
 
+    def rate(self, word_rms: float) -> float:
+        """The learning rate in use, for each image of an update; ``word_rms`` is a word's."""
+        return self.relative_rate * word_rms if self.learning_rate is None else self.learning_rate
+
     def step_size(self, images_per_update: int, word_rms: float) -> float:
-        """AdamW's step size: it follows the number of images, as in the paper; ``word_rms`` is a word's."""
-        rate = self.relative_rate * word_rms if self.learning_rate is None else self.learning_rate
-        return rate * images_per_update
+        """AdamW's step size: it follows the number of images, as in the paper."""
+        return self.rate(word_rms) * images_per_update
 
 
 @dataclass(frozen=True)

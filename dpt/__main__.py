@@ -22,6 +22,7 @@ from discriminative.command_line import (
     ended_at_once,
     ended_by_signals,
     exit_code,
+    for_any_output,
     is_first_process,
     with_underscores,
 )
@@ -95,6 +96,7 @@ def parse(argv: list[str]) -> tuple[str, Options]:
     return given.pop("command"), Options(**given)
 
 
+@for_any_output
 def main(argv: list[str] | None = None) -> int:
     """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage, 128 and its
     number where a signal ended it."""
@@ -113,6 +115,8 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         code = 2
         said = f"error: {error}" if is_first_process() else ""
+    except BrokenPipeError:
+        raise
     except (WorkError, OSError) as error:
         code = 1
         said = f"failed: {error}"

@@ -178,7 +178,7 @@ class Options:
     )
     num_inference_steps: int = option(50, "denoising steps", DRAW, **at_least(2))
     guidance_scale: float = option(
-        7.5, "weight of classifier-free guidance; 1 turns it off", DRAW, **at_least(0)
+        7.5, "weight of classifier-free guidance; 1 or less turns it off", DRAW, **at_least(0)
     )
     scheduler: str | None = option(
         None, "the paper has ddim; default: the model's own", DRAW, choices=tuple(SAMPLERS)

@@ -105,7 +105,7 @@ def corrected_step(
         shrunk = walk.scheduler.scale_model_input(torch.ones_like(latents), timestep)  # (B, 4, h, w)
         latents = (latents + correction.factor * gradient / shrunk).to(seen.dtype)
         return walk.step(i, walk.guided(i, corrected), latents), score
-    weight = walk.settings.guidance_scale
+    weight = walk.settings.guidance_weight
     uncond = told.uncond.expand(len(latents), -1, -1)  # (B, L, D)
     both = reader.models.unet(
         torch.cat([seen, corrected]), timestep, encoder_hidden_states=torch.cat([uncond, told.cond])

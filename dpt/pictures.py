@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from discriminative.progress import progress
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
 from dpt.alignment import Detector, Judged, alignment_figures, alignments
@@ -55,7 +55,7 @@ def draw_all(
         encoded = encode_prompts(reader, list(texts), token)
     images = []
     scores = []
-    with tqdm(total=len(seeds), desc=told, unit="image", leave=False) as bar:
+    with progress(total=len(seeds), desc=told, unit="image", leave=False) as bar:
         for first in range(0, len(seeds), DRAWN_AT_ONCE):
             part = slice(first, first + DRAWN_AT_ONCE)
             some = encoded._replace(cond=encoded.cond[part], pooled=encoded.pooled[part])

@@ -14,7 +14,7 @@ from discriminative.errors import UsageError
 from discriminative.hub import quiet_libraries
 from discriminative.precision import resolve_device, resolve_dtype
 from discriminative.tokens.files import read_token
-from discriminative.tokens.prompts import check_apart, check_words, fill, read_prompts
+from discriminative.tokens.prompts import check_apart, check_fields, check_words, fill, read_prompts
 from dpt.config import Options
 from dpt.data.coco import NEGATIVES_FILE
 from dpt.features import ProbePoint, block_shapes
@@ -96,16 +96,19 @@ def what_to_draw(options: Options) -> dict:
     """Prompts, filled in, and the class token in them.
 
     Raises:
-        UsageError: a file is damaged, or the token's word is part of another.
+        UsageError: a file is damaged, a prompt holds other braces than {token}, or the token's word is part
+            of another.
     """
     is_file = options.prompt.startswith("@")
     prompts = read_prompts(options.prompt[1:], "prompt") if is_file else [options.prompt]
+    for prompt in prompts:
+        check_fields(prompt, "prompt", ("{token}",))
     token = read_token(Path(options.token_path)) if options.token_path else None
     if token is None:
         if any("{token}" in prompt for prompt in prompts):
             raise UsageError("--token_path: nothing was given; needed is the file of {token} in the prompts")
         return {"prompts": tuple(prompts)}
-    prompts = [fill(prompt, token[0], "{class}") for prompt in prompts]
+    prompts = [fill(prompt, token[0], "") for prompt in prompts]
     check_apart(token[0], prompts)
     return {"prompts": tuple(prompts), "token": token}
 

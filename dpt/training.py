@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
-from tqdm import tqdm
 
 from discriminative.errors import UsageError, WorkError
+from discriminative.progress import progress
 from discriminative.records.files import write_lines, write_tensors
 from dpt.files import read_tensors
 from dpt.forward import Reader, draw_noised, losses_of
@@ -97,9 +97,9 @@ def train(
     parameters = list(trained.values())
     optimizer = accelerator.prepare(torch.optim.AdamW(parameters, **ADAM))
     first, rows = resume(folder, trained, optimizer, accelerator, facts)
-    shown = {"initial": first, "total": stage.settings.steps, "leave": False}
+    shown = {"initial": first, "total": stage.settings.steps, "unit": "update", "leave": False}
     shown["disable"] = not accelerator.is_main_process
-    with torch.random.fork_rng(), tqdm(range(first, stage.settings.steps), **shown) as bar:
+    with torch.random.fork_rng(), progress(range(first, stage.settings.steps), **shown) as bar:
         for step in bar:
             # Gradient of the update's batches.
             batches = range(stream.share.accumulation)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from discriminative import VERSION
 from discriminative.command_line import is_first_process
@@ -16,6 +15,8 @@ from discriminative.diffusion.memory import told_out_of_memory
 from discriminative.diffusion.models import DiffusionModels, load_models, load_tokenizer
 from discriminative.diffusion.sources import load_part, model_id
 from discriminative.errors import UsageError
+from discriminative.progress import progress
+from discriminative.records.environment import environment
 from discriminative.records.files import clear, grid, to_pil, write_image, write_json
 from discriminative.records.locks import alone_in
 from discriminative.settings import SamplerSettings
@@ -231,7 +232,7 @@ def tell_training(folder: Path, rows: list[dict], seconds: float) -> None:
 
 def rows_of(data: Samples, latents: Latents, most: int, told: str, shown: bool = True) -> list:
     """The first samples of a data set as rows."""
-    indices = tqdm(range(min(most, len(data))), desc=told, leave=False, disable=not shown)
+    indices = progress(range(min(most, len(data))), desc=told, unit="sample", leave=False, disable=not shown)
     return [latents.row(data[i]) for i in indices]
 
 
@@ -245,7 +246,7 @@ def run_evaluate(plan: Plan) -> None:
     rows = rows_of(data, Latents(models.vae), number, "encode samples")
     timestep = evaluation_timestep(options)
     waiting = outcomes(reader, rows, options.noises, options.seed, timestep)
-    found = list(tqdm(waiting, "read", len(rows), leave=False))
+    found = list(progress(waiting, "read", len(rows), unit="sample", leave=False))
     record = {
         "version": VERSION,
         "model": model_id(options.model),
@@ -257,6 +258,7 @@ def run_evaluate(plan: Plan) -> None:
         "noises": options.noises,
         "timestep": timestep,
         "seed": options.seed,
+        "environment": environment(plan.device),
         "figures": figures(found),
     }
     tell_evaluation(record["figures"], found)
@@ -363,6 +365,9 @@ def draw(
     write_image(folder / "grid.png", grid(torch.cat([*rows, drawn.images]), columns=columns))
     told = {"prompt": prompt, "seeds": seeds, "correction_factor": correction.factor}
     told |= {"correction": correction.mode, "scores": dict(zip(seeds, drawn.scores, strict=True))}
+    told |= {"model": model_id(options.model), "guidance_scale": settings.guidance_scale}
+    told |= {"num_inference_steps": settings.num_inference_steps}
+    told["environment"] = environment(reader.models.device)
     write_json(folder / "prompt.json", told)
 
 

@@ -191,7 +191,7 @@ TABLE = [
     ),
     (
         [*MINI, *TRAIN, "--evaluate", "True", "--eval_prompts", "{tmp}/others.txt"],
-        "names another class's token; allowed are",
+        "holds '{token:4}', which nothing stands for; allowed in braces are {token} and {class}",
     ),
     (
         [*MINI, "--class_index", "all", "--evaluate", "True", "--reference_images", "miniature/sprites"],

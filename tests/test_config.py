@@ -57,7 +57,7 @@ def test_paper_preset_is_the_official_configuration():
     assert (optimizer.adam_beta1, optimizer.adam_beta2) == (0.9, 0.999)
     assert (optimizer.adam_epsilon, optimizer.weight_decay, optimizer.max_grad_norm) == (1e-8, 1e-2, 1.0)
     assert (settings.starts, optimizer.max_token_norm) == (("initializer",), 0.0)
-    assert settings.path == GradientPath("last", 1)
+    assert settings.path == GradientPath("last", 2)
     assert settings.stages == (Stage(),)
     assert settings.choose_by == "loss"
     # Training samples as the evaluation does: the model's own scheduler and as many steps.

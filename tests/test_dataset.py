@@ -28,9 +28,9 @@ FAST = SamplerSettings(num_inference_steps=2, guidance_scale=7.0)
 def test_several_prompts_have_a_folder_each(token, tmp_path):
     folder = RunFolder(str(tmp_path), "c", "e")
     prompts = ("a photo of newclas cat", "a bat")
-    plan = SimpleNamespace(config=CONFIG, folder=folder, to_draw=prompts, others={})
+    plan = SimpleNamespace(config=CONFIG, folder=folder, to_draw=prompts, others={}, label="cat")
     folders = Session.generate(None, plan, token)
-    assert [f.name for f in folders] == ["01", "02"]
+    assert [f.name[:-9] for f in folders] == ["a_photo_of_newclas_cat", "a_bat"]
     for folder in folders:
         assert {p.name for p in folder.iterdir()} == {
             "0035.png",

@@ -219,7 +219,8 @@ def test_where_training_sampled_as_the_evaluation_its_steps_and_scheduler_decide
     assert not is_learned(replace(config, scheduler="ddim"), folder)
 
 
-def test_the_papers_token_is_the_papers_today(folder):
+def test_the_papers_token_of_before_is_learned_anew_unless_one_step_is_asked_for(folder):
+    """The preset took the last step alone, the official loop the last two."""
     paper = {
         "gradient_mode": "last",
         "gradient_steps": 1,
@@ -237,7 +238,8 @@ def test_the_papers_token_is_the_papers_today(folder):
     }
     write_token(folder, then(**paper))
     given = {"class_index": 2, "model": "miniature", "classifier": "miniature"}
-    assert is_learned(with_preset("paper", given), folder)
+    assert is_learned(with_preset("paper", given | {"gradient_mode": "last"}), folder)
+    assert not is_learned(with_preset("paper", given), folder)
     assert not is_learned(with_preset("default", given), folder)
 
 

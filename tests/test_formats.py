@@ -82,7 +82,7 @@ def run(saved, out, model: str, classifier: str, *more: str, device: str = "cpu"
     (records,) = (out / "pipeline_token").glob("*/default")
     (vector,) = load_file(records / "learned_embeds.safetensors").values()
     assert vector.shape == (1, MODELS[model][1])
-    assert len(list((out / "img").glob("*/prompt/*.png"))) == 2
+    assert len(list((out / "img").glob("*/prompt/*/*.png"))) == 2
     return json.loads((records / "evaluation.json").read_text())
 
 

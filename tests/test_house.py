@@ -44,7 +44,7 @@ ROOMS = (
     ("records",),
     ("hub", "precision"),
     ("settings",),
-    ("command_line", "errors", "seeds"),
+    ("command_line", "errors", "progress", "seeds"),
 )
 
 # The miniature's scripts stand beside the house: what they may import, and who may import them.

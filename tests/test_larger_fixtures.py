@@ -211,7 +211,7 @@ def test_prompts_and_data_sets_are_drawn_wide(tmp_path):
     plan = session.plan(1, token, prompt="a {token} cat", num_images=1, export_dataset=1)
     session.generate(plan, session.token(plan))
     session.fill_dataset(plan, session.token(plan))
-    (of_prompt,) = plan.folder.prompt_images.glob("0*.png")
+    (of_prompt,) = plan.folder.prompt_images.glob("*/0*.png")
     for path in (of_prompt, plan.folder.dataset / "000000.png"):
         with Image.open(path) as picture:
             assert picture.size == (WIDTH, HEIGHT)

@@ -69,6 +69,7 @@ def test_a_run_leaves_token_configuration_log_and_evaluation(trained):
         "config.json",
         "log.jsonl",
         "evaluation.json",
+        "images.csv",
     }
     assert {k: v.shape for k, v in load_file(folder / "learned_embeds.safetensors").items()} == {
         "newclas": (1, 128)
@@ -76,6 +77,8 @@ def test_a_run_leaves_token_configuration_log_and_evaluation(trained):
     config = json.loads((folder / "config.json").read_text())
     assert config["config"]["class_index"] == 2
     assert config["training"]["stopped_by"] in ("max_epochs", "validation_accuracy")
+    assert config["training"]["learning_rate"] > 0
+    assert config["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_images_are_written_for_both_arms_and_pictures_can_be_read(trained):
 
 
 def test_a_token_on_disk_can_be_evaluated_again_with_the_same_result(trained):
-    before, measured = evaluation(trained), {"seconds": 0, "peak_memory_gb": 0}
+    before, measured = evaluation(trained), {"seconds": 0, "peak_memory_gb": 0, "environment": {}}
     assert main([*QUICK, "--class_index", "2", "--evaluate", "True", "--output_path", str(trained)]) == 0
     assert evaluation(trained) | measured == before | measured
 
@@ -277,7 +280,7 @@ def test_a_prompt_is_drawn_with_the_token(trained, capsys):
         )
         == 0
     )
-    folder = trained / "img" / "0002_bat_cricket_bat" / "prompt"
+    (folder,) = (trained / "img" / "0002_bat_cricket_bat" / "prompt").iterdir()
     assert {p.name for p in folder.iterdir()} == {"0035.png", "0036.png", "grid.png", "prompt.json"}
     assert "a painting of a newclas bat on a blue background" in capsys.readouterr().out
 
@@ -356,11 +359,18 @@ def test_several_classes_are_asked_for_by_their_numbers(asked, sweep, numbers):
 
 def test_a_dry_run_of_several_classes_has_a_plan_for_each(capsys):
     assert main([*MINI, "--class_index", "2,4-5", "--train", "True", "--dry_run", "True"]) == 0
-    decoder, text, plans = json.JSONDecoder(), capsys.readouterr().out, []
-    while text.strip():
-        plan, end = decoder.raw_decode(text.lstrip())
-        plans, text = [*plans, plan], text.lstrip()[end:]
-    assert [plan["config"]["class_index"] for plan in plans] == [2, 4, 5]
+    told = json.loads(capsys.readouterr().out)
+    assert [plan["class_index"] for plan in told["plan"]] == [2, 4, 5]
+    assert told["config"]["class_index"] == "2,4-5"
+
+
+def test_a_dry_run_keeps_the_prompts_to_generate_apart_and_notes_those_without_the_token(capsys):
+    argv = [*MINI, "--class_index", "2", "--train", "--prompt", "a bat at night", "--dry_run"]
+    assert main(argv) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["prompts_to_generate"] == ["a bat at night"]
+    assert "a bat at night" not in plan["prompts"]
+    assert plan["notes"] == ["'a bat at night' does not hold {token}, so the token is not used in it"]
 
 
 @pytest.mark.parametrize("mode", ["last", "random"])

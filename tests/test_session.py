@@ -334,7 +334,7 @@ def test_constants_and_options_reach_the_training_of_one_class_alone(session):
 
 def test_a_preset_gives_its_values_and_options_go_before_them(start):
     session = start(preset="paper", max_epochs=1)
-    assert (session.config.gradient_mode, session.config.choose_by) == ("last", "loss")
+    assert (session.config.gradient_mode, session.config.choose_by) == ("last:2", "loss")
     assert (session.config.exp_id, session.config.max_epochs) == ("paper", 1)
     assert learn(session).training.stopped_by == "max_epochs"
 

@@ -173,7 +173,7 @@ def test_a_token_from_elsewhere_is_evaluated_as_if_learned_here(learned, tmp_pat
     here = json.loads((learned / "evaluation.json").read_text())
     there = json.loads(result.read_text())
     assert there["options"] == here["options"] | {"token_path": str(learned / file)}
-    measured = {"seconds": 0, "peak_memory_gb": 0, "options": None}
+    measured = {"seconds": 0, "peak_memory_gb": 0, "options": None, "environment": {}}
     assert there | measured == here | measured | {"token_path": str(learned / file)}
 
 

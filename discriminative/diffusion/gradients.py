@@ -126,7 +126,7 @@ def skip(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: float) -
     # Only the conditional half sees the token.
     unet = walk.models.unet
     cond_pred = unet(model_input, walk.timesteps[i], encoder_hidden_states=walk.cond).sample  # (B, C, h, w)
-    from_images = scored.gradient * (share * walk.settings.guidance_scale)
+    from_images = scored.gradient * (share * walk.settings.guidance_weight)
     return replace(scored, gradient=gradient_of(cond_pred, walk.cond, from_images))
 
 

@@ -28,9 +28,9 @@ def draw_noise(seeds: list[int], shape: tuple[int, int, int], number: int = 0) -
 
 
 def guided_noise_pred(
-    unet, latents, timestep, cond, uncond, guidance_scale: float, recompute: bool = False
+    unet, latents, timestep, cond, uncond, guidance_weight: float, recompute: bool = False
 ) -> torch.Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022, eq. 6, with w + 1 = guidance_scale).
+    """Classifier-free guidance (Ho and Salimans 2022, eq. 6, with w + 1 = guidance_weight).
 
     Gradient flows through the conditional half; through the unconditional one, which does not see the
     token, only where the latents depend on it, as they do from the second step with gradient on.
@@ -48,7 +48,7 @@ def guided_noise_pred(
 
     if recompute:
         half = partial(checkpoint, half, use_reentrant=False)
-    if guidance_scale == 1:
+    if guidance_weight == 1:
         return half(latents, cond)
     uncond = uncond.expand(len(cond), -1, -1)  # (B, L, D)
     if not torch.is_grad_enabled():
@@ -60,7 +60,7 @@ def guided_noise_pred(
         with torch.set_grad_enabled(latents.requires_grad):
             noise_pred_uncond = half(latents, uncond)  # (B, C, h, w)
         noise_pred_cond = half(latents, cond)  # (B, C, h, w)
-    return noise_pred_uncond + guidance_scale * (noise_pred_cond - noise_pred_uncond)
+    return noise_pred_uncond + guidance_weight * (noise_pred_cond - noise_pred_uncond)
 
 
 def alpha_bar_at(scheduler, i: int, dtype: torch.dtype) -> torch.Tensor:
@@ -151,7 +151,7 @@ class Walk:
                 self.timesteps[i],
                 self.cond,
                 self.uncond,
-                self.settings.guidance_scale,
+                self.settings.guidance_weight,
                 self.recompute,
             )
 

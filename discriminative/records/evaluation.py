@@ -134,6 +134,16 @@ class EvaluationRecord:
         return self.content["verdict"]
 
     @property
+    def seeds(self) -> list[int]:
+        """Of the images of each arm; none where an earlier version did not say."""
+        return self.content.get("seeds", [])
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """When, where and with which versions it was made; empty where an earlier version did not say."""
+        return self.content.get("environment", {})
+
+    @property
     def training(self) -> dict[str, Any]:
         """The record of the training before it, where it was here; else empty."""
         if not (self.folder and self.folder.config.exists()) or self.content["token_path"]:

@@ -1,10 +1,12 @@
 """A run's folders and files. Whatever replaces a file is written beside it and then renamed, so none is
 ever half there."""
 
+import csv
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -101,6 +103,15 @@ def write_json(path: Path, content: dict) -> None:
 def write_lines(path: Path, rows: list[dict]) -> None:
     """Write JSON lines, one object a row."""
     _replace(path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+
+
+def write_table(path: Path, rows: list[dict], columns: Sequence[str] = ()) -> None:
+    """Write rows as CSV; without ``columns`` they are the first row's."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:

@@ -52,11 +52,13 @@ class RunFolder(TrainingFiles):
         self.pipeline = self.records / "pipeline"
         self.web_ui = self.records / "a1111"
         self.result = self.records / "evaluation.json"
+        self.image_rows = self.records / "images.csv"  # of the evaluation
         self.eval_images = images / "eval"
         self.prompt_images = images / "prompt"
         # Until all is there.
         self.unfinished_eval_images = images / "eval.partial"
         self.unfinished_result = self.unfinished_eval_images / "evaluation.json"
+        self.unfinished_image_rows = self.unfinished_eval_images / "images.csv"
         self.unfinished_records = self.records / "training.partial"
         self.unfinished = TrainingFiles(self.unfinished_records, self.unfinished_records)
         # Readers of data sets take every folder for a class.
@@ -66,7 +68,8 @@ class RunFolder(TrainingFiles):
     def take_training(self) -> None:
         """Put the training that is done in the place of the last one, all of which goes: its token, log
         and pictures, and the evaluation and exports that were made of it."""
-        for name in ("result", "config", "token", "partial_token", "log", "grid", "evolution"):
+        gone = ("result", "image_rows", "config", "token", "partial_token", "log", "grid", "evolution")
+        for name in gone:
             getattr(self, name).unlink(missing_ok=True)
         for folder in (self.eval_images, self.train_images, self.web_ui, self.pipeline):
             shutil.rmtree(folder, ignore_errors=True)
@@ -86,6 +89,7 @@ class RunFolder(TrainingFiles):
         shutil.move(self.unfinished_eval_images / "grid.png", self.grid)
         self.result.parent.mkdir(parents=True, exist_ok=True)
         self.unfinished_eval_images.rename(self.eval_images)
+        shutil.move(self.eval_images / self.unfinished_image_rows.name, self.image_rows)
         shutil.move(self.eval_images / self.unfinished_result.name, self.result)
 
 

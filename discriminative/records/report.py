@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from discriminative import VERSION
+from discriminative.records.environment import timestamp
 from discriminative.records.evaluation import EvaluationRecord, Share, read_all
 from discriminative.records.files import write_text
 
@@ -130,8 +132,21 @@ def confusion(results: list[EvaluationRecord]) -> str:
     return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
 
 
+def origin(result: EvaluationRecord) -> str:
+    """When an evaluation was made, on which seeds, where, and with what."""
+    where = result.environment
+    trained = result.training.get("config", {}).get("seed")
+    told = [f"evaluated {where['date']}"] if where else []
+    told += [f"seeds {result.seeds[0]} to {result.seeds[-1]}"] if result.seeds else []
+    told += [f"training seed {trained}"] if trained is not None else []
+    told += [f"{name} {number}" for name, number in where.get("versions", {}).items() if number]
+    told += [f"commit {where['commit']}"] if where.get("commit") else []
+    told += [where["device"]] if where else []
+    return f'<p class="origin">{text(", ".join(told))}</p>' if told else ""
+
+
 def gallery(results: list[EvaluationRecord]) -> str:
-    """Each class's verdict, pictures, and the other prompts."""
+    """Each class's verdict, origin, pictures, and the other prompts."""
     parts = []
     for r in results:
         others = ""
@@ -143,7 +158,7 @@ def gallery(results: list[EvaluationRecord]) -> str:
         pictures = image_tag(r.folder.grid, f"{r.class_name} without and with the token")
         evolution = image_tag(r.folder.evolution, f"{r.class_name} over the updates")
         more = f"<details><summary>how it was learned</summary>{evolution}</details>" if evolution else ""
-        head = f"<h3>{text(title_of(r))}</h3><p>{text(r.verdict)}</p>"
+        head = f"<h3>{text(title_of(r))}</h3><p>{text(r.verdict)}</p>{origin(r)}"
         parts.append(f'<section id="{anchor(r)}">{head}{others}{pictures}{more}</section>')
     return "".join(parts)
 
@@ -163,6 +178,18 @@ def settings(results: list[EvaluationRecord]) -> str:
     return "".join(parts)
 
 
+TERMS = """
+<ul>
+<li>Guide: the classifier that trained the token; its figure is the share of images that it gives to the
+class.</li>
+<li>Judge: a classifier that never trained the token, so no image was made to please it.</li>
+<li>p: how likely so large a difference of the guide's verdicts would be by chance (McNemar's exact test on
+pairs of images of the same seed).</li>
+<li>Diversity: how much the images vary with the token, over how much they do without it, by the mean cosine
+distance of the judge's features (the guide's where nothing judged).</li>
+</ul>
+"""
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222 }
 body { max-width: 1240px; margin: 2rem auto; padding: 0 1rem }
@@ -174,6 +201,7 @@ th button::after { content: " ↕"; color: #bbb }
 th[aria-sort=ascending] button::after { content: " ↑"; color: #222 }
 th[aria-sort=descending] button::after { content: " ↓"; color: #222 }
 tbody tr:nth-child(even) { background: #f7f7f7 } small { color: #777; white-space: nowrap }
+.origin { color: #777; font-size: 13px }
 img { max-width: 100%; display: block; margin: .5rem 0 }
 section { border-top: 1px solid #ddd; margin-top: 1.5rem } summary { cursor: pointer }
 """
@@ -219,7 +247,8 @@ def write_report(output_path: str | Path) -> Path:
 <style>{STYLE}</style></head><body>
 <h1>Discriminative class tokens</h1>
 <p>{len(results)} evaluations; each on seeds that neither training nor validation used,
-the same with and without the token.</p>{warning}
+the same with and without the token. Written {timestamp()} by version {VERSION}.</p>{warning}
+{TERMS}
 <table class="sortable"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>
 <h2>Accuracy</h2>{left_out}{plot(results)}
 <h2>What the prompt drew without the token</h2>{confusion(results)}

@@ -2,13 +2,12 @@
 to."""
 
 import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from discriminative.errors import UsageError
 from discriminative.records.evaluation import EvaluationRecord
-from discriminative.records.files import write_text
+from discriminative.records.files import write_table
 
 COLUMNS = (
     *("class_index", "class_name", "exp_id", "model", "classifier", "judge", "test_size"),
@@ -111,8 +110,4 @@ def _change(output_path: str, key: tuple[str, ...], new: list[dict[str, str]]) -
     with FileLock(path.with_name(f".{path.name}.lock")):
         rows = [r for r in read(output_path) if tuple(r[name] for name in KEY) != key]
         rows = sorted([*rows, *new], key=lambda r: (int(r["class_index"]), r["exp_id"]))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(path, text.getvalue())
+        write_table(path, rows, COLUMNS)

@@ -1,12 +1,23 @@
 """Images of prompts with a token in them, in batches that fit in memory."""
 
+import hashlib
+import json
+import re
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from discriminative.diffusion.memory import Batches
+from discriminative.diffusion.models import DiffusionModels
 from discriminative.guides.classifier import are_finite
+from discriminative.progress import progress
+from discriminative.records.environment import environment
+from discriminative.records.files import to_pil, write_image, write_json
+from discriminative.records.pictures import captioned
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
 
@@ -25,7 +36,7 @@ def in_batches(
         batch_size: images at once; None is all. Halved where memory runs out.
         use: takes images (B, 3, H, W) in [0, 1], float32 on the CPU, and their seeds.
     """
-    with tqdm(total=len(seeds), desc=prompts[0], unit="image", leave=False) as progress:
+    with progress(total=len(seeds), desc=prompts[0], unit="image", leave=False) as bar:
 
         def work(chunk: slice) -> None:
             images = token.sample(prompts[chunk], seeds[chunk], settings).float().cpu()
@@ -33,11 +44,9 @@ def in_batches(
             if broken:
                 half = token.models.dtype == torch.float16
                 advice = "; --mixed_precision no or bf16 helps" if half else ""
-                tqdm.write(
-                    f"note: {broken} of {len(images)} images are not finite, so wrong and black{advice}"
-                )
+                tqdm.write(f"note: {broken} of {len(images)} images are not finite: wrong, black{advice}")
             use(images, seeds[chunk])
-            progress.update(len(images))
+            bar.update(len(images))
 
         Batches(batch_size, token.models.fits, "sample").over(len(seeds), work)
 
@@ -52,3 +61,54 @@ def draw_all(
     images = []
     in_batches(token, [prompt] * len(seeds), seeds, settings, batch_size, lambda part, _: images.append(part))
     return torch.cat(images)
+
+
+def sampling_record(models: DiffusionModels, settings: SamplerSettings) -> dict[str, Any]:
+    """How images are sampled, resolved: size, scheduler and precision are those of the models."""
+    height, width = models.image_size(settings.height, settings.width)
+    record = asdict(settings) | {"height": height, "width": width}
+    record["scheduler"] = type(models.scheduler).__name__
+    record["precision"] = str(models.dtype)
+    return record
+
+
+def draw_to_folder(
+    root: Path,
+    token: ClassToken,
+    prompt: str,
+    seeds: list[int],
+    settings: SamplerSettings,
+    batch_size: int | None,
+    said: dict[str, Any],
+) -> Path:
+    """Draw one prompt into a folder of its own: an image a seed, ``grid.png``, ``prompt.json``.
+
+    Another prompt, seed, setting or token has another folder, so nothing that was drawn goes.
+
+    Args:
+        root: where the folder is made.
+        said: what the record says of model and token.
+
+    Returns:
+        the folder.
+    """
+    record = {"prompt": prompt, "seeds": seeds} | said
+    record["settings"] = sampling_record(token.models, settings)
+    folder = root / folder_name(prompt, record)
+    drawn = {}
+
+    def use(images: torch.Tensor, chunk: list[int]) -> None:
+        for seed, image in zip(chunk, images, strict=True):
+            write_image(folder / f"{seed:04d}.png", to_pil(image))
+            drawn[seed] = image
+
+    in_batches(token, [prompt] * len(seeds), seeds, settings, batch_size, use)
+    write_image(folder / "grid.png", captioned(prompt, drawn))
+    write_json(folder / "prompt.json", record | {"environment": environment(token.models.device)})
+    return folder
+
+
+def folder_name(prompt: str, record: dict[str, Any]) -> str:
+    """The prompt's words, and a hash of all that decides its images: "a_newclas_bat_in_snow_1f3a5c7e"."""
+    words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:60]
+    return f"{words}_{hashlib.sha256(json.dumps(record).encode()).hexdigest()[:8]}".lstrip("_")

@@ -23,6 +23,23 @@ def fill(template: str, word: str, class_name: str) -> str:
     return template.replace("{token}", word).replace("{class}", class_name)
 
 
+def check_fields(prompt: str, flag: str, fields: tuple[str, ...] = ("{token}", "{class}")) -> None:
+    """Check that a prompt has nothing in braces but what is filled in.
+
+    Raises:
+        UsageError: it has, and would be drawn with the braces in it.
+    """
+    rest = prompt
+    for field in fields:
+        rest = rest.replace(field, "")
+    strange = re.search(r"\{[^{}]*\}?|\}", rest)
+    if strange:
+        raise UsageError(
+            f"--{flag}: {prompt!r} holds {strange[0]!r}, which nothing stands for; "
+            f"allowed in braces are {' and '.join(fields)}"
+        )
+
+
 def read_prompts(path: str, flag: str) -> list[str]:
     """The prompts of a text file, one a line; empty lines and those that begin with # are left out.
 

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import platform
 import statistics
 import sys
 import time
@@ -13,25 +12,16 @@ from pathlib import Path
 import torch
 
 from discriminative.precision import has_bf16_units
+from discriminative.records.environment import device_name
 from discriminative.records.files import write_json
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def environment(device: torch.device) -> dict:
     """Date, hardware and versions: what a figure is worth nothing without."""
-    if device.type == "cuda":
-        on = torch.cuda.get_device_name(device)
-    else:
+    on = device_name(device)
+    if device.type == "cpu":
         units = "with" if has_bf16_units() else "no"
-        on = f"{processor()}, {torch.get_num_threads()} threads, {units} bf16 units"
+        on = f"{on}, {torch.get_num_threads()} threads, {units} bf16 units"
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": on,
