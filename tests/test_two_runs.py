@@ -96,9 +96,9 @@ def test_the_same_class_learned_twice_at_once_is_learned_once(names, tmp_path):
 
     def meanwhile(row, images) -> None:
         if row["epoch"] == 1:
-            other = threading.Thread(target=learn_too)
+            other = threading.Thread(target=learn_too, daemon=True)
             other.start()
-            other.join()
+            other.join(timeout=30)
 
     learned = Session(**options).learn(1, on_update=meanwhile)
     assert said == ["refused"]
@@ -153,11 +153,11 @@ def test_a_lock_is_taken_once_whoever_comes_and_goes(tmp_path):
             except UsageError:
                 pass
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(timeout=30)
     assert set(most) == {1}
 
 
