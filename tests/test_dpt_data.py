@@ -292,7 +292,7 @@ def test_without_negatives_the_command_that_mines_them_is_told(folders):
         (lambda c: c["images"][0].update(original_id=77), "has the image 77, which COCO's captions lack"),
         (lambda c: c["annotations"].clear(), "has no box"),
         (lambda c: (c["annotations"].clear(), c["images"].clear()), "holds no expressions"),
-        (lambda c: c["images"][0].pop("caption"), "is malformed ('caption')"),
+        (lambda c: c["images"][0].pop("caption"), "is malformed (there is no 'caption')"),
         (lambda c: c.pop("images"), "is no annotation file of COCO's format"),
     ],
 )
@@ -310,7 +310,7 @@ def test_a_wrong_annotation_is_told_in_one_line(mined, change, told):
     [
         (lambda c: c["annotations"].clear(), "holds no captions"),
         (lambda c: c["annotations"][0].update(image_id=5), "caption 90"),
-        (lambda c: c["images"][0].pop("width"), "lacks 'width'"),
+        (lambda c: c["images"][0].pop("width"), "is malformed (there is no 'width')"),
     ],
 )
 def test_a_wrong_caption_file_is_told_in_one_line(folders, change, told):

@@ -57,6 +57,18 @@ def argv(names, tmp_path):
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
+DEFAULTS = {"SIGINT": "default_int_handler", "SIGHUP": "SIG_DFL", "SIGTERM": "SIG_DFL"}
+
+
+@pytest.fixture(autouse=True)
+def signals_at_their_defaults():
+    """A suite in the background, or under nohup, ignores some."""
+    before = {name: signal.signal(getattr(signal, name), getattr(signal, h)) for name, h in DEFAULTS.items()}
+    yield
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
+
+
 @pytest.fixture
 def folder(tmp_path):
     return RunFolder(tmp_path / "r", "0001_tiger_cat", "default")
@@ -207,6 +219,7 @@ def test_a_run_that_is_interrupted_while_it_imports_says_so_in_one_line(name):
     program = f"""
 import os, signal
 from discriminative.command_line import ended_at_once
+signal.signal(signal.{name}, signal.{DEFAULTS[name]})
 class Broken:
     def __del__(self):
         os.kill(os.getpid(), signal.{name})  # no exception gets out of here

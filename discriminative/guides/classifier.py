@@ -33,6 +33,11 @@ class Classifier:
         """What the model computes in."""
         return next((p.dtype for p in self.model.parameters()), torch.float32)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
     def check(self, height: int, width: int, guides: bool) -> None:
         """Have the classifier see a batch of noise, so that what it cannot do shows before any work.
 
@@ -45,7 +50,8 @@ class Classifier:
             Exception: whatever the model raises.
         """
         rng = torch.Generator().manual_seed(0)
-        images = torch.rand(2, 3, height, width, generator=rng).requires_grad_(guides)  # (B, 3, H, W)
+        images = torch.rand(2, 3, height, width, generator=rng).to(self.device)  # (B, 3, H, W)
+        images.requires_grad_(guides)
         with torch.set_grad_enabled(guides):
             logits = self.logits(images)  # (B, K)
         if not logits.isfinite().all():

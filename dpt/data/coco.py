@@ -96,7 +96,7 @@ def read_captions(coco_root: str | Path) -> Captions:
         }
         captions = [Caption(row["id"], row["image_id"], row["caption"]) for row in content["annotations"]]
     except (KeyError, TypeError) as error:
-        raise UsageError(f"--coco_root: a row of {path} lacks {one_line(error)}") from error
+        raise UsageError(f"--coco_root: a row of {path} is malformed ({one_line(error)})") from error
     if not captions:
         raise UsageError(f"--coco_root: {path} holds no captions")
     of_image = defaultdict(list)
