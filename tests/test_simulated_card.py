@@ -70,7 +70,7 @@ def test_a_token_is_learned_and_drawn_with_on_a_card(sources, tmp_path, capsys):
     assert vector.isfinite().all()
     (row,) = [json.loads(line) for line in (records / "log.jsonl").read_text().splitlines()]
     assert row["gradient_norm"] > 0
-    assert len(list((tmp_path / "img").glob("*/prompt/*.png"))) == 2
+    assert len(list((tmp_path / "img").glob("*/prompt/*/*.png"))) == 2
 
 
 @pytest.mark.slow
