@@ -12,7 +12,7 @@ from discriminative.precision import channels_last
 from dpt.files import write_adapter
 from dpt.forward import TRUE, Reader, draw_noised
 from dpt.latents import Row, Stream
-from dpt.training import Stage, forget_checkpoint, seed_of, train
+from dpt.training import Stage, facts_of, forget_checkpoint, seed_of, train
 
 
 def fingerprint(module: torch.nn.Module) -> str:
@@ -69,6 +69,7 @@ def probe(
     for module in (reader.adapter, reader.point):
         module.train().requires_grad_(True)
     facts = {"stage": "probe", "probe": reader.point.name, "model": model, "text_side": side}
+    facts |= facts_of(stage, reader, stream)
     with channels_last(reader.models):
         # A checkpoint does not hold it; the same rows give the same.
         standardise(reader, stage, stream.batch(0), accelerator)

@@ -77,14 +77,14 @@ def train(
     stream: Stream,
     folder: Path,
     accelerator: Accelerator,
-    facts: dict | None = None,
+    facts: dict,
 ) -> list[dict]:
     """Train to the end, from a checkpoint in the folder where there is one (DPT, section 3.3).
 
     Args:
         trained: parameters by name, in float32; nothing else changes.
         folder: of checkpoint and log.
-        facts: that a checkpoint must share with this training, to go on.
+        facts: that a checkpoint must share with this training, to go on: :func:`facts_of`, and more.
 
     Returns:
         a row of losses for each update.
@@ -93,7 +93,6 @@ def train(
         UsageError: the checkpoint is of another training.
         WorkError: a loss is not finite.
     """
-    facts = (facts or {}) | facts_of(stage, reader, stream)
     parameters = list(trained.values())
     optimizer = accelerator.prepare(torch.optim.AdamW(parameters, **ADAM))
     first, rows = resume(folder, trained, optimizer, accelerator, facts)

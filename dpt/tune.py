@@ -11,7 +11,7 @@ from dpt.files import LORA, add_lora, write_adapter, write_lora
 from dpt.forward import Reader
 from dpt.latents import Stream
 from dpt.probe import adapter_parameters, fingerprint
-from dpt.training import Stage, forget_checkpoint, seed_of, train
+from dpt.training import Stage, facts_of, forget_checkpoint, seed_of, train
 
 LORA_STREAM = 41  # of its first values
 
@@ -60,6 +60,7 @@ def tune(
     facts = {"stage": "tune", "probe": reader.point.name, "model": model, "text_side": side}
     facts |= {"only_train_lora": not any(name.startswith("adapter.") for name in trained)}
     facts |= {"tune_text_encoder": reader.condition.trains, "begun_from": fingerprint(reader.adapter)}
+    facts |= facts_of(stage, reader, stream)
     reader.autocast = accelerator.autocast
     with channels_last(reader.models):
         rows = train(stage, reader, trained, stream, folder, accelerator, facts)
