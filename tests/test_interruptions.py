@@ -253,21 +253,6 @@ def test_another_thread_than_the_main_one_may_run_it():
     assert codes == [0]
 
 
-def test_a_reader_that_has_seen_enough_is_no_fault():
-    """As in ``python run.py --list_classes | head -1``; without options it is over soonest."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "run.py"],
-        cwd=ROOT,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (141, "")
-
-
 # --- full disks
 
 
