@@ -18,13 +18,11 @@ from typing import get_args
 from config import PRESETS, RunConfig, validate, with_preset
 from discriminative import VERSION
 from discriminative.command_line import (
-    INTERRUPTED,
     OneLineParser,
     boolean,
     ended_at_once,
     ended_by_signals,
-    exit_code,
-    for_any_output,
+    run_program,
     with_underscores,
 )
 from discriminative.errors import UsageError, WorkError
@@ -150,30 +148,17 @@ With Stable Diffusion 1.4 (weights from the hub, a GPU in practice):
 python run.py --help lists the main options, --help all every one."""
 
 
-@for_any_output
 def main(argv: list[str] | None = None) -> int:
-    """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage, 128 and its
-    number where a signal ended it."""
-    try:
-        return dispatch(sys.argv[1:] if argv is None else argv)
-    except UsageError as error:
-        code = 2
-        said = f"error: {error}"
-    except BrokenPipeError:
-        raise
-    except (WorkError, OSError) as error:
-        code = 1
-        said = f"failed: {error}"
-    except KeyboardInterrupt as error:
-        code = exit_code(error)
-        said = f"interrupted{error}" if str(error) else INTERRUPTED
-    # Out here the work's progress bars are gone from the line.
-    print(f"run.py: {said}", file=sys.stderr)
-    return code
+    """The program; returns its exit code, see :func:`run_program`."""
+    return run_program("run.py", dispatch, argv)
 
 
 def dispatch(argv: list[str]) -> int:
-    """What :func:`main` does, with errors raised."""
+    """Parse, and do what is asked for.
+
+    Raises:
+        UsageError, WorkError: in one line what was wrong.
+    """
     if not argv:
         print(BEGIN)
         return 2

@@ -1,7 +1,6 @@
 """What the command lines share: parsers, flags, limits and signals. No torch here: they answer at once."""
 
 import argparse
-import functools
 import math
 import os
 import signal
@@ -10,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
+
+from discriminative.errors import UsageError, WorkError
 
 BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 
@@ -51,7 +52,7 @@ def at_least(low: float, high: float = math.inf) -> dict:
 
 # Ask a program to end: Ctrl-C, kill, a terminal that is closed. Windows has not all.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-INTERRUPTED = "interrupted; what was finished is kept"
+KEPT = "; what was finished is kept"  # all that can be said of what an interruption leaves
 
 
 class Ended(KeyboardInterrupt):
@@ -102,15 +103,10 @@ def ended_at_once(name: str) -> AbstractContextManager[None]:
     """
 
     def end(number: int, frame: FrameType | None) -> None:
-        os.write(sys.__stderr__.fileno(), f"{name}: {INTERRUPTED}\n".encode())
+        os.write(sys.__stderr__.fileno(), f"{name}: interrupted{KEPT}\n".encode())
         os._exit(128 + number)
 
     return signals_to(end)
-
-
-def exit_code(interruption: KeyboardInterrupt) -> int:
-    """What a shell expects of a program that a signal ended: 130 after Ctrl-C, 143 after SIGTERM."""
-    return 128 + getattr(interruption, "number", signal.SIGINT)
 
 
 def is_first_process() -> bool:
@@ -121,26 +117,50 @@ def is_first_process() -> bool:
 READER_LEFT = 141  # exit code of a program whose output nobody reads any more, as shells have it
 
 
-def for_any_output(main: Callable[..., int]) -> Callable[..., int]:
-    """A ``main`` whose output may go anywhere.
+def run_program(name: str, dispatch: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
+    """A command line from its arguments to its exit code.
 
-    Characters that cannot be encoded there are replaced. A reader that leaves, as ``head`` does, ends the run
-    without a message.
+    Characters that the output cannot encode are replaced.
+
+    Args:
+        name: of the program, which begins each error's line.
+        dispatch: does the work, and raises what went wrong.
+        argv: None is the program's own arguments.
+
+    Returns:
+        what ``dispatch`` returns, 1 where work failed, 2 for wrong usage, 128 and its number where a signal
+        ended it, ``READER_LEFT`` where nobody reads on, as behind ``head``.
     """
-
-    @functools.wraps(main)
-    def run(*args) -> int:
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
         try:
-            try:
-                return main(*args)
-            finally:
-                sys.stdout.flush()
-        except BrokenPipeError:
-            # What is left in the buffer would fail once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return READER_LEFT
+            return told(name, dispatch, sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_LEFT
 
-    return run
+
+def told(name: str, dispatch: Callable[[list[str]], int], argv: list[str]) -> int:
+    """What ``dispatch`` returns; or what it raises, told in one line, and the exit code that goes with it."""
+    try:
+        return dispatch(argv)
+    except BrokenPipeError:
+        raise
+    except UsageError as error:
+        code = 2
+        said = f"error: {error}"
+    except (WorkError, OSError) as error:
+        code = 1
+        said = f"failed: {error}"
+    except KeyboardInterrupt as error:
+        code = 128 + getattr(error, "number", signal.SIGINT)
+        said = f"interrupted{str(error) or KEPT}"
+    # Out here the work's progress bars are gone from the line. Of several processes all fail alike.
+    if code == 1 or is_first_process():
+        print(f"{name}: {said}", file=sys.stderr)
+    return code

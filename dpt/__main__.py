@@ -16,17 +16,15 @@ from dataclasses import fields
 from typing import get_args
 
 from discriminative.command_line import (
-    INTERRUPTED,
+    KEPT,
     OneLineParser,
     boolean,
     ended_at_once,
     ended_by_signals,
-    exit_code,
-    for_any_output,
-    is_first_process,
+    run_program,
     with_underscores,
 )
-from discriminative.errors import UsageError, WorkError
+from discriminative.errors import UsageError
 from dpt.config import COMMANDS, Options, validate
 
 
@@ -96,38 +94,31 @@ def parse(argv: list[str]) -> tuple[str, Options]:
     return given.pop("command"), Options(**given)
 
 
-@for_any_output
 def main(argv: list[str] | None = None) -> int:
-    """Parse and dispatch; returns the exit code: 0, 1 where work failed, 2 for wrong usage, 128 and its
-    number where a signal ended it."""
-    argv = sys.argv[1:] if argv is None else argv
+    """The program; returns its exit code, see :func:`run_program`."""
+    return run_program("dpt", dispatch, argv)
+
+
+def dispatch(argv: list[str]) -> int:
+    """Parse, and do what is asked for.
+
+    Raises:
+        UsageError, WorkError: in one line what was wrong.
+    """
     if not argv:
         print(__doc__.strip())
         return 2
+    command, options = parse(argv)
+    validate(command, options)
+    # Everything heavy is imported from here on.
+    with ended_at_once("dpt"):
+        from dpt.work import work
     try:
-        command, options = parse(argv)
-        validate(command, options)
-        # Everything heavy is imported from here on.
-        with ended_at_once("dpt"):
-            from dpt.work import work
         with ended_by_signals():
             return work(command, options)
-    except UsageError as error:
-        code = 2
-        said = f"error: {error}" if is_first_process() else ""
-    except BrokenPipeError:
-        raise
-    except (WorkError, OSError) as error:
-        code = 1
-        said = f"failed: {error}"
     except KeyboardInterrupt as error:
-        code = exit_code(error)
-        told = f"{INTERRUPTED}, and the same command goes on with a training"
-        said = told if is_first_process() else ""
-    # Out here the work's progress bars are gone from the line.
-    if said:
-        print(f"dpt: {said}", file=sys.stderr)
-    return code
+        error.args = (f"{KEPT}, and the same command goes on with a training",)
+        raise
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ ROOMS = (
     ("records",),
     ("hub", "precision"),
     ("settings",),
-    ("command_line", "errors", "progress", "seeds"),
+    ("command_line", "progress", "seeds"),
+    ("errors",),
 )
 
 # The miniature's scripts stand beside the house: what they may import, and who may import them.
