@@ -4,7 +4,7 @@
 
 After *Diffusion Classifier* (Li et al. 2023). Expect things .87 at t = 300 to 600, colours .74 at t = 900,
 numbers .73 at t = 60 and relations .5 everywhere, in a minute on one CPU core. It is the neighbour of
-``python -m dpt evaluate``, whose figures a trained adapter has to beat: the same kinds, both directions, chance .50.
+``python -m dpt evaluate``, which a trained adapter has to beat: the same kinds, both directions, chance .50.
 """
 
 import argparse
