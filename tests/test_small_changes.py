@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_models
+from conftest import learning, tiny_models
 from huggingface_hub import errors
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
@@ -19,8 +19,9 @@ from discriminative.hub import hub_advice
 from discriminative.records.files import GAP
 from discriminative.records.pictures import lines_of, upright
 from discriminative.records.tracking import PROJECT, Tracker
-from discriminative.settings import SamplerSettings
+from discriminative.settings import GradientPath, SamplerSettings
 from discriminative.tokens.files import make_readable
+from discriminative.tokens.objective import Objective, token_gradient
 
 # --- guides
 
@@ -81,7 +82,30 @@ def test_the_peak_of_a_process_is_in_bytes_everywhere(platform, unit, monkeypatc
     assert peak_bytes(torch.device("cpu")) == 5000 * unit
 
 
+@pytest.mark.parametrize(("steps", "is_recomputed"), [(1, False), (2, True)])
+def test_no_graph_of_several_steps_is_kept(steps, is_recomputed, token, guides, monkeypatch):
+    run = Walk.run
+    seen = []
+
+    def watched(self, *args):
+        seen.append(self.recompute)
+        return run(self, *args)
+
+    monkeypatch.setattr(Walk, "run", watched)
+    class_loss = Objective(learning(), token, guides, "cat").class_loss
+    settings = SamplerSettings(4, 3.0)
+    token_gradient(token, ["a newclas cat"], [0], settings, GradientPath("last", steps), class_loss, 1.0)
+    assert seen[-1] is is_recomputed
+
+
 # --- tokens
+
+
+def test_an_objective_counts_every_image_that_it_samples(token, guides):
+    objective = Objective(learning(validation_size=3, confirm_size=0), token, guides, "cat")
+    assert objective.images == 0
+    objective.validate()
+    assert objective.images == 3
 
 
 def test_a_tokenizer_that_wrote_its_own_files_needs_no_help(tmp_path):
