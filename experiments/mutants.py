@@ -212,7 +212,10 @@ def covering() -> list[Test]:
         state_of_file = digest([*below, file])
         if known.get(file, {}).get("digest") != state_of_file:
             print(f"what {file} calls", flush=True)
-            known[file] = {"digest": state_of_file, "tests": apart(calls_of, file)}
+            came = apart(calls_of, file)
+            if isinstance(came, str):
+                raise SystemExit(f"{file}, without a mutant: {came}")
+            known[file] = {"digest": state_of_file, "tests": came}
             COVERAGE.write_text(json.dumps(known))
         now[file] = known[file]
     return [Test(*test) for file in now.values() for test in file["tests"]]
@@ -256,7 +259,10 @@ def failing(mutant: str, tests: list[str], *more: str) -> tuple[int, list[str]]:
     """pytest's exit code and the failing tests, with a mutant awake ("" for none)."""
     set_mutant_under_test(mutant)
     failures = FirstFailure()
-    return pytest_in_copy([*tests, *more], failures), failures.names
+    code = pytest_in_copy([*tests, *more], failures)
+    if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):  # other names of tests
+        code = pytest_in_copy([*dict.fromkeys(name.partition("::")[0] for name in tests), *more], failures)
+    return code, failures.names
 
 
 def try_mutant(mutant: Mutant, tests: list[Test]) -> dict:
@@ -282,14 +288,18 @@ def read_rows(path: Path) -> dict[str, dict]:
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    temporary.replace(path)
 
 
 def without_mutant(rows: list[dict]) -> set[str]:
     """Which of the tests that caught something fail on the library as it is: they prove nothing."""
     names = sorted({row["test"] for row in rows if row["test"]})
-    _, failed = apart(failing, "", names, "--maxfail=1000")
-    return set(failed)
+    came = apart(failing, "", names, "--maxfail=1000") if names else (0, [])
+    if isinstance(came, str):
+        raise SystemExit(f"the tests that caught something, without a mutant: {came}")
+    return set(came[1])
 
 
 def report(rows: list[dict], doubtful: set[str]) -> None:

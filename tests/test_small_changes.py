@@ -1,6 +1,5 @@
 """What a small change to the library could break without any test's notice, as ``make mutants`` found."""
 
-import re
 import sys
 
 import pytest
@@ -120,12 +119,13 @@ def test_a_tokenizer_that_wrote_its_own_files_needs_no_help(tmp_path):
 # --- records
 
 
-def test_lines_break_between_words_where_words_fit():
-    draw, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(18)
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 140])
+def test_lines_break_between_words_where_words_fit(width):
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     text = "great white heron great white shark"
-    lines = lines_of(draw, text, font, 100)
+    lines = lines_of(draw, text, ImageFont.load_default(18), width)
     assert len(lines) > 1
-    assert " ".join(lines).split() == re.findall(r"\w+", text)
+    assert " ".join(lines) == text
 
 
 def test_images_of_a_strip_stand_one_above_the_other_on_white():
