@@ -1,6 +1,7 @@
 """What a small change to the library could break without any test's notice, as ``make mutants`` found."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from discriminative.diffusion.sampler import Walk
 from discriminative.guides import loaders
 from discriminative.guides.preprocess import Recipe
 from discriminative.hub import hub_advice
-from discriminative.records.files import GAP
+from discriminative.records.files import GAP, write_text
 from discriminative.records.pictures import lines_of, upright
 from discriminative.records.tracking import PROJECT, Tracker
 from discriminative.settings import GradientPath, SamplerSettings
@@ -139,6 +140,28 @@ def test_images_of_a_strip_stand_one_above_the_other_on_white():
         (255, 255, 255),
         (0, 0, 0),
     ]
+
+
+def test_a_new_training_leaves_nothing_of_what_was_made_of_the_last(folder):
+    stale = (folder.eval_images, folder.train_images, folder.web_ui, folder.pipeline)
+    for path in stale:
+        (path / "deep").mkdir(parents=True)
+    folder.unfinished_records.mkdir(parents=True)
+    folder.take_training()
+    assert not [path for path in (*stale, folder.unfinished_records) if path.exists()]
+
+
+def test_texts_are_utf8_whatever_the_locale(tmp_path, monkeypatch):
+    write = Path.write_text
+    encodings = []
+
+    def watched(self, text, encoding=None):
+        encodings.append(encoding)
+        return write(self, text, encoding=encoding)
+
+    monkeypatch.setattr(Path, "write_text", watched)
+    write_text(tmp_path / "labels.txt", "Schäferhund")
+    assert encodings == ["utf-8"]
 
 
 class Recorder:
