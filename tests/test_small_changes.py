@@ -14,7 +14,7 @@ from tiny_folders import edit_json, save_timm
 from discriminative.diffusion.memory import peak_bytes
 from discriminative.diffusion.sampler import Walk
 from discriminative.guides import loaders
-from discriminative.guides.preprocess import Recipe
+from discriminative.guides.preprocess import Recipe, augmented
 from discriminative.hub import hub_advice
 from discriminative.records.files import GAP, write_text
 from discriminative.records.pictures import lines_of, upright
@@ -29,6 +29,14 @@ from discriminative.tokens.objective import Objective, token_gradient
 def test_a_recipe_says_which_interpolations_there_are():
     with pytest.raises(ValueError, match="interpolation 'lanczos'; allowed is bicubic, bilinear, nearest"):
         Recipe((8, 8), (8, 8), (0.5,) * 3, (0.5,) * 3, "lanczos")
+
+
+def test_about_half_of_varied_images_are_mirrored():
+    ramp = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
+    rises = [
+        bool(image[..., 16:].mean() > 0.5) for image in augmented(ramp.repeat(40, 1, 1, 1), list(range(40)))
+    ]
+    assert 10 < sum(rises) < 30
 
 
 def test_weights_come_from_the_revision_that_was_asked_for(tmp_path, monkeypatch):
