@@ -17,7 +17,8 @@ from discriminative.guides import loaders
 from discriminative.guides.preprocess import Recipe, augmented
 from discriminative.hub import hub_advice
 from discriminative.records.files import GAP, write_text
-from discriminative.records.pictures import lines_of, upright
+from discriminative.records.pictures import Shown, framed, lines_of, upright
+from discriminative.records.report import PICTURE_WIDTH, embedded
 from discriminative.records.tracking import PROJECT, Tracker
 from discriminative.settings import GradientPath, SamplerSettings
 from discriminative.tokens.files import make_readable
@@ -56,6 +57,20 @@ def test_weights_come_from_the_revision_that_was_asked_for(tmp_path, monkeypatch
 def test_every_spelling_that_the_hub_takes_for_offline_is_told_as_such(value, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     assert hub_advice(errors.LocalEntryNotFoundError("x")).startswith("HF_HUB_OFFLINE is set")
+
+
+def test_weights_of_a_timm_name_come_from_its_repository(monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def fetch(*names):
+        raise Asked(*names)
+
+    monkeypatch.setattr(loaders, "fetch", fetch)
+    parts = loaders.find_timm(loaders.Source("timm", "resnet18.a1_in1k"))
+    with pytest.raises(Asked) as error:
+        parts.load()
+    assert error.value.args == ("timm/resnet18.a1_in1k", "model.safetensors")
 
 
 def test_a_checkpoints_name_counts_more_than_the_folder_beside_it(tmp_path):
@@ -170,6 +185,17 @@ def test_texts_are_utf8_whatever_the_locale(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", watched)
     write_text(tmp_path / "labels.txt", "Schäferhund")
     assert encodings == ["utf-8"]
+
+
+def test_a_sheet_of_images_is_white_where_none_is():
+    sheet = framed({"cats": [Shown(torch.zeros(3, 8, 8), True, "cat")]})
+    assert sheet.getpixel((0, 0)) == sheet.getpixel((sheet.width - 1, sheet.height - 1)) == (255, 255, 255)
+
+
+def test_a_picture_in_the_report_is_four_times_the_pages_width_at_most():
+    picture = Image.new("RGB", (10, 6 * PICTURE_WIDTH))
+    assert embedded(picture).startswith("data:image/jpeg;base64,")
+    assert picture.height == 4 * PICTURE_WIDTH
 
 
 class Recorder:
