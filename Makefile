@@ -13,7 +13,7 @@ RESULTS := experiments/speed/results
 DPT_WEIGHTS := miniature/weights/dpt
 DPT_PROMPT ?= a red car above a blue umbrella
 
-.PHONY: demo demo-dpt test lint options bench real-guides miniature miniature-dpt clean
+.PHONY: demo demo-dpt test lint options bench real-guides mutants miniature miniature-dpt clean
 
 demo: .venv/ready
 	$(BIN)/python run.py --model miniature --class_index $(DEMO_CLASS) --train --evaluate --test_size 100 --eval_batch_size 50 --device cpu
@@ -49,6 +49,11 @@ real-guides: .venv/ready
 	$(BIN)/python -m experiments.real_guides --group reporting --seeds 35 36 37 --workers 2
 	$(BIN)/python -m experiments.real_guides --group reporting --seeds 35 --guide lite1 --workers 2
 	$(BIN)/python -m experiments.real_guides --group reporting --seeds 35 --guide lite2 --workers 2
+
+# What the tests do not notice: 300 small changes to the library, under an hour on one core.
+mutants: .venv/ready
+	$(BIN)/python -m pip install --quiet mutmut==3.8.1
+	$(BIN)/python -m experiments.mutants
 
 # Hours on a CPU; the result is committed.
 miniature: .venv/ready
