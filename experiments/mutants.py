@@ -293,19 +293,22 @@ def write_rows(path: Path, rows: Iterable[dict]) -> None:
     temporary.replace(path)
 
 
-def without_mutant(rows: list[dict]) -> set[str]:
-    """Which of the tests that caught something fail on the library as it is: they prove nothing."""
+def doubtful(rows: list[dict]) -> list[dict]:
+    """Mutants whose test fails without them too, beside the other tests that caught something and alone."""
     names = sorted({row["test"] for row in rows if row["test"]})
     came = apart(failing, "", names, "--maxfail=1000") if names else (0, [])
     if isinstance(came, str):
         raise SystemExit(f"the tests that caught something, without a mutant: {came}")
-    return set(came[1])
+    return [row for row in rows if row["test"] in came[1] and not catches_alone(row)]
 
 
-def report(rows: list[dict], doubtful: set[str]) -> None:
-    for row in rows:
-        if row["test"] in doubtful:
-            row["verdict"] = "doubtful"
+def catches_alone(row: dict) -> bool:
+    """Whether the test by itself passes without the mutant, and fails with it."""
+    without = apart(failing, "", [row["test"]])
+    return without == (0, []) and apart(failing, row["name"], [row["test"]], limit=120) != without
+
+
+def report(rows: list[dict]) -> None:
     counts = Counter(row["verdict"] for row in rows)
     seen = sum(counts[verdict] for verdict in SEEN)
     print("\n| verdict | mutants |\n|-|-|")
@@ -332,7 +335,9 @@ def main() -> None:
     os.chdir(TREE)
     load_libraries()
     rows = try_all(sample, covering(), args.seconds, out)
-    report(rows, without_mutant(rows))
+    for row in doubtful(rows):
+        row["verdict"] = "doubtful"
+    report(rows)
 
 
 def load_libraries() -> None:

@@ -1,5 +1,6 @@
 """What a small change to the library could break without any test's notice, as ``make mutants`` found."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
 from tiny_folders import edit_json, save_timm
 
+from discriminative.command_line import at_least
 from discriminative.diffusion.memory import peak_bytes
 from discriminative.diffusion.sampler import Walk
 from discriminative.guides import loaders
@@ -23,6 +25,16 @@ from discriminative.records.tracking import PROJECT, Tracker
 from discriminative.settings import GradientPath, SamplerSettings
 from discriminative.tokens.files import make_readable
 from discriminative.tokens.objective import Objective, token_gradient
+
+# --- options
+
+
+@pytest.mark.parametrize(("high", "allowed"), [(math.inf, "2 or more"), (7, "2 to 7")])
+def test_limits_are_told_and_both_allowed(high, allowed):
+    limits = at_least(2, high)
+    assert limits["allowed"] == allowed
+    assert [limits["check"](value) for value in (1, 2, 7)] == [False, True, True]
+
 
 # --- guides
 
@@ -122,6 +134,12 @@ def test_no_graph_of_several_steps_is_kept(steps, is_recomputed, token, guides, 
 
 
 # --- tokens
+
+
+def test_what_fits_is_known_of_updates_and_of_samples_apart(token, guides):
+    objective = Objective(learning(), token, guides, "cat")
+    assert (objective.batches.kind, objective.eval_batches.kind) == ("update", "sample")
+    assert objective.batches.fits is objective.eval_batches.fits is token.models.fits
 
 
 def test_an_objective_counts_every_image_that_it_samples(token, guides):
