@@ -431,7 +431,7 @@ def test_eight_scenes_are_learned_by_heart(tmp_path):
     reader = new_reader(models, "up0", replace(MINIATURE_ADAPTER, dropout=0.0), "pipeline")
     latents = Latents(models.vae)
     data = Miniature("train", 8)
-    chosen = Stage(StageSettings(STEPS_BY_HEART, 8, 1, 1e-3), ("itm", "rec"), False, 0, 10_000)
+    chosen = Stage(StageSettings(STEPS_BY_HEART, 8, 1, 1e-3), ("itm", "rec"), 0, 10_000)
     with Stream(data, latents, Share(8), seed=0) as batches:
         rows = probe(reader, chosen, batches, tmp_path, accelerator(), "pipeline", "miniature")
     print(rows[-1])
