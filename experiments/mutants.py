@@ -133,6 +133,7 @@ def stop(process) -> None:
     except ProcessLookupError:  # not the head of a group yet, or gone
         process.kill()
     process.join()
+    shutil.rmtree(TREE / "results", ignore_errors=True)  # a mutant's run may leave a token that others find
 
 
 def answer(sender, work: Callable, *arguments) -> None:
