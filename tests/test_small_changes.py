@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import learning, tiny_models
+from conftest import learning, tiny_classifier, tiny_models
 from huggingface_hub import errors
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
@@ -14,6 +14,7 @@ from tiny_folders import edit_json, save_timm
 
 from discriminative.command_line import at_least
 from discriminative.diffusion.memory import peak_bytes
+from discriminative.diffusion.models import models_of, own_latent_size
 from discriminative.diffusion.sampler import Walk
 from discriminative.guides import loaders
 from discriminative.guides.preprocess import Recipe, augmented
@@ -95,7 +96,28 @@ def test_a_checkpoints_name_counts_more_than_the_folder_beside_it(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("dtype", "hint"), [(torch.float32, ""), (torch.float16, "; try --mixed_precision no")]
+)
+def test_half_precision_is_blamed_only_where_it_is_used(dtype, hint):
+    classifier = tiny_classifier(dtype)
+    classifier.model[1].weight.fill_(float("nan"))
+    with pytest.raises(ValueError) as error:
+        classifier.check(16, 16, guides=False)
+    assert str(error.value).removeprefix("its logits are not finite")[: len(hint) or None] == hint
+
+
 # --- diffusion
+
+
+def test_latents_may_be_wider_than_tall():
+    assert own_latent_size({"sample_size": [8, 12]}) == (8, 12)
+
+
+def test_a_pipeline_in_float32_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    models_of(tiny_models())
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_a_walk_begins_in_the_models_precision():
