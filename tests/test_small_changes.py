@@ -125,6 +125,13 @@ def test_a_pipeline_in_float32_computes_in_float32(monkeypatch):
     assert not torch.backends.cudnn.allow_tf32
 
 
+def test_the_parts_of_a_pipeline_are_frozen():
+    pipeline = tiny_models()
+    pipeline.unet.requires_grad_(True)
+    models = models_of(pipeline)
+    assert not [p for p in models.unet.parameters() if p.requires_grad]
+
+
 def test_a_walk_begins_in_the_models_precision():
     models = tiny_models(dtype=torch.bfloat16)
     cond = torch.zeros(1, 16, 16, dtype=torch.bfloat16)
