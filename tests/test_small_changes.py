@@ -18,7 +18,7 @@ from discriminative.diffusion.models import models_of, own_latent_size
 from discriminative.diffusion.sampler import Walk
 from discriminative.guides import loaders
 from discriminative.guides.preprocess import Recipe, augmented
-from discriminative.hub import hub_advice
+from discriminative.hub import check_keys, hub_advice
 from discriminative.records.files import GAP, write_text
 from discriminative.records.pictures import Shown, framed, lines_of, upright
 from discriminative.records.report import PICTURE_WIDTH, embedded
@@ -107,6 +107,11 @@ def test_half_precision_is_blamed_only_where_it_is_used(dtype, hint):
     assert str(error.value).removeprefix("its logits are not finite")[: len(hint) or None] == hint
 
 
+def test_a_weight_of_another_shape_is_told_by_its_name_alone():
+    with pytest.raises(ValueError, match="^1 weights are of another shape: head.weight$"):
+        check_keys(mismatched=[("head.weight", (3, 8), (5, 8))])
+
+
 # --- diffusion
 
 
@@ -118,6 +123,13 @@ def test_a_pipeline_in_float32_computes_in_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     models_of(tiny_models())
     assert not torch.backends.cudnn.allow_tf32
+
+
+def test_the_parts_of_a_pipeline_are_frozen():
+    pipeline = tiny_models()
+    pipeline.unet.requires_grad_(True)
+    models = models_of(pipeline)
+    assert not [p for p in models.unet.parameters() if p.requires_grad]
 
 
 def test_a_walk_begins_in_the_models_precision():
