@@ -39,9 +39,8 @@ def look(path: Path) -> tuple[dict, dict[str, list[Shown]]]:
     bench = Measured(int(read_origin(path)["class_index"]), path)
     images = bench.draw(fill(TEMPLATES[0], bench.word, bench.class_name))  # (N, 3, 64, 64)
     third = load_classifier("miniature-judge2", torch.device("cpu"), torch.float32)
-    logits = torch.cat(
-        [finite(bench.guide.logits(part), bench.guide.dtype) for part in images.split(50)]
-    )  # (N, K)
+    parts = [finite(bench.guide.logits(part), bench.guide.dtype) for part in images.split(50)]
+    logits = torch.cat(parts)  # (N, K)
     said = {
         "guide": logits.argmax(1),
         "judge": verdicts(bench.judge, images, 50),
