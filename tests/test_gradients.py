@@ -23,8 +23,8 @@ from discriminative.settings import (
     parse_gradient_mode,
     parse_stages,
 )
+from discriminative.tokens.batch import token_gradient
 from discriminative.tokens.class_token import ClassToken
-from discriminative.tokens.objective import token_gradient
 from experiments.speed.footprint import LiveBytes
 
 SETTINGS = SamplerSettings(num_inference_steps=6, guidance_scale=3.0)

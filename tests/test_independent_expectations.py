@@ -9,9 +9,10 @@ from conftest import learned, learning, tiny_models
 
 from config import RunConfig
 from discriminative.diffusion import gradients
-from discriminative.diffusion.sampler import draw_noise
+from discriminative.diffusion.sampler import draw_noise, sample
 from discriminative.guides.classifier import Classifier, Guide
 from discriminative.seeds import evaluation_seeds, training_seeds, validation_seeds
+from discriminative.tokens import batch, class_token
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.objective import Objective
 from evaluate import Seen, evaluate
@@ -150,13 +151,13 @@ def test_seeds_are_the_numbers_that_earlier_tokens_were_learned_with():
 def drawn_seeds(monkeypatch) -> list[int]:
     """A list that takes every seed whose image is finished from now on."""
     seeds = []
-    sample = ClassToken.sample
 
-    def noted(self, prompts, of_batch, settings):
+    def noted(models, cond, uncond, of_batch, settings):
         seeds.extend(of_batch)
-        return sample(self, prompts, of_batch, settings)
+        return sample(models, cond, uncond, of_batch, settings)
 
-    monkeypatch.setattr(ClassToken, "sample", noted)
+    for module in (batch, class_token):
+        monkeypatch.setattr(module, "sample", noted)
     return seeds
 
 

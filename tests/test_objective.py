@@ -10,9 +10,10 @@ from conftest import SHORT_TRAINING, learning, tiny_classifier
 from config import with_preset
 from discriminative.guides.classifier import Guide
 from discriminative.seeds import evaluation_seeds, training_seeds, turn, validation_seeds
-from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens import batch
+from discriminative.tokens.batch import token_gradient
 from discriminative.tokens.curriculum import Score
-from discriminative.tokens.objective import FINAL_SIZE, Objective, counted, token_gradient
+from discriminative.tokens.objective import FINAL_SIZE, Objective, counted
 
 IDLE = torch.amp.GradScaler("cpu", enabled=False)
 CONFIG = learning()
@@ -54,7 +55,7 @@ def test_an_update_has_the_gradient_of_its_images_mean_loss(token, guides):
 def test_a_stage_has_its_own_trajectory(token, guides, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "discriminative.tokens.objective.token_gradient", lambda *args: drawn.append(args[3:5]) or 1 / 0
+        "discriminative.tokens.batch.token_gradients", lambda *args: drawn.append(args[3:5]) or 1 / 0
     )
     objective = Objective(learning(jump_at="0@2;0.5", training_sampler="dpmsolver++@3"), token, guides, "cat")
     for stage in (0, 1):
@@ -78,9 +79,9 @@ def test_training_draws_with_its_own_sampler_and_evaluation_with_the_models(
 ):
     drawn = []
     monkeypatch.setattr(
-        ClassToken,
-        "sample",
-        lambda token, prompts, seeds, settings: drawn.append(settings) or torch.rand(3, 3, 16, 16),
+        batch,
+        "draw",
+        lambda tokens, prompts, seeds, settings: drawn.append(settings) or torch.rand(3, 3, 16, 16),
     )
     settings = learning(**{"training_sampler": "dpmsolver++@12", "confirm_size": 0} | changes)
     objective = Objective(settings, token, guides, "cat")
@@ -96,9 +97,9 @@ def test_training_draws_with_its_own_sampler_and_evaluation_with_the_models(
 def test_most_of_the_validation_has_the_prompt_of_the_evaluation(token, guides, monkeypatch):
     prompts = []
     monkeypatch.setattr(
-        ClassToken,
-        "sample",
-        lambda token, drawn, seeds, settings: prompts.extend(drawn) or torch.rand(len(seeds), 3, 16, 16),
+        batch,
+        "draw",
+        lambda tokens, drawn, seeds, settings: prompts.extend(drawn[0]) or torch.rand(len(seeds), 3, 16, 16),
     )
     settings = learning(validation_size=12, confirm_size=0, eval_batch_size=5)
     Objective(settings, token, guides, "cat").validate()
@@ -132,14 +133,14 @@ def test_a_validation_gives_the_class_log_probability_image_by_image(token, guid
 def compared(monkeypatch, objective: Objective, vector, other) -> tuple[list[float], list[tuple]]:
     """The gains of one token over another, and what was drawn for them: the vector, prompts and seeds."""
     drawn = []
-    sample = ClassToken.sample
+    draw = batch.draw
 
-    def noted(token, prompts, seeds, settings):
-        drawn.append((token.vector.detach().clone(), prompts, seeds))
-        return sample(token, prompts, seeds, settings)
+    def noted(tokens, prompts, seeds, settings):
+        drawn.append((tokens[0].vector.detach().clone(), prompts[0], seeds))
+        return draw(tokens, prompts, seeds, settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ClassToken, "sample", noted)
+        patch.setattr(batch, "draw", noted)
         return objective.compare(vector, other), drawn
 
 
@@ -388,7 +389,7 @@ def test_noises_come_back_with_their_prompts(token, guides):
 def test_augmented_images_are_what_the_guide_sees_in_training_alone(token, guides, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "discriminative.tokens.objective.augmented", lambda images, seeds: seen.append(seeds) or images
+        "discriminative.tokens.batch.augmented", lambda images, seeds: seen.append(seeds) or images
     )
     objective = Objective(learning(augment=True, batch_size=3), token, guides, "cat")
     objective.accumulate(0, IDLE)

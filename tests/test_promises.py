@@ -13,8 +13,8 @@ from discriminative.diffusion.sampler import draw_noise, guided_noise_pred
 from discriminative.diffusion.schedulers import fresh_scheduler
 from discriminative.hub import MINIATURE
 from discriminative.settings import SamplerSettings
+from discriminative.tokens.batch import token_gradient
 from discriminative.tokens.class_token import ClassToken
-from discriminative.tokens.objective import token_gradient
 from experiments.speed.reference import GRADIENT_CALLS
 
 CPU = torch.device("cpu")

@@ -24,8 +24,9 @@ from discriminative.records.pictures import Shown, framed, lines_of, upright
 from discriminative.records.report import PICTURE_WIDTH, embedded
 from discriminative.records.tracking import PROJECT, Tracker
 from discriminative.settings import GradientPath, SamplerSettings
+from discriminative.tokens.batch import token_gradient
 from discriminative.tokens.files import make_readable
-from discriminative.tokens.objective import Objective, token_gradient
+from discriminative.tokens.objective import Objective
 
 # --- options
 

@@ -11,9 +11,9 @@ from conftest import tiny_models
 from config import RunConfig, validate
 from discriminative.errors import UsageError
 from discriminative.settings import GradientPath, SamplerSettings
+from discriminative.tokens.batch import token_gradient
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.drawing import draw_to_folder
-from discriminative.tokens.objective import token_gradient
 from discriminative.tokens.prompts import check_fields
 from run import main
 

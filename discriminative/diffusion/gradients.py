@@ -19,6 +19,7 @@ from discriminative.settings import GradientPath, SamplerSettings
 
 # Images (b, 3, H, W) and their place in the batch -> losses (b,), right (b,).
 ClassLoss = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
+Weight = float | torch.Tensor  # of every image's loss, or of each (B,)
 
 
 @dataclass
@@ -29,13 +30,14 @@ class ScoredBatch:
         images: (B, 3, H, W) that were scored; of several noises the last ones.
         losses: (B,), of several noises their mean.
         right: (B,), whether the guides give the image to the class.
-        gradient: of the weighted sum of the losses with respect to ``cond``, (B, L, D).
+        gradient: of the weighted sum of the losses with respect to ``cond``, (B, L, D); None where none was
+            asked for.
     """
 
     images: torch.Tensor
     losses: torch.Tensor
     right: torch.Tensor
-    gradient: torch.Tensor
+    gradient: torch.Tensor | None = None
 
 
 def drawn(path: GradientPath, rng: random.Random) -> GradientPath:
@@ -45,7 +47,7 @@ def drawn(path: GradientPath, rng: random.Random) -> GradientPath:
     return path
 
 
-def decode_and_score(walk: Walk, latents: torch.Tensor, class_loss: ClassLoss, weight: float) -> ScoredBatch:
+def decode_and_score(walk: Walk, latents: torch.Tensor, class_loss: ClassLoss, weight: Weight) -> ScoredBatch:
     """Decode and score latents (B, C, h, w), a few at a time: their graph, the largest of all, is freed
     first.
 
@@ -57,11 +59,12 @@ def decode_and_score(walk: Walk, latents: torch.Tensor, class_loss: ClassLoss, w
         part = latents[chunk].detach().requires_grad_()  # (b, C, h, w)
         images = decode(walk.models, part, walk.settings)  # (b, 3, H, W)
         losses, right = class_loss(images, chunk)
-        parts.append((images.detach(), losses.detach(), right, gradient_of(losses, part, weight)))
+        of_part = weight[chunk] if isinstance(weight, torch.Tensor) else weight
+        parts.append((images.detach(), losses.detach(), right, gradient_of(losses, part, of_part)))
     return ScoredBatch(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def last(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: float) -> ScoredBatch:
+def last(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: Weight) -> ScoredBatch:
     """Through the last K steps, the VAE's decoder and the classifier, along the latents in between."""
     number = len(walk.timesteps)
     first = number - path.steps
@@ -74,7 +77,7 @@ def last(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: float) -
     return replace(scored, gradient=gradient_of(latents, walk.cond, scored.gradient))
 
 
-def last_with_noises(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: float) -> ScoredBatch:
+def last_with_noises(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: Weight) -> ScoredBatch:
     """DRaFT-LV (Clark et al. 2024, section 3.3): the last step from several noises, their gradients averaged.
 
     The finished image is noised ``steps`` times to the last step's level, and each of these is denoised with
@@ -97,7 +100,7 @@ def last_with_noises(walk: Walk, path: GradientPath, class_loss: ClassLoss, weig
     return ScoredBatch(batches[-1].images, losses, right, total)
 
 
-def jump(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: float) -> ScoredBatch:
+def jump(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: Weight) -> ScoredBatch:
     """At one place the clean image is predicted and scored, with gradient through that step; later ones
     stay out."""
     i = place_of(path, walk)
@@ -108,7 +111,7 @@ def jump(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: float) -
     return replace(scored, gradient=gradient_of(clean, walk.cond, scored.gradient))
 
 
-def skip(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: float) -> ScoredBatch:
+def skip(walk: Walk, path: GradientPath, class_loss: ClassLoss, weight: Weight) -> ScoredBatch:
     """The finished image is scored; its gradient goes straight to one place, past the UNet of the later
     steps.
 
@@ -168,7 +171,7 @@ def cond_gradient(
     settings: SamplerSettings,
     path: GradientPath,
     class_loss: ClassLoss,
-    weight: float,
+    weight: Weight,
 ) -> ScoredBatch:
     """Sample images, score them, and take the gradient of the weighted sum of losses to ``cond``.
 
@@ -176,7 +179,7 @@ def cond_gradient(
         cond: ``encoder_hidden_states`` of the prompts (B, L, D).
         uncond: that of the empty prompt (1, L, D).
         path: nothing of it left to chance (:func:`drawn`).
-        weight: of each image's loss.
+        weight: of each image's loss, one for all or (B,).
     """
     noise = draw_noise(seeds, models.latent_shape(settings.height, settings.width))  # (B, C, h, w)
     walk = Walk(models, cond.detach().requires_grad_(), uncond, noise, settings, seeds)

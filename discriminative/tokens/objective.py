@@ -3,19 +3,18 @@
 import math
 import random
 from dataclasses import replace
-from functools import partial
 from statistics import fmean as mean
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 
-from discriminative.diffusion.gradients import ClassLoss, ScoredBatch, cond_gradient, drawn
+from discriminative.diffusion.gradients import drawn
 from discriminative.diffusion.memory import Batches
 from discriminative.guides.classifier import Guide, check_most, finite, gives
-from discriminative.guides.preprocess import augmented
 from discriminative.seeds import VALIDATION_BASE, training_seeds, turn, validation_seeds
 from discriminative.settings import GradientPath, LearningSettings, SamplerSettings
+from discriminative.tokens.batch import Asked, Work, alone
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.curriculum import Score
 from discriminative.tokens.prompts import TEMPLATES, fill
@@ -43,33 +42,26 @@ def counted(losses: list[float], right: list[bool], certainty: float) -> list[bo
     return [is_right and p >= certainty * typical for p, is_right in zip(probabilities, right, strict=True)]
 
 
-def token_gradient(
-    token: ClassToken,
-    prompts: list[str],
-    seeds: list[int],
-    settings: SamplerSettings,
-    path: GradientPath,
-    class_loss: ClassLoss,
-    weight: float,
-) -> ScoredBatch:
-    """Images of prompts, scored; the gradient is with respect to ``token.vector`` (N, width)."""
-    cond = token.encode(prompts)  # (B, L, D)
-    scored = cond_gradient(token.models, cond, token.unconditional, seeds, settings, path, class_loss, weight)
-    gradient = torch.autograd.grad(cond, token.vector, scored.gradient)[0]  # (N, width)
-    return replace(scored, gradient=gradient)
-
-
 class Objective:
     """What is asked of the token.
 
     Args:
         class_name: the name of the class in the prompts.
+        work: does what is asked of the models; None does it at once, for this token alone.
     """
 
-    def __init__(self, settings: LearningSettings, token: ClassToken, guides: list[Guide], class_name: str):
+    def __init__(
+        self,
+        settings: LearningSettings,
+        token: ClassToken,
+        guides: list[Guide],
+        class_name: str,
+        work: Work | None = None,
+    ):
         self.settings = settings
         self.token = token
         self.guides = guides
+        self.work = work or alone
         self.images = 0  # sampled so far
         self.first_images = torch.empty(0)  # (FOLLOWED, 3, H, W) of the last validation
         self.batches = Batches(settings.batch_size, token.models.fits, "update")
@@ -120,16 +112,9 @@ class Objective:
         path, sampler = self.stages[stage]
         path = drawn(path, random.Random(f"{self.settings.seed} {epoch}"))
         weight = scaler.get_scale() / len(seeds)  # micro-batches add up to the gradient of the whole mean
-
-        def batch(chunk: slice) -> ScoredBatch:
-            class_loss = (
-                partial(self.augmented_loss, seeds[chunk]) if self.settings.augment else self.class_loss
-            )
-            # In half precision an image may overflow: NaN, skipped.
-            class_loss = partial(class_loss, may_overflow=scaler.is_enabled())
-            return token_gradient(token, prompts[chunk], seeds[chunk], sampler, path, class_loss, weight)
-
-        parts = self.batches.over(len(seeds), batch)
+        # In half precision an image may overflow: NaN, skipped.
+        asked = Asked(self, prompts, seeds, sampler, path, weight, may_overflow=scaler.is_enabled())
+        parts = self.work(asked)
         self.images += len(seeds)
         gradient = sum(part.gradient for part in parts)  # (V, width)
         token.vector.grad = gradient if token.vector.grad is None else token.vector.grad + gradient
@@ -157,12 +142,6 @@ class Objective:
             losses.append(F.cross_entropy(logits, target, reduction="none"))  # (B,)
             right.append(gives(logits, guide.target))  # (B,)
         return torch.stack(losses).mean(0), torch.stack(right).all(0)
-
-    def augmented_loss(
-        self, seeds: list[int], images: torch.Tensor, chunk: slice, may_overflow: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of images (B, 3, H, W) that are varied as the seeds of this part of the batch say."""
-        return self.class_loss(augmented(images, seeds[chunk]), chunk, may_overflow)
 
     @torch.no_grad()
     def validate(self, beats: float = math.inf) -> Score:
@@ -223,15 +202,11 @@ class Objective:
             self.validation_prompts[(seed - VALIDATION_BASE) % len(self.validation_prompts)] for seed in seeds
         ]
 
-        def batch(chunk: slice) -> list[tuple[str, float, bool]]:
-            images = self.token.sample(prompts[chunk], seeds[chunk], self.settings.sampler)  # (B, 3, H, W)
-            if seeds[chunk.start] == VALIDATION_BASE:
-                self.first_images = images[:FOLLOWED]
-            losses, right = self.class_loss(images)  # (B,) each
-            return list(zip(prompts[chunk], losses.tolist(), right.tolist(), strict=True))
-
         self.images += len(seeds)
-        rows = [row for part in self.eval_batches.over(len(seeds), batch) for row in part]
-        finite_losses = sum(math.isfinite(loss) for _, loss, _ in rows)
-        check_most(len(rows), finite_losses, self.token.models.dtype)
-        return [(p, loss if math.isfinite(loss) else OVERFLOWN, right) for p, loss, right in rows]
+        parts = self.work(Asked(self, prompts, seeds, self.settings.sampler))
+        if seeds[0] == VALIDATION_BASE:
+            self.first_images = parts[0].images[:FOLLOWED]
+        rows = [row for part in parts for row in zip(part.losses.tolist(), part.right.tolist(), strict=True)]
+        check_most(len(rows), sum(math.isfinite(loss) for loss, _ in rows), self.token.models.dtype)
+        rows = [(loss if math.isfinite(loss) else OVERFLOWN, right) for loss, right in rows]
+        return [(prompt, *row) for prompt, row in zip(prompts, rows, strict=True)]

@@ -30,8 +30,8 @@ from discriminative.diffusion.models import load_models
 from discriminative.diffusion.sampler import Walk, chunks, decode, predict_clean
 from discriminative.guides.classifier import Guide
 from discriminative.settings import GradientPath, SamplerSettings
+from discriminative.tokens.batch import token_gradient
 from discriminative.tokens.class_token import ClassToken
-from discriminative.tokens.objective import token_gradient
 from discriminative.tokens.prompts import TEMPLATES, fill
 from experiments.speed import common
 from experiments.speed.sd_shapes import build_guide, build_models, making
