@@ -413,6 +413,13 @@ class RunConfig:
         check=lambda name: re.fullmatch(r"\w[\w.-]{0,99}", name) is not None and name not in NO_EXP_IDS,
         allowed=f"a short folder name of letters, digits, . _ and -, other than {', '.join(NO_EXP_IDS)}",
     )
+    checkpoint_seconds: float = option(
+        30.0,
+        "seconds between two writings of a training's state, from which the same command goes on where it "
+        "was killed; 0: after every update",
+        more=True,
+        **at_least(0),
+    )
     token_path: str | None = option(
         None,
         "token file to evaluate or to generate with, from anywhere; default: the one learned under "

@@ -6,6 +6,7 @@ The loop is the method of Discriminative Class Tokens (ICCV 2023, arXiv 2303.171
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
@@ -26,6 +27,8 @@ from discriminative.records.files import clear, grid, write_image, write_lines, 
 from discriminative.records.layout import TrainingFiles
 from discriminative.records.pictures import write_evolution
 from discriminative.settings import NEVER, LearningSettings
+from discriminative.tokens.batch import Work
+from discriminative.tokens.checkpoint import Checkpoint, State
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.curriculum import Curriculum, Score, Step
 from discriminative.tokens.objective import FOLLOWED, Objective
@@ -92,6 +95,8 @@ def train(
     class_name: str,
     folder: TrainingFiles,
     on_update: OnUpdate | None = None,
+    checkpoint: Checkpoint | None = None,
+    work: Work | None = None,
 ) -> Training:
     """Learn ``token`` for the class that the guides are asked for; several guides count alike.
 
@@ -99,15 +104,20 @@ def train(
         class_name: the name of the class in the prompts.
         folder: where the training images, the log and the best token so far go.
         on_update: is given each update's log row and images (N, 3, H, W).
+        checkpoint: where the state is kept; training goes on from a state that is there. None keeps none.
+        work: does what is asked of the models, in their precision of training; None does it at once.
 
     Returns:
         the training; ``token`` holds the kept vector.
 
     Raises:
-        WorkError: loss or gradient are not finite, or with a scaled loss never were.
+        WorkError: loss or gradient are not finite, or the token is lost, again and again; with a scaled
+            loss they never were finite.
     """
-    with training_precision(token.models, settings.mixed_precision):
-        return loop(settings, token, guides, class_name, folder, on_update)
+    checkpoint = checkpoint or Checkpoint()
+    own_precision = nullcontext() if work else training_precision(token.models, settings.mixed_precision)
+    with own_precision, checkpoint.kept():
+        return loop(settings, token, guides, class_name, folder, on_update, checkpoint, work)
 
 
 def loop(
@@ -117,36 +127,44 @@ def loop(
     class_name: str,
     folder: TrainingFiles,
     on_update: OnUpdate | None,
+    checkpoint: Checkpoint,
+    work: Work | None,
 ) -> Training:
     """What :func:`train` does, update by update."""
-    start = time.monotonic()
     rate = settings.optimizer.rate(token.word_rms)
     result = Training(precision=precision_name(token.models), learning_rate=rate)
-    objective = Objective(settings, token, guides, class_name)
+    objective = Objective(settings, token, guides, class_name, work)
     keeper = KEEPERS[settings.choose_by](settings, objective, folder)
     curriculum = keeper.curriculum
     starts = [token.start_vector(name, class_name) for name in settings.starts]
-    scaler = make_scaler(token.models)
-    optimizer = begin(settings, token, starts[0])
-    clear(folder.train_images, "*.png")
-    folder.evolution.unlink(missing_ok=True)
+    run = Running(settings, token, keeper, result)
+    run.begin(starts[0])
 
-    # The initial token may do already.
-    step = keeper.begin()
-    updates = range(1, 1 + (0 if step is Step.STOP else settings.curriculum.max_epochs))
-    bar = progress(updates, desc=f"learning {class_name!r}", unit="update")
+    # Go on where it was interrupted; or look at the initial token, which may do already.
+    state = checkpoint.read()
+    if state:
+        run.restore(state)
+    else:
+        clear(folder.train_images, "*.png")
+        folder.evolution.unlink(missing_ok=True)
+        keeper.begin()
+    done = len(result.rows)
+    last = 0 if curriculum.stopped_by else settings.curriculum.max_epochs
+    updates = range(done + 1, last + 1)
+    told = {"desc": f"learning {class_name!r}", "unit": "update"}
+    bar = progress(updates, initial=done, total=done + len(updates), **told)
     for epoch in bar:
         began = time.monotonic()
         sampled_with = token.vector.detach().clone()
         attempt = {"start": settings.starts[curriculum.start], "stage": curriculum.stage + 1}
 
         # Sample, classify, step on the one vector.
-        share = settings.optimizer.fine_rate if curriculum.takes_small_steps else 1
-        set_step_size(settings, optimizer, token, share)
-        figures, norm, images = update(objective, optimizer, scaler, epoch, curriculum.stage, result.rows)
+        share = curriculum.rate * (settings.optimizer.fine_rate if curriculum.takes_small_steps else 1)
+        set_step_size(settings, run.optimizer, token, share)
+        figures, norm, images, trouble = update(objective, run, epoch, curriculum.stage)
 
         # Keep the best token.
-        found = keeper.look(epoch, figures["loss"], figures["accuracy"], sampled_with)
+        found = {} if trouble else keeper.look(epoch, figures["loss"], figures["accuracy"], sampled_with)
         row = {"epoch": epoch} | figures | attempt | found | {"gradient_norm": norm}
         row |= {"token_norm": token.norm(), "best_epoch": curriculum.best.epoch}
         row |= {"images": objective.images, "learning_rate": rate * share}
@@ -155,23 +173,114 @@ def loop(
         shown = {name: f"{value:.2f}" for name, value in figures.items()}
         bar.set_postfix(shown | {"best": str(curriculum.best)})
 
-        # Stop, or go on to a stage or start.
-        step = curriculum.observe(epoch, figures["accuracy"], keeper.is_scored)
+        # Stop, or go on to a stage or start, or back.
+        if trouble:
+            step = curriculum.go_back(epoch, trouble)
+        else:
+            step = curriculum.observe(epoch, figures["accuracy"], keeper.is_scored)
+        if step in (Step.NEXT_STAGE, Step.GO_BACK):
+            best = curriculum.attempt.vector
+            run.begin(starts[curriculum.start] if best is None else best)
+        elif step is Step.NEXT_START:
+            run.begin(starts[curriculum.start])
+            keeper.look_at_start(epoch)
+        checkpoint.note(run.state())
         if step is Step.STOP:
             break
-        if step is Step.NEXT_STAGE:
-            optimizer = begin(settings, token, curriculum.attempt.vector)
-        elif step is Step.NEXT_START:
-            optimizer = begin(settings, token, starts[curriculum.start])
-            keeper.look_at_start(epoch)
     bar.close()
     write_lines(folder.log, result.rows)  # empty where no update was needed
     result.last_vector = token.vector.detach().clone()
     keep_best(result, token, keeper, token.start_vector("initializer", class_name))
     result.images = objective.images
-    result.seconds = time.monotonic() - start
+    result.seconds = run.seconds
     show_evolution(folder, result.rows, keeper.strips, keeper.columns)
     return result
+
+
+class Running:
+    """What an update changes, beside the files: token, optimizer, scaler, and what is known so far.
+
+    Args:
+        keeper: with the curriculum and the objective.
+        result: takes a row an update.
+    """
+
+    def __init__(
+        self,
+        settings: LearningSettings,
+        token: ClassToken,
+        keeper: "ValidationKeeper | LossKeeper",
+        result: Training,
+    ):
+        self.settings = settings
+        self.token = token
+        self.keeper = keeper
+        self.result = result
+        self.scaler = make_scaler(token.models)
+        self.began = time.monotonic()
+        self.before = 0.0  # seconds, where it goes on from a state
+
+    def begin(self, vector: torch.Tensor) -> None:
+        """A fresh AdamW over the token's vectors alone, which start from ``vector`` (N, width)."""
+        self.token.load(vector)
+        chosen = self.settings.optimizer
+        self.optimizer = torch.optim.AdamW(
+            [self.token.vector],
+            betas=(chosen.adam_beta1, chosen.adam_beta2),
+            eps=chosen.adam_epsilon,
+            weight_decay=chosen.weight_decay,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """That the training took so far."""
+        return self.before + time.monotonic() - self.began
+
+    def state(self) -> State:
+        """All that the next update depends on."""
+        curriculum = self.keeper.curriculum
+        objective = self.keeper.objective
+        bests = {"attempt": curriculum.attempt.vector, "best": curriculum.best.vector}
+        moments = self.optimizer.state_dict()["state"].get(0, {})
+        tensors = {"vector": self.token.vector} | {
+            f"optimizer.{name}": value for name, value in moments.items()
+        }
+        tensors |= {name: vector for name, vector in bests.items() if vector is not None}
+        values = {"rows": list(self.result.rows), "seconds": self.seconds, "curriculum": curriculum.state()}
+        values |= {"images": objective.images, "wrong": dict(objective.wrong)}
+        values |= {"scaler": self.scaler.state_dict()}
+        return State({name: value.detach().cpu().clone() for name, value in tensors.items()}, values)
+
+    def restore(self, state: State) -> None:
+        """Take over what :meth:`state` gave."""
+        tensors = {name: value.to(self.token.models.device) for name, value in state.tensors.items()}
+        values = state.values
+        self.begin(tensors["vector"])
+        moments = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
+        if moments:
+            empty = self.optimizer.state_dict()
+            self.optimizer.load_state_dict(empty | {"state": {0: moments}})
+        self.scaler.load_state_dict(values["scaler"])
+        self.result.rows = values["rows"]
+        self.before = values["seconds"]
+        self.keeper.curriculum.restore(values["curriculum"], tensors)
+        self.keeper.objective.images = values["images"]
+        self.keeper.objective.wrong = values["wrong"]
+
+    def not_finite(self, epoch: int, loss: float, norm: float) -> str:
+        """What is wrong with an update whose loss or gradient norm is not finite; "" where nothing is.
+
+        With a scaled loss they need not be, as the scaler skips the update; but ``MAX_OVERFLOWS`` losses in a
+        row are too many.
+        """
+        rows = self.result.rows[self.keeper.curriculum.began :]
+        recent = [row["loss"] is None for row in rows[-MAX_OVERFLOWS:]]
+        in_vain = not math.isfinite(loss) and recent == [True] * MAX_OVERFLOWS
+        is_scaled = self.scaler.get_scale() > 1
+        if not in_vain and (is_scaled or (math.isfinite(loss) and math.isfinite(norm))):
+            return ""
+        advice = advice_on_overflow(self.token.models.dtype)
+        return f"update {epoch}: loss {loss}, gradient norm {norm}; {advice}"
 
 
 def keep_best(result: Training, token: ClassToken, keeper: "ValidationKeeper | LossKeeper", initial) -> None:
@@ -187,7 +296,7 @@ def keep_best(result: Training, token: ClassToken, keeper: "ValidationKeeper | L
             f"{advice_on_overflow(token.models.dtype)}, or more --max_epochs"
         )
     token.load(best.vector)
-    result.stopped_by = keeper.curriculum.stopped_by
+    result.stopped_by = keeper.curriculum.stopped_by or "max_epochs"  # after an update in vain
     result.kept_updates = best.updates
     result.gain = keeper.gain(initial)
     if result.gain and not result.gain.is_there:
@@ -196,44 +305,34 @@ def keep_best(result: Training, token: ClassToken, keeper: "ValidationKeeper | L
 
 
 def update(
-    objective: Objective,
-    optimizer: torch.optim.AdamW,
-    scaler: torch.amp.GradScaler,
-    epoch: int,
-    stage: int,
-    before: list[dict],
-) -> tuple[dict[str, float], float, torch.Tensor]:
-    """One update of the token.
-
-    Args:
-        before: the log's rows so far.
+    objective: Objective, run: Running, epoch: int, stage: int
+) -> tuple[dict[str, float], float, torch.Tensor, str]:
+    """One update of the token; none where loss or gradient are not finite.
 
     Returns:
-        loss, accuracy and probability of the update's images; the gradient's norm; the images (N, 3, H, W).
-
-    Raises:
-        WorkError: loss or gradient are not finite.
+        loss, accuracy and probability of the update's images; the gradient's norm; the images (N, 3, H, W);
+        what is wrong, or "".
     """
     token = objective.token
     settings = objective.settings.optimizer
 
     # Sample, score, accumulate the gradient of the cross-entropy.
-    optimizer.zero_grad(set_to_none=True)
-    images, losses, probabilities, right = objective.accumulate(epoch - 1, scaler, stage)
+    run.optimizer.zero_grad(set_to_none=True)
+    images, losses, probabilities, right = objective.accumulate(epoch - 1, run.scaler, stage)
     loss = losses.mean().item()
 
     # Clip, step on the one vector, keep it as short as words are.
-    scaler.unscale_(optimizer)
+    run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_([token.vector], settings.max_grad_norm or math.inf).item()
-    advice = advice_on_overflow(token.models.dtype)
-    check_finite(epoch, loss, norm, scaler.get_scale() > 1, before, advice)
-    scaler.step(optimizer)
-    update_scale(scaler, math.isfinite(loss))
-    token.bound(settings.max_token_norm)
+    trouble = run.not_finite(epoch, loss, norm)
+    if not trouble:
+        run.scaler.step(run.optimizer)
+        update_scale(run.scaler, math.isfinite(loss))
+        token.bound(settings.max_token_norm)
 
     accuracy = right.float().mean().item()
     figures = {"loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item()}
-    return figures, norm, images
+    return figures, norm, images, trouble
 
 
 class ValidationKeeper:
@@ -323,42 +422,12 @@ def write_partial(folder: TrainingFiles, token: ClassToken, vector: torch.Tensor
     write_tensors(folder.partial_token, {token.placeholder: vector.cpu()}, {"updates": str(updates)})
 
 
-def begin(settings: LearningSettings, token: ClassToken, vector: torch.Tensor) -> torch.optim.AdamW:
-    """A fresh AdamW over the token's vectors alone, which start from ``vector`` (N, width)."""
-    token.load(vector)
-    chosen = settings.optimizer
-    return torch.optim.AdamW(
-        [token.vector],
-        betas=(chosen.adam_beta1, chosen.adam_beta2),
-        eps=chosen.adam_epsilon,
-        weight_decay=chosen.weight_decay,
-    )
-
-
 def set_step_size(
     settings: LearningSettings, optimizer: torch.optim.AdamW, token: ClassToken, share: float
 ) -> None:
     """A share of the whole step: small from where large ones would do harm, or have had their turn."""
     whole = settings.optimizer.step_size(settings.images_per_update, token.word_rms)
     optimizer.param_groups[0]["lr"] = whole * share
-
-
-def check_finite(epoch: int, loss: float, norm: float, scaled: bool, before: list[dict], advice: str) -> None:
-    """Check that loss and gradient norm are finite; with a scaled loss they need not be: the scaler skips
-    the update.
-
-    Args:
-        before: the log's rows so far; ``MAX_OVERFLOWS`` losses in a row that are not finite are too many
-            anyway.
-        advice: what may help.
-
-    Raises:
-        WorkError: they are not.
-    """
-    recent = [row["loss"] is None for row in before[-MAX_OVERFLOWS:]]
-    in_vain = not math.isfinite(loss) and recent == [True] * MAX_OVERFLOWS
-    if in_vain or not (scaled or math.isfinite(loss) and math.isfinite(norm)):
-        raise WorkError(f"update {epoch}: loss {loss}, gradient norm {norm}; {advice}")
 
 
 def record(

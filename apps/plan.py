@@ -13,7 +13,13 @@ from pathlib import Path
 
 import torch
 
-from apps.provenance import check_origin, dataset_options, is_learned, read_dataset_record
+from apps.provenance import (
+    check_interrupted,
+    check_origin,
+    dataset_options,
+    is_learned,
+    read_dataset_record,
+)
 from classifiers import BROUGHT_CLASSIFIERS, check_labels, parse_source, read_labels, targets_of
 from config import RunConfig, number_or_name, refuse
 from discriminative import VERSION
@@ -310,6 +316,8 @@ def find_token(
     if vectors is None:
         check_origin(config, plan.folder.token)
         learns = config.train and not (resume and is_learned(config, plan.folder, learning))
+        if learns:
+            check_interrupted(config, plan.folder, learning or config.learning())
         vectors = None if learns else token_on_disk(config, plan.folder)
     if config.export_dataset:
         check_dataset(plan.folder.dataset, dataset_options(config, vectors), read_dataset_record)

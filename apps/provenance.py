@@ -15,6 +15,7 @@ from discriminative.errors import UsageError
 from discriminative.records.files import read_json
 from discriminative.records.layout import RunFolder
 from discriminative.settings import LearningSettings, parse_sampler
+from discriminative.tokens.checkpoint import made_with
 from discriminative.tokens.files import fingerprint, read_origin
 
 # Which token it is, rather than how it was learned.
@@ -50,6 +51,31 @@ def is_learned(config: RunConfig, folder: RunFolder, learning: LearningSettings 
         return False
     then = asdict(RunConfig()) | then
     return all(now[name] == then[name] for name in token_options(config))
+
+
+def training_options(config: RunConfig, learning: LearningSettings) -> dict[str, Any]:
+    """All that decides a token, as a training's checkpoint has it."""
+    options = {name: getattr(config, name) for name in sorted(token_options(config))}
+    return {"version": VERSION} | options | learning.constants
+
+
+def check_interrupted(config: RunConfig, folder: RunFolder, learning: LearningSettings) -> None:
+    """Check that a training which was interrupted there is the one that is asked for: it goes on.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    path = folder.unfinished.checkpoint
+    then = made_with(path)
+    if then is None or folder.is_to_be_taken:
+        return
+    now = json.loads(json.dumps(training_options(config, learning)))
+    for name in now | then:
+        if now.get(name) != then.get(name):
+            raise UsageError(
+                f"--{name}: {now.get(name)!r} was given, but a training that was interrupted there has "
+                f"{then.get(name)!r}; give that to go on, another --exp_id, or remove {path.parent}"
+            )
 
 
 def is_evaluated(config: RunConfig, folder: RunFolder, vectors: torch.Tensor, templates: list[str]) -> bool:

@@ -20,7 +20,13 @@ import torch
 from PIL import Image
 
 from apps.plan import Plan, Sources, check_inputs, make_plan
-from apps.provenance import dataset_options, evaluation_options, origin, read_dataset_record
+from apps.provenance import (
+    dataset_options,
+    evaluation_options,
+    origin,
+    read_dataset_record,
+    training_options,
+)
 from classifiers import check_classifier, load_classifier
 from config import PRESETS, RunConfig, check_values, deciding, validate, with_preset
 from discriminative import VERSION
@@ -37,6 +43,8 @@ from discriminative.records.locks import alone_in
 from discriminative.records.summary import remove_row, replace_row, row_of
 from discriminative.records.tracking import Tracker
 from discriminative.settings import LearningSettings
+from discriminative.tokens.batch import Work
+from discriminative.tokens.checkpoint import Checkpoint
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.dataset import Dataset
 from discriminative.tokens.drawing import draw_to_folder, in_batches
@@ -239,13 +247,15 @@ class Session:
         token: ClassToken,
         on_update: OnUpdate | None = None,
         learning: LearningSettings | None = None,
+        work: Work | None = None,
     ) -> Training:
         """Train in a folder of its own, then put the token and how it came about in the place of what is
-        there.
+        there. A training that was interrupted goes on.
 
         Args:
             on_update: is given each update's log row and images (N, 3, H, W) in [0, 1].
             learning: the trainer's settings; None is those of the options.
+            work: does what the training asks of the models; None does it at once.
         """
         config = plan.config
         folder = plan.folder
@@ -260,9 +270,21 @@ class Session:
                 if use:
                     use(row, images)
 
-        shutil.rmtree(folder.unfinished_records, ignore_errors=True)  # of a run that broke off
+        if not folder.unfinished.checkpoint.exists():
+            shutil.rmtree(folder.unfinished_records, ignore_errors=True)  # of a run that broke off early
+        made_with = training_options(config, settings)
+        checkpoint = Checkpoint(folder.unfinished.checkpoint, made_with, config.checkpoint_seconds)
         try:
-            training = train(settings, token, self.guides(plan), plan.class_name, folder.unfinished, note)
+            training = train(
+                settings,
+                token,
+                self.guides(plan),
+                plan.class_name,
+                folder.unfinished,
+                note,
+                checkpoint,
+                work,
+            )
         finally:
             if tracker:
                 tracker.close()

@@ -113,13 +113,14 @@ def what_is_kept(plan: Plan) -> str:
     partial = folder.unfinished.partial_token
     if not (plan.config.train and plan.vectors is None):
         return ""
+    goes_on = "; the same command goes on from there" if folder.unfinished.checkpoint.exists() else ""
     if partial.exists():
         updates = read_origin(partial).get("updates")
         if updates == "0":
-            return "; no update made the token better yet"
+            return f"{goes_on}; no update made the token better yet"
         apart = " and another --exp_id" if folder.token.exists() else ""
         kept = f"the best token so far, after {updates} updates, is kept"
-        return f"; {kept}: use it with --token_path {partial}{apart}, without --train"
+        return f"{goes_on}; {kept}: use it with --token_path {partial}{apart}, without --train"
     if folder.token.exists() and not folder.unfinished_records.exists():
         return f"; the token is kept, {folder.token}: go on without --train"
     return ""
@@ -135,6 +136,8 @@ def carry_out(plan: Plan, session: Session, resume: bool) -> None:
         UsageError: another run is at work in its folder.
     """
     with alone_in(plan.folder.records):
+        if plan.config.train and plan.folder.is_to_be_taken:
+            plan.folder.take_training()
         # Another run may have ended here since.
         plan = make_plan(plan.config, session.sources, resume)
         take_steps(plan, session, resume)

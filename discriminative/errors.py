@@ -8,3 +8,7 @@ class UsageError(Exception):
 
 class WorkError(Exception):
     """The work failed on the way, in one line. Exit code 1."""
+
+
+class WriteError(WorkError):
+    """A file could not be written: the work itself did not fail."""

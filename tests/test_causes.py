@@ -12,7 +12,6 @@ from discriminative.guides.classifier import finite
 from discriminative.precision import advice_on_overflow
 from discriminative.tokens.prompts import check_words
 from run import main
-from trainer import check_finite
 
 MINI = ["--model", "miniature", "--device", "cpu"]
 TRAIN = ["--class_index", "2", "--train"]
@@ -138,14 +137,9 @@ def test_logits_that_are_not_finite_have_the_advice_of_their_precision(dtype):
     assert str(error.value).endswith(advice_on_overflow(dtype))
 
 
-def test_a_loss_that_is_not_finite_passes_the_advice_on():
-    with pytest.raises(WorkError, match="update 3: loss nan, gradient norm 1.0; do this"):
-        check_finite(3, float("nan"), 1.0, False, [], "do this")
-
-
 def test_steps_that_are_too_large_are_not_blamed_on_the_precision(tmp_path, capsys):
     argv = [*MINI, *TRAIN, "--mixed_precision", "no", "--learning_rate", "1", "--max_token_norm", "0"]
-    argv += ["--images_per_update", "1", "--max_epochs", "2", "--preset", "paper"]
+    argv += ["--images_per_update", "1", "--max_epochs", "8", "--preset", "paper"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainer.set_step_size", lambda settings, optimizer, *_: rate(optimizer, 1e30))
         assert main([*argv, "--output_path", str(tmp_path / "r")]) == 1

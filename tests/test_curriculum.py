@@ -5,15 +5,18 @@
 Expect all to pass within seconds: there is no model, no image and no torch.
 """
 
+import json
 import math
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from config import RunConfig
+from discriminative.errors import WorkError
 from discriminative.settings import NEVER, CurriculumSettings
 from discriminative.tokens.curriculum import Best, Curriculum, Score, Step
 
@@ -38,8 +41,9 @@ FOUND = [0.1, 0.95, 0.5, 0.5, 0.5, 0.5]  # of the first of two stages, by the fi
 
 
 def scored(accuracy: float) -> Score:
-    """What a validation of four noises makes of a token: the probability of the class is its accuracy."""
-    return Score(accuracy, (math.log(max(accuracy, 0.001)),) * 4)
+    """What a validation of four noises makes of a token: its log-probability follows its accuracy, and is
+    never so low that the token counts as lost."""
+    return Score(accuracy, (math.log(max(accuracy, 0.001)) / 10,) * 4)
 
 
 def after(curriculum: Curriculum, epoch: int, accuracy: float, train_accuracy: float = 0.0) -> Step:
@@ -808,3 +812,77 @@ def test_no_stage_ends_with_a_token_that_was_never_scored(validate_every):
         step = curriculum.observe(epoch, 0.0, is_scored)
         assert step is GO_ON or is_scored
     assert curriculum.stopped_by == "no_progress"
+
+
+# --- a token that is lost
+
+
+def lost(curriculum: Curriculum, losses: list[float], first: int = 1) -> list[Step]:
+    """The steps after validations of these losses."""
+    steps = []
+    for epoch, loss in enumerate(losses, start=first):
+        curriculum.offer(Score(0.1, (-loss,) * 4), f"vector {epoch}", epoch, epoch)
+        steps.append(curriculum.observe(epoch, 0.0, is_scored=True))
+    return steps
+
+
+def test_a_token_that_stays_lost_for_the_patience_goes_back_to_the_best_with_half_the_rate():
+    curriculum = Curriculum(replace(SETTINGS, attempt_patience=3))
+    assert lost(curriculum, [2.0, 4.1, 4.1, 4.1]) == [GO_ON] * 3 + [Step.GO_BACK]
+    assert curriculum.rate == 0.5
+    assert curriculum.attempt.vector == "vector 1"
+    assert lost(curriculum, [9.0, 3.9], first=5) == [GO_ON] * 2  # not twice the best
+
+
+def test_a_token_that_is_lost_a_third_time_fails():
+    curriculum = Curriculum(SETTINGS)
+    lost(curriculum, [2.0])
+    assert lost(curriculum, [9.0] * 4, first=2) == [GO_ON, Step.GO_BACK] * 2
+    with pytest.raises(WorkError, match=r"every token of 2 updates was lost \(the rate was halved 2 times"):
+        lost(curriculum, [9.0] * 2, first=6)
+
+
+def test_of_small_losses_twice_is_no_harm():
+    curriculum = Curriculum(replace(SETTINGS, attempt_patience=NEVER, patience=3))
+    lost(curriculum, [0.1])
+    assert Step.GO_BACK not in lost(curriculum, [1.9] * 2, first=2)
+
+
+def test_nothing_is_lost_before_it_is_validated():
+    curriculum = Curriculum(SETTINGS)
+    lost(curriculum, [2.0])
+    assert [curriculum.observe(epoch, 0.0, is_scored=False) for epoch in (2, 3, 4)].count(Step.GO_BACK) == 0
+
+
+def test_another_start_is_measured_by_its_own_best_token():
+    """It may be far worse than the best of all at first."""
+    curriculum = Curriculum(SETTINGS, stages=2, starts=2)
+    curriculum.offer(Score(0.1, (-2.0,) * 4), "vector 0", 0, 0)
+    curriculum.observe(0, 0.0, is_scored=True)
+    assert lost(curriculum, [3.0, 3.0]) == [GO_ON, NEXT_START]
+    curriculum.offer(Score(0.1, (-20.0,) * 4), "start", 2, 0)
+    assert Step.GO_BACK not in lost(curriculum, [19.0, 18.0], first=3)
+
+
+def test_a_curriculum_goes_on_from_its_state_as_if_nothing_had_happened():
+    """After every update, through stages, starts and rounds, by way of a file."""
+    random = Random(3)
+    scores = [Score(random.random() / 2, tuple(-random.random() for _ in range(4))) for _ in range(200)]
+    settings = replace(SETTINGS, attempt_patience=4, validate_every=2)
+
+    def step(curriculum: Curriculum, epoch: int) -> Step:
+        scored = curriculum.is_due(epoch, 0.0)
+        if scored:
+            curriculum.offer(scores[epoch], f"vector {epoch}", epoch, epoch)
+        return curriculum.observe(epoch, 0.0, scored)
+
+    whole = Curriculum(settings, stages=3, starts=2)
+    resumed = Curriculum(settings, stages=3, starts=2)
+    for epoch in range(200):
+        assert step(whole, epoch) == step(resumed, epoch)
+        state = json.loads(json.dumps(resumed.state()))
+        vectors = {"attempt": resumed.attempt.vector, "best": resumed.best.vector}
+        resumed = Curriculum(settings, stages=3, starts=2)
+        resumed.restore(state, vectors)
+        assert vars(resumed) == vars(whole)
+    assert whole.round or whole.start or whole.stage

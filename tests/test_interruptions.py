@@ -126,7 +126,8 @@ def test_an_interrupted_training_says_what_is_kept_and_how_to_use_it(
     assert main([*argv, "--train", "--evaluate"]) == SIGNALS[name]
     partial = folder.unfinished.partial_token
     assert last_line(capsys) == (
-        "run.py: interrupted; the best token so far, after 1 updates, is kept: "
+        "run.py: interrupted; the same command goes on from there; the best token so far, after 1 updates, "
+        "is kept: "
         f"use it with --token_path {partial}, without --train"
     )
     assert not folder.token.exists()

@@ -237,8 +237,8 @@ def test_overflows_without_end_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.make_scaler", scaled(4.0))
     monkeypatch.setattr(Classifier, "logits", lambda self, images: images.flatten(1)[:, :3] * math.nan)
     with pytest.raises(
-        WorkError, match="update 11: loss nan, gradient norm nan; try a lower --learning_rate"
+        WorkError, match="update 33: loss nan, gradient norm nan; try a lower --learning_rate"
     ):
-        learned(tmp_path, choose_by="loss", max_epochs=19)
+        learned(tmp_path, choose_by="loss", max_epochs=49)
     with pytest.raises(WorkError, match="none of 2 updates had a finite loss; try a lower --learning_rate"):
         learned(tmp_path, choose_by="loss", max_epochs=2)

@@ -103,6 +103,7 @@ TABLE = {
     # It decodes in training alone.
     "tiny_vae": ("taesd", "token"),
     "compile": (True, ""),
+    "checkpoint_seconds": (0.0, ""),
     "placeholder_token": ("otherword", "token evaluation dataset"),
     "num_vectors": (2, "token"),
     # The baseline's prompt has it; a data set's images have the token alone.

@@ -302,16 +302,43 @@ def test_a_token_that_does_already_needs_no_update(tmp_path, monkeypatch):
     assert torch.equal(token.vector, token.start_vector(CONFIG.starts[0], "tiger cat"))
 
 
-def test_logits_that_are_not_finite_are_reported(token, guides, folder):
+@pytest.mark.parametrize("choose_by", ["loss", "validation"])
+def test_a_loss_that_is_never_finite_fails_after_two_halved_rates(
+    token, guides, folder, monkeypatch, choose_by
+):
+    monkeypatch.setattr(Objective, "validate", lambda self, **_: scored(0.1))
     guides[0].classifier.model[1].weight.data.fill_(float("nan"))
-    with pytest.raises(WorkError, match="logits are not finite; try a lower --learning_rate"):
-        train(learning(choose_by="loss"), token, guides, "tiger cat", folder)
+    why = r"update 3: loss nan, gradient norm nan; try a lower --learning_rate \(the rate was halved 2 times"
+    with pytest.raises(WorkError, match=why):
+        train(learning(choose_by=choose_by, max_epochs=9), token, guides, "tiger cat", folder)
+    assert token.vector.isfinite().all()
 
 
 def test_a_gradient_that_is_not_finite_is_reported(token, guides, folder, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: torch.tensor(float("inf")))
-    with pytest.raises(WorkError, match="update 1: loss .* gradient norm inf"):
+    with pytest.raises(WorkError, match="update 3: loss .* gradient norm inf"):
         train(learning(choose_by="loss"), token, guides, "tiger cat", folder)
+
+
+def test_after_a_loss_that_is_not_finite_training_goes_back_to_the_best_token_with_half_the_rate(
+    tmp_path, monkeypatch
+):
+    losses = Objective.class_loss
+    vectors = []
+
+    def broken(self, images, chunk=None):
+        loss, right = losses(self, images, chunk)
+        vectors.append(self.token.vector.detach().clone())
+        return (loss * math.nan if len(vectors) == 3 else loss), right
+
+    monkeypatch.setattr(Objective, "class_loss", broken)
+    _, training = learned(tmp_path, choose_by="loss", max_epochs=5, stop_train_accuracy=1.0)
+    lost = [row["epoch"] for row in training.rows if row["loss"] is None]
+    assert lost == [3]
+    losses_before = [row["loss"] for row in training.rows[:2]]
+    assert torch.equal(vectors[3], vectors[losses_before.index(min(losses_before))])  # the best
+    rates = [row["learning_rate"] for row in training.rows]
+    assert rates == [rates[0]] * 3 + [rates[0] / 2] * 2
 
 
 def test_patience_of_the_paper_counts_updates_without_a_lower_loss(tmp_path, monkeypatch):

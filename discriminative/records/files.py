@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from discriminative.errors import WorkError
+from discriminative.errors import WorkError, WriteError
 from discriminative.hub import one_line
 
 GAP = 2  # pixels between the images of a grid
@@ -41,13 +41,13 @@ def told_what_cannot_be_written(path: Path) -> Iterator[None]:
     in all libraries.
 
     Raises:
-        WorkError: the system refused.
+        WriteError: the system refused.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise WorkError(f"{path}: cannot be written ({reason})") from error
+        raise WriteError(f"{path}: cannot be written ({reason})") from error
 
 
 def follow_umask(path: Path) -> None:

@@ -26,6 +26,8 @@ class TrainingFiles:
         self.token = records / "learned_embeds.safetensors"
         # The best so far, while training runs.
         self.partial_token = records / "learned_embeds.partial.safetensors"
+        # Its last state, too: from there it goes on.
+        self.checkpoint = records / "checkpoint.safetensors"
         self.config = records / "config.json"
         self.log = records / "log.jsonl"
         self.train_images = images / "train"
@@ -68,19 +70,27 @@ class RunFolder(TrainingFiles):
     def take_training(self) -> None:
         """Put the training that is done in the place of the last one, all of which goes: its token, log
         and pictures, and the evaluation and exports that were made of it."""
-        gone = ("result", "image_rows", "config", "token", "partial_token", "log", "grid", "evolution")
-        for name in gone:
-            getattr(self, name).unlink(missing_ok=True)
-        for folder in (self.eval_images, self.train_images, self.web_ui, self.pipeline):
-            shutil.rmtree(folder, ignore_errors=True)
-        # The record last: with it the training counts as done.
+        if self.unfinished.log.exists():  # nothing was moved yet
+            gone = ("result", "image_rows", "config", "token", "partial_token", "grid", "evolution", "log")
+            for name in gone:
+                getattr(self, name).unlink(missing_ok=True)
+            for folder in (self.eval_images, self.train_images, self.web_ui, self.pipeline):
+                shutil.rmtree(folder, ignore_errors=True)
+        # The log first, and the record last: with it the training counts as done.
         for name in ("log", "train_images", "evolution", "token", "config"):
             new = getattr(self.unfinished, name)
             path = getattr(self, name)
             if new.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
+                if path.is_dir():
+                    shutil.rmtree(path)  # a part of it, where moving was interrupted
                 shutil.move(new, path)  # pictures may be on another disk
         shutil.rmtree(self.unfinished_records)
+
+    @property
+    def is_to_be_taken(self) -> bool:
+        """Whether a training is done that was interrupted before it took its place."""
+        return self.unfinished.config.exists()
 
     def take_evaluation(self) -> None:
         """Put the evaluation that is done in the place of the last one; figures go first, and come last."""

@@ -25,7 +25,6 @@ class Asked:
         prompts: of the images, as many as ``seeds``.
         path: where the gradient is taken; None asks for none.
         weight: of each image's loss.
-        may_overflow: whether a logit need not be finite.
     """
 
     objective: "Objective"
@@ -34,7 +33,6 @@ class Asked:
     sampler: SamplerSettings
     path: GradientPath | None = None
     weight: float = 1.0
-    may_overflow: bool = True
 
     @property
     def kind(self) -> tuple[SamplerSettings, GradientPath | None]:
@@ -49,7 +47,7 @@ class Asked:
         """Loss and verdict (B,) of some of its images (B, 3, H, W); a gradient may want them varied."""
         if self.path and self.objective.settings.augment:
             images = augmented(images, self.seeds[chunk])
-        return self.objective.class_loss(images, chunk, self.may_overflow)
+        return self.objective.class_loss(images, chunk)
 
 
 Work = Callable[[Asked], list[ScoredBatch]]  # what comes of the images, batch after batch

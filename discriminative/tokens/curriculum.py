@@ -7,16 +7,20 @@ one the first has its turn again, with smaller steps, as long as a whole round h
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from statistics import fmean, stdev
 from typing import Any
 
+from discriminative.errors import WorkError
 from discriminative.settings import CurriculumSettings
 
 MIN_PROGRESS = 0.25  # share of the way from the start's accuracy to 1 after which the first stage is done
 NEARLY_RIGHT_ACCURACY = 0.9  # validation accuracy from which large steps would do a token harm
 MIN_GAIN = 1.0  # standard errors that a mean gain in log-probability has to be above 0
+COLLAPSED = 2.0  # times the loss of a start's best token, from where a token is lost
+LEAST_LOSS = 1.0  # below, twice a loss is no harm
+MAX_FALLS = 2  # times that training goes back to its best token with half the rate
 LAST_STAGE_PATIENCE = 2  # times as long: a late step makes a token worse before it makes it better
 
 
@@ -26,6 +30,7 @@ class Step(Enum):
     GO_ON = "go on"
     NEXT_STAGE = "next stage"
     NEXT_START = "next start"
+    GO_BACK = "go back to the best token"
     STOP = "stop"
 
 
@@ -41,6 +46,11 @@ class Score:
 
     accuracy: float
     log_probabilities: tuple[float, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy of the class."""
+        return -fmean(self.log_probabilities)
 
     def beats(self, other: "Score") -> bool:
         """Whether the token is better.
@@ -86,7 +96,24 @@ class Best:
         if not self.score:
             return "none"
         right = f"{self.accuracy:.2f} right, " if self.accuracy else ""
-        return f"{right}{fmean(self.score.log_probabilities):.2f} after {self.epoch}"
+        return f"{right}{-self.score.loss:.2f} after {self.epoch}"
+
+    def state(self) -> dict[str, Any]:
+        """All but the vector, as JSON has it."""
+        return {"score": self.score and asdict(self.score), "epoch": self.epoch, "updates": self.updates}
+
+    @classmethod
+    def of(cls, state: dict[str, Any], vector: Any) -> "Best":
+        """What :meth:`state` gave, with its vector."""
+        score = state["score"] and Score(
+            state["score"]["accuracy"], tuple(state["score"]["log_probabilities"])
+        )
+        return cls(score, vector, state["epoch"], state["updates"])
+
+
+# What a curriculum knows beside its settings and its best tokens.
+STATE = ("stage", "start", "began", "round", "round_began", "searches", "first", "left", "stopped_by")
+STATE += ("falls", "sound")
 
 
 class Curriculum:
@@ -119,6 +146,25 @@ class Curriculum:
         self.best = Best()  # of all
         self.left: list[int] = []  # update after which the best of all was found, when each start was left
         self.stopped_by = ""
+        self.falls = 0  # times that it went back to its best token
+        self.sound = 0  # update after which a token was last not lost
+
+    def state(self) -> dict[str, Any]:
+        """All but settings and vectors, as JSON has it."""
+        bests = {"attempt": self.attempt.state(), "best": self.best.state()}
+        return {name: getattr(self, name) for name in STATE} | {"left": list(self.left)} | bests
+
+    def restore(self, state: dict[str, Any], vectors: dict[str, Any]) -> None:
+        """Take over what :meth:`state` gave, and the vectors of "attempt" and "best"."""
+        for name in STATE:
+            setattr(self, name, state[name])
+        self.attempt = Best.of(state["attempt"], vectors.get("attempt"))
+        self.best = Best.of(state["best"], vectors.get("best"))
+
+    @property
+    def rate(self) -> float:
+        """Share of the step size: halved each time that training went back to its best token."""
+        return 0.5**self.falls
 
     @property
     def is_nearly_right(self) -> bool:
@@ -164,6 +210,9 @@ class Curriculum:
         if not epoch:
             self.first = score.accuracy
         found = Best(score, vector, epoch, updates)
+        best = self.attempt.score or score
+        if score.loss <= COLLAPSED * max(best.loss, LEAST_LOSS):
+            self.sound = epoch
         if self.attempt.beaten_by(score):
             self.attempt = found
         is_best = self.best.beaten_by(score)
@@ -182,6 +231,8 @@ class Curriculum:
         self.stopped_by = self.stopping_rule(epoch, accuracy, is_scored)
         if self.stopped_by:
             return Step.STOP
+        if epoch and is_scored and self.has_collapsed(epoch):
+            return self.go_back(epoch, f"every token of {epoch - self.sound} updates was lost")
         if not epoch or not self.is_over(epoch):
             return Step.GO_ON
         self.began = epoch
@@ -189,6 +240,27 @@ class Curriculum:
             return self.after_a_start_in_vain(epoch)
         self.searches = False
         return self.next_stage(epoch)
+
+    def has_collapsed(self, epoch: int) -> bool:
+        """Whether no token was sound for the length of the patience: far worse than the best of its start."""
+        patience = self.settings.patience or self.settings.attempt_patience
+        return epoch - max(self.sound, self.began) >= patience
+
+    def go_back(self, epoch: int, reason: str) -> Step:
+        """The best token's turn again, with half the rate.
+
+        Args:
+            reason: what went wrong after ``epoch`` updates.
+
+        Raises:
+            WorkError: it has gone back ``MAX_FALLS`` times already.
+        """
+        if self.falls == MAX_FALLS:
+            raise WorkError(f"{reason} (the rate was halved {MAX_FALLS} times already)")
+        self.falls += 1
+        self.began = epoch
+        self.sound = epoch
+        return Step.GO_BACK
 
     def after_a_start_in_vain(self, epoch: int) -> Step:
         """The next start's turn; where none is left, the next stage's, from the best token of all."""

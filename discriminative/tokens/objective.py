@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from discriminative.diffusion.gradients import drawn
 from discriminative.diffusion.memory import Batches
-from discriminative.guides.classifier import Guide, check_most, finite, gives
+from discriminative.guides.classifier import Guide, check_most, gives
 from discriminative.seeds import VALIDATION_BASE, training_seeds, turn, validation_seeds
 from discriminative.settings import GradientPath, LearningSettings, SamplerSettings
 from discriminative.tokens.batch import Asked, Work, alone
@@ -112,9 +112,7 @@ class Objective:
         path, sampler = self.stages[stage]
         path = drawn(path, random.Random(f"{self.settings.seed} {epoch}"))
         weight = scaler.get_scale() / len(seeds)  # micro-batches add up to the gradient of the whole mean
-        # In half precision an image may overflow: NaN, skipped.
-        asked = Asked(self, prompts, seeds, sampler, path, weight, may_overflow=scaler.is_enabled())
-        parts = self.work(asked)
+        parts = self.work(Asked(self, prompts, seeds, sampler, path, weight))
         self.images += len(seeds)
         gradient = sum(part.gradient for part in parts)  # (V, width)
         token.vector.grad = gradient if token.vector.grad is None else token.vector.grad + gradient
@@ -123,21 +121,19 @@ class Objective:
         return images, losses, (-losses).exp(), torch.cat([part.right for part in parts])
 
     def class_loss(
-        self, images: torch.Tensor, chunk: slice | None = None, may_overflow: bool = True
+        self, images: torch.Tensor, chunk: slice | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the class (B,), mean over the guides, and whether every guide says it (B,).
 
+        A loss may be not finite, as an image in half precision may be.
+
         Args:
             images: (B, 3, H, W) in [0, 1].
-
-        Raises:
-            WorkError: a logit is not finite, and may not be.
         """
         losses = []
         right = []
         for guide in self.guides:
             logits = guide.classifier.logits(images)  # (B, K)
-            logits = logits if may_overflow else finite(logits, guide.classifier.dtype)
             target = torch.full((len(logits),), guide.target, device=logits.device)
             losses.append(F.cross_entropy(logits, target, reduction="none"))  # (B,)
             right.append(gives(logits, guide.target))  # (B,)
