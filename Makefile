@@ -40,6 +40,8 @@ bench: .venv/ready
 	$(BIN)/python -m experiments.speed.startup --out $(RESULTS)/startup.json
 	$(BIN)/python -m experiments.speed.update --out $(RESULTS)/update.json
 	$(BIN)/python -m experiments.speed.convergence --classes $(BENCH_CLASSES) --out $(RESULTS)/convergence.jsonl
+	$(BIN)/python -m experiments.speed.many_classes --out $(RESULTS)/many_classes.json
+	$(BIN)/python -m experiments.speed.many_classes_simulation --out $(RESULTS)/many_classes_simulation.json
 	$(BIN)/python -m experiments.speed.table
 
 # Real ImageNet classifiers guide the miniature: packages of 60 MB, then hours on a CPU. What is done is skipped.

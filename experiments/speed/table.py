@@ -81,6 +81,31 @@ def of_dpt(found: dict) -> Iterator[tuple[str, str]]:
         )
 
 
+def of_many_classes(found: dict) -> Iterator[tuple[str, str]]:
+    """What one of many classes takes."""
+    parts = found["figures"]
+    for size, told in parts.get("sweep", {}).items():
+        over = told["cpu"]["a class in the sweep over alone"]
+        yield f"a class of the miniature in a sweep of {size}, over alone, in CPU seconds", f"{over:.2f}"
+    for kind in ("growth", "growth, most"):
+        if "memory" in parts:
+            yield f"memory over 50 classes: {kind}", f"{parts['memory'][kind]:+.1%}"
+    for name, told in parts.get("bytes", {}).items():
+        for kind, size in told.items():
+            yield f"bytes a class on disk, {name}, {kind}", f"{size:,}"
+    for part in ("batch", "processes"):
+        for name, told in parts.get(part, {}).items():
+            yield f"{part}, {name}: speed over the first", f"{told['speed over the first']:.2f}"
+
+
+def of_simulation(found: dict) -> Iterator[tuple[str, str]]:
+    """Ten thousand classes on many workers."""
+    base = found["figures"]["base"]
+    where = f"{found['setting']['classes']:,} classes on {found['setting']['workers']} workers, simulated"
+    yield f"{where}: makespan over the ideal", f"{base['makespan_over_ideal']['mean']:.3f}"
+    yield f"{where}: work lost", f"{base['work_lost']['mean']:.2%}"
+
+
 def of_convergence(rows: list[dict]) -> Iterator[tuple[str, str]]:
     """How many tokens get good, and how soon."""
     for way in ("ours", "reference"):
@@ -106,6 +131,8 @@ def main() -> None:
         "gpu.json": of_gpu,
         "dpt.json": of_dpt,
         "dpt_sd14.json": of_dpt,
+        "many_classes.json": of_many_classes,
+        "many_classes_simulation.json": of_simulation,
     }
     for name, told in parts.items():
         found = load(name)
