@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from config import RunConfig
+from discriminative.diffusion.kept import KeptLatents
 from discriminative.diffusion.memory import peak_bytes
 from discriminative.guides.classifier import Classifier, Guide, are_finite, check_most
 from discriminative.guides.similarity import TextSimilarity
@@ -329,6 +330,7 @@ def evaluate(
     folder: RunFolder,
     clip: TextSimilarity | None = None,
     options: dict[str, Any] | None = None,
+    kept: KeptLatents | None = None,
 ) -> dict[str, Any]:
     """Sample every arm of every prompt on ``config.test_size`` seeds, score them, write images and figures.
 
@@ -337,6 +339,7 @@ def evaluate(
             class.
         class_name: the name of the class in the prompts.
         options: what the evaluation was asked for with, for the record.
+        kept: latents of prompts without a token, shared with other classes and runs; None samples all.
 
     Returns:
         what ``evaluation.json`` holds; accuracies are shares in [0, 1]; "judge" is null where nothing
@@ -357,7 +360,7 @@ def evaluate(
         below = "" if number == 1 else f"prompt_{number:02d}/"
         images = folder.unfinished_eval_images / below
         prompts = arm_prompts(config, template, class_name)
-        arms = draw_arms(config, token, prompts, guides, judge, clip, images)
+        arms = draw_arms(config, token, prompts, guides, judge, clip, images, kept)
         result["prompts"].append({"template": template} | compare(arms, reference))
         write_image(images / "grid.png", side_by_side(arms))
         for name, arm in arms.items():
@@ -406,6 +409,7 @@ def draw_arms(
     judge: Guide | None,
     clip: TextSimilarity | None,
     folder: Path,
+    kept: KeptLatents | None,
 ) -> dict[str, Arm]:
     """Every arm of a prompt, sampled on all seeds, scored, its images written to ``folder``."""
     seeds = evaluation_seeds(config.test_size)
@@ -414,7 +418,7 @@ def draw_arms(
     for name, prompt in prompts.items():
         arms[name] = Arm(prompt, guides, judge, partial(clip.of, text=plain) if clip else None)
         use = partial(keep, arms[name], folder, name)
-        in_batches(token, [prompt] * len(seeds), seeds, config.sampler, config.eval_batch_size, use)
+        in_batches(token, [prompt] * len(seeds), seeds, config.sampler, config.eval_batch_size, use, kept)
         for eye in arms[name].eyes:
             check_most(len(seeds), int(eye.finite.sum()), token.models.dtype)
     return arms

@@ -24,6 +24,7 @@ from apps.provenance import dataset_options, evaluation_options, origin, read_da
 from classifiers import check_classifier, load_classifier
 from config import PRESETS, RunConfig, check_values, deciding, validate, with_preset
 from discriminative import VERSION
+from discriminative.diffusion.kept import KeptLatents, weights_fingerprint
 from discriminative.diffusion.models import DiffusionModels, load_models, load_tiny_vae, models_of
 from discriminative.errors import UsageError
 from discriminative.guides.classifier import Classifier, Guide
@@ -297,7 +298,19 @@ class Session:
         clip = self.clip(config.clip_model)
         options = evaluation_options(config)
         guides = self.guides(plan)
-        return evaluate(config, token, guides, self.judge(plan), plan.class_name, plan.folder, clip, options)
+        judge = self.judge(plan)
+        kept = self.kept_latents(plan)
+        return evaluate(config, token, guides, judge, plan.class_name, plan.folder, clip, options, kept)
+
+    def kept_latents(self, plan: Plan) -> KeptLatents | None:
+        """Latents of images without the token; none of a pipeline from elsewhere, which may hold adapters
+        and hooks that no fingerprint sees."""
+        return None if self.sources.models else KeptLatents(plan.folder.kept_latents, self.unet_fingerprint)
+
+    @cached_property
+    def unet_fingerprint(self) -> str:
+        """Of the frozen UNet, taken once."""
+        return weights_fingerprint(self.models.unet)
 
     def summarize(self, plan: Plan) -> Path:
         """Put the class's row into the summary, whose path it gives."""

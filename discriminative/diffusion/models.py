@@ -33,6 +33,7 @@ class DiffusionModels:
     dtype: torch.dtype
     tiny_vae: Any = None
     fits: dict[str, int] = field(default_factory=dict)  # see memory.Batches; copies for other tokens share it
+    is_compiled: bool = False
     bf16_without_gradient: bool = field(default=False, init=False)  # set by precision.bf16_without_gradient
 
     @property
@@ -46,6 +47,7 @@ class DiffusionModels:
         torch._dynamo.config.recompile_limit = 32
         for module in (self.unet, self.vae.decoder):
             module.compile(dynamic=False)
+        self.is_compiled = True
 
     def fresh_tokenizer(self) -> Any:
         """A tokenizer of one's own, which knows no other class's word."""
