@@ -22,6 +22,7 @@ from discriminative.diffusion.kept import KeptLatents
 from discriminative.diffusion.memory import peak_bytes
 from discriminative.guides.classifier import Classifier, Guide, are_finite, check_most
 from discriminative.guides.similarity import TextSimilarity
+from discriminative.precision import coarse_without_gradient, evaluation_dtype
 from discriminative.progress import progress
 from discriminative.records.environment import environment
 from discriminative.records.evaluation import EvaluationRecord, PromptRecord
@@ -51,6 +52,7 @@ from discriminative.tokens.objective import OVERFLOWN
 from discriminative.tokens.prompts import TEMPLATES, fill, read_prompts
 
 SHOWN = 8  # pairs in the picture that sets with and without the token one above the other
+COMPARED = 8  # seeds of each arm sampled in the models' own precision, too, where --eval_precision is another
 SURE = 0.05  # p-value of the verdicts up to which they say enough
 VERDICTS = {True: "right", False: "wrong"}
 TOP = 5  # labels in "top 5", and of those most often predicted
@@ -153,6 +155,11 @@ class Arm:
         self.likeness = likeness
         self.likenesses = []
         self.shown: list[Shown] = []  # the first images
+
+    def unseen(self) -> "Arm":
+        """The same prompt under the same eyes, of which nothing is seen yet."""
+        judge = self.by_judge.guide if self.by_judge else None
+        return Arm(self.prompt, [seen.guide for seen in self.by_guide], judge)
 
     def look(self, images: torch.Tensor) -> torch.Tensor:
         """Add images (B, 3, H, W); returns which are right by the guides, (B,)."""
@@ -349,29 +356,110 @@ def evaluate(
         WorkError: most images are not finite.
     """
     start = time.monotonic()
+    models = token.models
+    coarse = evaluation_dtype(config.eval_precision, models.device, models.dtype)
     eyes = (judge or guides[0]).classifier
     reference = reference_features(config.reference_images, eyes) if config.reference_images else None
-    result = new_result(config, token, guides, eyes, options)
     shutil.rmtree(folder.unfinished_eval_images, ignore_errors=True)  # of a run that broke off
-    if token.models.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(token.models.device)
+    if models.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(models.device)
+    draw = partial(draw_arms, config, token, guides=guides, judge=judge, clip=clip, kept=kept)
+    with coarse_without_gradient(models, coarse):
+        result = new_result(config, token, guides, eyes, options)
+        arms = evaluate_prompts(config, class_name, draw, folder, reference, result)
+    if coarse:
+        result["precision"] = compare_precisions(config, token, arms, kept)
+    result["seconds"] = time.monotonic() - start
+    result["peak_memory_gb"] = peak_bytes(models.device) / 1e9
+    result["verdict"] = verdict(result)
+    write_json(folder.unfinished_result, result)
+    folder.take_evaluation()
+    return result
+
+
+def evaluate_prompts(
+    config: RunConfig,
+    class_name: str,
+    draw: Callable[..., dict[str, Arm]],
+    folder: RunFolder,
+    reference: torch.Tensor | None,
+    result: dict[str, Any],
+) -> dict[str, Arm]:
+    """Draw and compare every prompt's arms, add the figures to ``result``, write images and their rows.
+
+    Args:
+        draw: :func:`draw_arms`, for prompts and a folder.
+        reference: features (M, D) of reference images.
+
+    Returns:
+        the first prompt's arms.
+    """
     rows = []
+    first = {}
     for number, template in enumerate(templates_of(config), start=1):
         below = "" if number == 1 else f"prompt_{number:02d}/"
         images = folder.unfinished_eval_images / below
-        prompts = arm_prompts(config, template, class_name)
-        arms = draw_arms(config, token, prompts, guides, judge, clip, images, kept)
+        arms = draw(prompts=arm_prompts(config, template, class_name), folder=images)
+        first = first or arms
         result["prompts"].append({"template": template} | compare(arms, reference))
         write_image(images / "grid.png", side_by_side(arms))
         for name, arm in arms.items():
             rows += arm.rows(name, result["seeds"], below)
-    result["seconds"] = time.monotonic() - start
-    result["peak_memory_gb"] = peak_bytes(token.models.device) / 1e9
-    result["verdict"] = verdict(result)
     write_table(folder.unfinished_image_rows, rows)
-    write_json(folder.unfinished_result, result)
-    folder.take_evaluation()
-    return result
+    return first
+
+
+def compare_precisions(
+    config: RunConfig, token: ClassToken, arms: dict[str, Arm], kept: KeptLatents | None
+) -> dict[str, Any]:
+    """What ``--eval_precision`` does: the first seeds again in the models' own, with and without the token.
+
+    Args:
+        arms: of one prompt, sampled in ``--eval_precision``.
+    """
+    seeds = evaluation_seeds(min(config.test_size, COMPARED))
+    pairs = {"guide": [], "judge": []}
+    for name in ("token", "baseline"):
+        coarse = arms[name]
+        exact = coarse.unseen()
+        use = partial(see, exact)
+        prompts = [coarse.prompt] * len(seeds)
+        in_batches(token, prompts, seeds, config.sampler, config.eval_batch_size, use, kept)
+        pairs["guide"].append((coarse, exact))
+        pairs["judge"].append((coarse.by_judge, exact.by_judge))
+    return {
+        "sampled_in": config.eval_precision,
+        "compared_with": str(token.models.dtype).removeprefix("torch."),
+        "seeds": seeds,
+        "images": 2 * len(seeds),
+        "guide": changes(pairs["guide"]),
+        "judge": changes(pairs["judge"]) if arms["token"].by_judge else None,
+    }
+
+
+def see(arm: Arm, images: torch.Tensor, seeds: list[int]) -> None:
+    """Score a batch (B, 3, H, W) of an arm, and write nothing."""
+    arm.look(images)
+
+
+def changes(pairs: list[tuple[Arm | Seen, Arm | Seen]]) -> dict[str, Any]:
+    """How many verdicts differ between images of the same seeds, and by how much log-probabilities do.
+
+    Args:
+        pairs: of both precisions; the first may have further seeds.
+    """
+    numbers = [len(exact.right) for _, exact in pairs]
+    flips = [(a.right[:n] != b.right).sum() for (a, b), n in zip(pairs, numbers, strict=True)]
+    moves = [
+        (a.log_probabilities[:n] - b.log_probabilities).abs()
+        for (a, b), n in zip(pairs, numbers, strict=True)
+    ]
+    moved = torch.cat(moves)  # (N,)
+    return {
+        "verdicts_changed": int(sum(flips)),
+        "log_probability_change": moved.mean().item(),
+        "log_probability_largest_change": moved.max().item(),
+    }
 
 
 def new_result(

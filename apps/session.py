@@ -30,7 +30,7 @@ from discriminative.errors import UsageError
 from discriminative.guides.classifier import Classifier, Guide
 from discriminative.guides.preprocess import Recipe
 from discriminative.guides.similarity import TextSimilarity
-from discriminative.precision import resolve_device, resolve_dtype
+from discriminative.precision import evaluation_dtype, resolve_device, resolve_dtype
 from discriminative.records.environment import environment
 from discriminative.records.evaluation import EvaluationRecord
 from discriminative.records.files import to_pil, write_json, write_tensors
@@ -365,11 +365,13 @@ class Session:
         """
         config = replace(self.changed_config(options), class_index=class_index)
         if not config.evaluate:  # a session may have options of evaluations that are to come
-            config = replace(config, eval_prompts=None, reference_images=None, clip_model=None)
+            unused = ("eval_prompts", "reference_images", "clip_model", "eval_precision")
+            config = replace(config, **dict.fromkeys(unused))
         if not config.train:
             config = replace(config, report_to="none")
         validate(config)
         check_inputs(config)
+        evaluation_dtype(config.eval_precision, self.sources.device, self.sources.dtype)
         self.sources.first_plan = None  # options may have changed: all is checked again
         return make_plan(config, self.sources, vectors=vectors, learning=learning)
 

@@ -231,10 +231,10 @@ def test_the_help_shows_forty_options_under_headings(argv, capsys):
     assert headings == HEADINGS
 
 
-def test_the_whole_help_shows_all_57_options_under_headings(capsys):
+def test_the_whole_help_shows_all_58_options_under_headings(capsys):
     names, headings = shown(capsys, "--help", "all")
     assert names == [f.name for f in fields(RunConfig)]
-    assert len(names) == 57
+    assert len(names) == 58
     assert headings == HEADINGS
 
 

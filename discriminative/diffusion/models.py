@@ -34,7 +34,8 @@ class DiffusionModels:
     tiny_vae: Any = None
     fits: dict[str, int] = field(default_factory=dict)  # see memory.Batches; copies for other tokens share it
     is_compiled: bool = False
-    bf16_without_gradient: bool = field(default=False, init=False)  # set by precision.bf16_without_gradient
+    # What is computed in where no gradient is wanted, set by precision.coarse_without_gradient; None: dtype.
+    coarse_dtype: torch.dtype | None = field(default=None, init=False)
 
     @property
     def vae_scale_factor(self) -> int:

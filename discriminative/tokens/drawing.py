@@ -15,6 +15,7 @@ from discriminative.diffusion.kept import KeptLatents
 from discriminative.diffusion.memory import Batches
 from discriminative.diffusion.models import DiffusionModels
 from discriminative.guides.classifier import are_finite
+from discriminative.precision import precision_name
 from discriminative.progress import progress
 from discriminative.records.environment import environment
 from discriminative.records.files import to_pil, write_image, write_json
@@ -85,7 +86,7 @@ def sampling_record(models: DiffusionModels, settings: SamplerSettings) -> dict[
     height, width = models.image_size(settings.height, settings.width)
     record = asdict(settings) | {"height": height, "width": width}
     record["scheduler"] = type(models.scheduler).__name__
-    record["precision"] = str(models.dtype)
+    record["precision"] = f"torch.{precision_name(models)}"
     return record
 
 
