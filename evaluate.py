@@ -500,6 +500,7 @@ def draw_arms(
     kept: KeptLatents | None,
 ) -> dict[str, Arm]:
     """Every arm of a prompt, sampled on all seeds, scored, its images written to ``folder``."""
+    models = token.models
     seeds = evaluation_seeds(config.test_size)
     plain = prompts.get("plain", prompts["baseline"])
     arms = {}
@@ -508,7 +509,7 @@ def draw_arms(
         use = partial(keep, arms[name], folder, name)
         in_batches(token, [prompt] * len(seeds), seeds, config.sampler, config.eval_batch_size, use, kept)
         for eye in arms[name].eyes:
-            check_most(len(seeds), int(eye.finite.sum()), token.models.dtype)
+            check_most(len(seeds), int(eye.finite.sum()), models.coarse_dtype or models.dtype)
     return arms
 
 

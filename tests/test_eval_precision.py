@@ -10,6 +10,7 @@ from test_reuse import evaluation_is_reused
 
 from apps.plan import Sources
 from apps.provenance import evaluation_options
+from apps.session import Session
 from config import RunConfig, validate
 from discriminative.errors import UsageError
 from discriminative.guides.classifier import Guide
@@ -176,3 +177,28 @@ def test_an_evaluation_of_an_earlier_version_counts_as_one_in_the_models_precisi
     for now, expected in ((CONFIG, True), (COARSE, False)):
         folder = RunFolder(tmp_path / str(expected), "c", "e")
         assert evaluation_is_reused(CONFIG, now, folder) is expected
+
+
+def test_images_that_overflow_in_it_are_noted_with_what_helps(token, folder, machine, monkeypatch, capsys):
+    machine(True)
+
+    def overflown(prompts, seeds, settings):
+        value = torch.nan if token.models.coarse_dtype and seeds == [0] else 0.5
+        return torch.full((len(seeds), 3, 16, 16), value)
+
+    monkeypatch.setattr(token, "sample", overflown)
+    monkeypatch.setattr("evaluate.evaluation_dtype", lambda *args: torch.float16)
+    told = evaluated(token, replace(COARSE, test_size=3, eval_batch_size=1), folder)
+    assert capsys.readouterr().out.count("; --eval_precision bf16 helps, or none") == 2
+    assert told["precision"]["guide"]["log_probability_largest_change"] > 1
+
+
+def test_a_session_refuses_it_where_there_are_no_units_and_leaves_it_to_evaluations(machine, tmp_path):
+    machine(True)
+    options = {"device": "cpu", "output_path": str(tmp_path), "eval_precision": "bf16"}
+    session = Session("miniature", **options)
+    assert session.plan(1, train=True).config.eval_precision is None
+    assert session.plan(1, train=True, evaluate=True).config.eval_precision == "bf16"
+    machine(False)
+    with pytest.raises(UsageError, match="this processor has no units for it"):
+        Session("miniature", device="cpu").plan(1, train=True, evaluate=True, eval_precision="bf16")

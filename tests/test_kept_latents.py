@@ -8,7 +8,10 @@ import pytest
 import torch
 from conftest import tiny_classifier, tiny_models
 from safetensors.torch import load_file, save_file
+from test_session import SHORT, file_of_a_token, pipeline_of
+from tiny_folders import save_sd1, save_timm
 
+from apps.session import Session
 from config import RunConfig
 from discriminative.diffusion import kept as room
 from discriminative.diffusion import sampler
@@ -107,6 +110,33 @@ def test_full_batches_of_another_number_of_seeds_are_shared(tmp_path, kept, walk
     with_token = [[0, 1], [2, 3], [4, 5], [6]]
     assert walks == [*with_token, [4, 5], [6]]
     assert told(seven) == told(evaluated(tmp_path, "alone", None, test_size=7))
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    """A tiny model and a tiny classifier, as arguments of a session."""
+    root = tmp_path_factory.mktemp("saved")
+    return save_sd1(root / "sd1"), save_timm(root / "timm")
+
+
+def test_runs_share_them_below_the_outputs_between_classes_and_experiments(names, tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr("apps.session.weights_fingerprint", lambda unet: taken.append(unet) or "of the UNet")
+    options = SHORT | {"output_path": str(tmp_path / "r"), "prompt_name": "cat"}
+    folder = tmp_path / "r" / "cache" / "latents"
+    session = Session(*names, **options)
+    for number, exp_id in ((1, "default"), (2, "default"), (1, "again")):
+        learned = session.load(file_of_a_token(tmp_path / "token.safetensors"), number)
+        session.evaluate(learned, exp_id=exp_id)
+        assert len(files(folder)) == 2  # seeds, one at a time
+    assert len(taken) == 1
+
+
+def test_a_pipeline_from_elsewhere_keeps_nothing(names, tmp_path):
+    """Adapters, hooks and attention of its own are no weights."""
+    session = Session(pipeline_of(), names[1], **SHORT | {"output_path": str(tmp_path / "r")})
+    session.evaluate(session.load(file_of_a_token(tmp_path / "token.safetensors"), 1))
+    assert not (tmp_path / "r" / "cache").exists()
 
 
 # --- what is sampled anew

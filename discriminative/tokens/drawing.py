@@ -46,13 +46,19 @@ def in_batches(
             images = images_of(token, prompts[chunk], seeds[chunk], settings, kept).float().cpu()
             broken = len(images) - int(are_finite(images).sum())
             if broken:
-                half = token.models.dtype == torch.float16
-                advice = "; --mixed_precision no or bf16 helps" if half else ""
+                advice = advice_for_images(token.models)
                 tqdm.write(f"note: {broken} of {len(images)} images are not finite: wrong, black{advice}")
             use(images, seeds[chunk])
             bar.update(len(images))
 
         Batches(batch_size, token.models.fits, "sample").over(len(seeds), work)
+
+
+def advice_for_images(models: DiffusionModels) -> str:
+    """What helps against images that are not finite: half precision overflows long before the others."""
+    if models.coarse_dtype == torch.float16:
+        return "; --eval_precision bf16 helps, or none"
+    return "; --mixed_precision no or bf16 helps" if models.dtype == torch.float16 else ""
 
 
 @torch.no_grad()
