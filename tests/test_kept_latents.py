@@ -282,10 +282,24 @@ def test_a_damaged_or_foreign_file_is_noted_and_replaced(damage, token, kept, wa
     damage(path)
     assert torch.equal(drawn(token, kept), before)
     note = capsys.readouterr().out
-    assert note == f"note: {path} is damaged or no file of this program; its images are sampled anew\n"
+    told = "cannot be read, or is not as it was written; its images are sampled anew"
+    assert note == f"note: {path} {told}\n"
     assert torch.equal(drawn(token, kept), before)
     assert len(walks) == 2
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("closed", ["pathlib.Path.exists", "discriminative.diffusion.kept.safe_open"])
+def test_a_file_that_may_not_be_read_is_sampled_anew(closed, token, kept, walks, monkeypatch, capsys):
+    before = drawn(token, kept)
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(closed, refuse)
+    assert torch.equal(drawn(token, kept), before)
+    assert "cannot be read" in capsys.readouterr().out
+    assert len(walks) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_noted_once_and_loses_nothing(tmp_path, kept, capsys):

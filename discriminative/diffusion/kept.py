@@ -105,9 +105,9 @@ class KeptLatents:
         Args:
             said: the origin that it must name.
         """
-        if not path.exists():
-            return None
         try:
+            if not path.exists():
+                return None
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 latents = file.get_tensor(NAME).clone()
@@ -117,7 +117,7 @@ class KeptLatents:
         is_whole = metadata.get("sha256") == fingerprint(latents) and latents.shape == shape
         if is_whole and metadata.get("origin") == said:
             return latents
-        tqdm.write(f"note: {path} is damaged or no file of this program; its images are sampled anew")
+        tqdm.write(f"note: {path} cannot be read, or is not as it was written; its images are sampled anew")
         return None
 
     def write(self, path: Path, latents: torch.Tensor, said: str) -> None:
