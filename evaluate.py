@@ -448,15 +448,15 @@ def changes(pairs: list[tuple[Arm | Seen, Arm | Seen]]) -> dict[str, Any]:
     Args:
         pairs: of both precisions; the first may have further seeds.
     """
-    numbers = [len(exact.right) for _, exact in pairs]
-    flips = [(a.right[:n] != b.right).sum() for (a, b), n in zip(pairs, numbers, strict=True)]
-    moves = [
-        (a.log_probabilities[:n] - b.log_probabilities).abs()
-        for (a, b), n in zip(pairs, numbers, strict=True)
-    ]
+    flips = 0
+    moves = []
+    for coarse, exact in pairs:
+        number = len(exact.right)
+        flips += int((coarse.right[:number] != exact.right).sum())
+        moves.append((coarse.log_probabilities[:number] - exact.log_probabilities).abs())
     moved = torch.cat(moves)  # (N,)
     return {
-        "verdicts_changed": int(sum(flips)),
+        "verdicts_changed": flips,
         "log_probability_change": moved.mean().item(),
         "log_probability_largest_change": moved.max().item(),
     }
@@ -500,7 +500,6 @@ def draw_arms(
     kept: KeptLatents | None,
 ) -> dict[str, Arm]:
     """Every arm of a prompt, sampled on all seeds, scored, its images written to ``folder``."""
-    models = token.models
     seeds = evaluation_seeds(config.test_size)
     plain = prompts.get("plain", prompts["baseline"])
     arms = {}
@@ -509,7 +508,7 @@ def draw_arms(
         use = partial(keep, arms[name], folder, name)
         in_batches(token, [prompt] * len(seeds), seeds, config.sampler, config.eval_batch_size, use, kept)
         for eye in arms[name].eyes:
-            check_most(len(seeds), int(eye.finite.sum()), models.coarse_dtype or models.dtype)
+            check_most(len(seeds), int(eye.finite.sum()), token.models.dtype)
     return arms
 
 
