@@ -406,6 +406,16 @@ class RunConfig:
         decides="evaluation",
     )
 
+    eval_precision: str | None = option(
+        None,
+        "sample the evaluation in it, with models in float32: bf16 on a CPU that has units for it, bf16 or "
+        "fp16 on a GPU; it says what that does to verdicts; default: the models' own, the stock pipeline's "
+        "images",
+        more=True,
+        decides="evaluation",
+        choices=("bf16", "fp16"),
+    )
+
     output_path: str = option("results", "folder for tokens, records and images", heading="Outputs")
     exp_id: str = option(
         "default",
@@ -614,7 +624,7 @@ def check_together(config: RunConfig) -> None:
     Raises:
         UsageError: one is.
     """
-    for name in ("eval_prompts", "reference_images", "clip_model"):
+    for name in ("eval_prompts", "reference_images", "clip_model", "eval_precision"):
         if getattr(config, name) and not config.evaluate:
             raise refuse(name, getattr(config, name), "a value only with --evaluate True")
     if config.report_to != "none":

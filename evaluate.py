@@ -18,9 +18,11 @@ import torch
 from PIL import Image
 
 from config import RunConfig
+from discriminative.diffusion.kept import KeptLatents
 from discriminative.diffusion.memory import peak_bytes
 from discriminative.guides.classifier import Classifier, Guide, are_finite, check_most
 from discriminative.guides.similarity import TextSimilarity
+from discriminative.precision import coarse_without_gradient, evaluation_dtype
 from discriminative.progress import progress
 from discriminative.records.environment import environment
 from discriminative.records.evaluation import EvaluationRecord, PromptRecord
@@ -50,6 +52,7 @@ from discriminative.tokens.objective import OVERFLOWN
 from discriminative.tokens.prompts import TEMPLATES, fill, read_prompts
 
 SHOWN = 8  # pairs in the picture that sets with and without the token one above the other
+COMPARED = 8  # seeds of each arm sampled in the models' own precision, too, where --eval_precision is another
 SURE = 0.05  # p-value of the verdicts up to which they say enough
 VERDICTS = {True: "right", False: "wrong"}
 TOP = 5  # labels in "top 5", and of those most often predicted
@@ -152,6 +155,11 @@ class Arm:
         self.likeness = likeness
         self.likenesses = []
         self.shown: list[Shown] = []  # the first images
+
+    def unseen(self) -> "Arm":
+        """The same prompt under the same eyes, of which nothing is seen yet."""
+        judge = self.by_judge.guide if self.by_judge else None
+        return Arm(self.prompt, [seen.guide for seen in self.by_guide], judge)
 
     def look(self, images: torch.Tensor) -> torch.Tensor:
         """Add images (B, 3, H, W); returns which are right by the guides, (B,)."""
@@ -329,6 +337,7 @@ def evaluate(
     folder: RunFolder,
     clip: TextSimilarity | None = None,
     options: dict[str, Any] | None = None,
+    kept: KeptLatents | None = None,
 ) -> dict[str, Any]:
     """Sample every arm of every prompt on ``config.test_size`` seeds, score them, write images and figures.
 
@@ -337,6 +346,7 @@ def evaluate(
             class.
         class_name: the name of the class in the prompts.
         options: what the evaluation was asked for with, for the record.
+        kept: latents of prompts without a token, shared with other classes and runs; None samples all.
 
     Returns:
         what ``evaluation.json`` holds; accuracies are shares in [0, 1]; "judge" is null where nothing
@@ -346,29 +356,110 @@ def evaluate(
         WorkError: most images are not finite.
     """
     start = time.monotonic()
+    models = token.models
+    coarse = evaluation_dtype(config.eval_precision, models.device, models.dtype)
     eyes = (judge or guides[0]).classifier
     reference = reference_features(config.reference_images, eyes) if config.reference_images else None
-    result = new_result(config, token, guides, eyes, options)
     shutil.rmtree(folder.unfinished_eval_images, ignore_errors=True)  # of a run that broke off
-    if token.models.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(token.models.device)
+    if models.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(models.device)
+    draw = partial(draw_arms, config, token, guides=guides, judge=judge, clip=clip, kept=kept)
+    with coarse_without_gradient(models, coarse):
+        result = new_result(config, token, guides, eyes, options)
+        arms = evaluate_prompts(config, class_name, draw, folder, reference, result)
+    if coarse:
+        result["precision"] = compare_precisions(config, token, arms, kept)
+    result["seconds"] = time.monotonic() - start
+    result["peak_memory_gb"] = peak_bytes(models.device) / 1e9
+    result["verdict"] = verdict(result)
+    write_json(folder.unfinished_result, result)
+    folder.take_evaluation()
+    return result
+
+
+def evaluate_prompts(
+    config: RunConfig,
+    class_name: str,
+    draw: Callable[..., dict[str, Arm]],
+    folder: RunFolder,
+    reference: torch.Tensor | None,
+    result: dict[str, Any],
+) -> dict[str, Arm]:
+    """Draw and compare every prompt's arms, add the figures to ``result``, write images and their rows.
+
+    Args:
+        draw: :func:`draw_arms`, for prompts and a folder.
+        reference: features (M, D) of reference images.
+
+    Returns:
+        the first prompt's arms.
+    """
     rows = []
+    first = {}
     for number, template in enumerate(templates_of(config), start=1):
         below = "" if number == 1 else f"prompt_{number:02d}/"
         images = folder.unfinished_eval_images / below
-        prompts = arm_prompts(config, template, class_name)
-        arms = draw_arms(config, token, prompts, guides, judge, clip, images)
+        arms = draw(prompts=arm_prompts(config, template, class_name), folder=images)
+        first = first or arms
         result["prompts"].append({"template": template} | compare(arms, reference))
         write_image(images / "grid.png", side_by_side(arms))
         for name, arm in arms.items():
             rows += arm.rows(name, result["seeds"], below)
-    result["seconds"] = time.monotonic() - start
-    result["peak_memory_gb"] = peak_bytes(token.models.device) / 1e9
-    result["verdict"] = verdict(result)
     write_table(folder.unfinished_image_rows, rows)
-    write_json(folder.unfinished_result, result)
-    folder.take_evaluation()
-    return result
+    return first
+
+
+def compare_precisions(
+    config: RunConfig, token: ClassToken, arms: dict[str, Arm], kept: KeptLatents | None
+) -> dict[str, Any]:
+    """What ``--eval_precision`` does: the first seeds again in the models' own, with and without the token.
+
+    Args:
+        arms: of one prompt, sampled in ``--eval_precision``.
+    """
+    seeds = evaluation_seeds(min(config.test_size, COMPARED))
+    pairs = {"guide": [], "judge": []}
+    for name in ("token", "baseline"):
+        coarse = arms[name]
+        exact = coarse.unseen()
+        use = partial(see, exact)
+        prompts = [coarse.prompt] * len(seeds)
+        in_batches(token, prompts, seeds, config.sampler, config.eval_batch_size, use, kept)
+        pairs["guide"].append((coarse, exact))
+        pairs["judge"].append((coarse.by_judge, exact.by_judge))
+    return {
+        "sampled_in": config.eval_precision,
+        "compared_with": str(token.models.dtype).removeprefix("torch."),
+        "seeds": seeds,
+        "images": 2 * len(seeds),
+        "guide": changes(pairs["guide"]),
+        "judge": changes(pairs["judge"]) if arms["token"].by_judge else None,
+    }
+
+
+def see(arm: Arm, images: torch.Tensor, seeds: list[int]) -> None:
+    """Score a batch (B, 3, H, W) of an arm, and write nothing."""
+    arm.look(images)
+
+
+def changes(pairs: list[tuple[Arm | Seen, Arm | Seen]]) -> dict[str, Any]:
+    """How many verdicts differ between images of the same seeds, and by how much log-probabilities do.
+
+    Args:
+        pairs: of both precisions; the first may have further seeds.
+    """
+    flips = 0
+    moves = []
+    for coarse, exact in pairs:
+        number = len(exact.right)
+        flips += int((coarse.right[:number] != exact.right).sum())
+        moves.append((coarse.log_probabilities[:number] - exact.log_probabilities).abs())
+    moved = torch.cat(moves)  # (N,)
+    return {
+        "verdicts_changed": flips,
+        "log_probability_change": moved.mean().item(),
+        "log_probability_largest_change": moved.max().item(),
+    }
 
 
 def new_result(
@@ -406,6 +497,7 @@ def draw_arms(
     judge: Guide | None,
     clip: TextSimilarity | None,
     folder: Path,
+    kept: KeptLatents | None,
 ) -> dict[str, Arm]:
     """Every arm of a prompt, sampled on all seeds, scored, its images written to ``folder``."""
     seeds = evaluation_seeds(config.test_size)
@@ -414,7 +506,7 @@ def draw_arms(
     for name, prompt in prompts.items():
         arms[name] = Arm(prompt, guides, judge, partial(clip.of, text=plain) if clip else None)
         use = partial(keep, arms[name], folder, name)
-        in_batches(token, [prompt] * len(seeds), seeds, config.sampler, config.eval_batch_size, use)
+        in_batches(token, [prompt] * len(seeds), seeds, config.sampler, config.eval_batch_size, use, kept)
         for eye in arms[name].eyes:
             check_most(len(seeds), int(eye.finite.sum()), token.models.dtype)
     return arms

@@ -49,7 +49,7 @@ from discriminative.guides.labels import (
     says_what_it_is,
 )
 from discriminative.hub import quiet_libraries
-from discriminative.precision import resolve_device, resolve_dtype, trains_in_bf16
+from discriminative.precision import evaluation_dtype, resolve_device, resolve_dtype, trains_in_bf16
 from discriminative.records.files import image_files
 from discriminative.records.layout import RunFolder, class_folder
 from discriminative.records.summary import read as read_summary
@@ -134,6 +134,7 @@ class Sources:
         self.judge = self.judge_of(config)
         self.device = models.device if models else resolve_device(config.device)
         self.dtype = models.dtype if models else resolve_dtype(config.mixed_precision, self.device)
+        evaluation_dtype(config.eval_precision, self.device, self.dtype)
         self.config = replace(config, classifier=",".join(self.guides), judge=self.judge or "none")
         self.first_plan: Plan | None = None
 
@@ -622,7 +623,9 @@ def describe_class(plan: Plan, sources: Sources) -> dict:
     steps += ["export data set"] * bool(config.export_dataset)
     steps += [f"export {name}" for name in config.exports]
     coarse = trains_in_bf16(config.mixed_precision, sources.device)
-    dtype = str(sources.dtype).removeprefix("torch.")
+    precision = str(sources.dtype).removeprefix("torch.")
+    precision += ", bfloat16 without gradient in training" * coarse
+    precision += f", {config.eval_precision} in evaluation" if config.eval_precision else ""
     return {
         "do": steps,
         "class_index": config.class_index,
@@ -634,7 +637,7 @@ def describe_class(plan: Plan, sources: Sources) -> dict:
         "prompts_to_generate": plan.to_draw,
         "notes": notes_on(plan, sources),
         "device": str(sources.device),
-        "precision": dtype + ", bfloat16 without gradient in training" * coarse,
+        "precision": precision,
         "checkpointed": sources.checkpointed,
         "memory": describe_memory(config, sources),
         "token": str(plan.folder.token),

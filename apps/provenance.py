@@ -21,6 +21,9 @@ from discriminative.tokens.files import fingerprint, read_origin
 # Which token it is, rather than how it was learned.
 IDENTITY = ("class_index", "model", "classifier", "placeholder_token", "prompt_name")
 
+# Options that earlier evaluations do not say, and what they did then.
+YOUNGER = {"eval_precision": None}
+
 
 def token_options(config: RunConfig) -> set[str]:
     """The options that decide a token: where training has its own sampler, the evaluation's does not."""
@@ -89,7 +92,8 @@ def is_evaluated(config: RunConfig, folder: RunFolder, vectors: torch.Tensor, te
         return False
     result = read_json(folder.result)
     is_of_token = result.get("token") == fingerprint(vectors)
-    is_of_options = upgraded_options(result.get("options")) == evaluation_options(config)
+    then = YOUNGER | upgraded_options(result.get("options"))
+    is_of_options = then == evaluation_options(config)
     return is_of_token and is_of_options and [p["template"] for p in result.get("prompts", [])] == templates
 
 

@@ -30,12 +30,13 @@ from apps.provenance import (
 from classifiers import check_classifier, load_classifier
 from config import PRESETS, RunConfig, check_values, deciding, validate, with_preset
 from discriminative import VERSION
+from discriminative.diffusion.kept import KeptLatents, weights_fingerprint
 from discriminative.diffusion.models import DiffusionModels, load_models, load_tiny_vae, models_of
 from discriminative.errors import UsageError
 from discriminative.guides.classifier import Classifier, Guide
 from discriminative.guides.preprocess import Recipe
 from discriminative.guides.similarity import TextSimilarity
-from discriminative.precision import resolve_device, resolve_dtype
+from discriminative.precision import evaluation_dtype, resolve_device, resolve_dtype
 from discriminative.records.environment import environment
 from discriminative.records.evaluation import EvaluationRecord
 from discriminative.records.files import to_pil, write_json, write_tensors
@@ -319,7 +320,19 @@ class Session:
         clip = self.clip(config.clip_model)
         options = evaluation_options(config)
         guides = self.guides(plan)
-        return evaluate(config, token, guides, self.judge(plan), plan.class_name, plan.folder, clip, options)
+        judge = self.judge(plan)
+        kept = self.kept_latents(plan)
+        return evaluate(config, token, guides, judge, plan.class_name, plan.folder, clip, options, kept)
+
+    def kept_latents(self, plan: Plan) -> KeptLatents | None:
+        """Latents of images without the token; none of a pipeline from elsewhere, which may hold adapters
+        and hooks that no fingerprint sees."""
+        return None if self.sources.models else KeptLatents(plan.folder.kept_latents, self.unet_fingerprint)
+
+    @cached_property
+    def unet_fingerprint(self) -> str:
+        """Of the frozen UNet, taken once."""
+        return weights_fingerprint(self.models.unet)
 
     def summarize(self, plan: Plan) -> Path:
         """Put the class's row into the summary, whose path it gives."""
@@ -374,11 +387,13 @@ class Session:
         """
         config = replace(self.changed_config(options), class_index=class_index)
         if not config.evaluate:  # a session may have options of evaluations that are to come
-            config = replace(config, eval_prompts=None, reference_images=None, clip_model=None)
+            unused = ("eval_prompts", "reference_images", "clip_model", "eval_precision")
+            config = replace(config, **dict.fromkeys(unused))
         if not config.train:
             config = replace(config, report_to="none")
         validate(config)
         check_inputs(config)
+        evaluation_dtype(config.eval_precision, self.sources.device, self.sources.dtype)
         self.sources.first_plan = None  # options may have changed: all is checked again
         return make_plan(config, self.sources, vectors=vectors, learning=learning)
 

@@ -235,6 +235,8 @@ def tell_evaluation(plan: Plan, result: dict) -> None:
         print("not judged: the guide brings no judge, or one that guides too; --judge names one")
     elif plan.judge_target is None:
         print(f"not judged: {plan.judge} has no label, or several, for {plan.label!r}")
+    if record.precision:
+        print(record.precision)
     print(f"{record.verdict}   ({result['test_size']} seeds)")
 
 

@@ -16,6 +16,8 @@ FIRST_SCALE = 2.0**10  # of the loss in half precision
 GROWS_AFTER = 20  # updates without an overflow, before the first one
 GROWS_LATER = 200  # ... from then on: each growth beyond what fits costs an update
 
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 def has_bf16_units() -> bool:
     """Whether the processor multiplies bfloat16 (AVX512-BF16, AMX); without such units it is many times
@@ -73,17 +75,46 @@ def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
         mixed_precision = "fp16" if device.type == "cuda" else "no"
     if mixed_precision == "fp16" and device.type == "cpu":
         raise UsageError("--mixed_precision: 'fp16' was given on the CPU; allowed there is auto, no or bf16")
-    if (
-        mixed_precision == "bf16"
-        and device.type == "cuda"
-        and torch.cuda.get_device_capability(device) < (8, 0)
-    ):
+    if mixed_precision == "bf16":
+        check_bf16_card("mixed_precision", device, "auto, fp16 or no")
+    return DTYPES[mixed_precision]
+
+
+def check_bf16_card(flag: str, device: torch.device, allowed: str) -> None:
+    """Check that a graphics card has units for bfloat16; a CPU passes.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         name = torch.cuda.get_device_name(device)
         raise UsageError(
-            f"--mixed_precision: 'bf16' was given, which {name} only imitates, slowly; allowed there is "
-            "auto, fp16 or no"
+            f"--{flag}: 'bf16' was given, which {name} only imitates, slowly; allowed there is {allowed}"
         )
-    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
+
+
+def evaluation_dtype(name: str | None, device: torch.device, dtype: torch.dtype) -> torch.dtype | None:
+    """What an evaluation samples in, for ``--eval_precision``; None is the models' own.
+
+    Args:
+        dtype: of the models.
+
+    Raises:
+        UsageError: the device has no units for it, or the models are not in float32.
+    """
+    if name is None:
+        return None
+    given = f"--eval_precision: {name!r} was given"
+    if dtype != torch.float32:
+        held = str(dtype).removeprefix("torch.")
+        raise UsageError(f"{given}, but the models are in {held}; allowed is a value beside float32 models")
+    if device.type == "cpu" and name == "fp16":
+        raise UsageError(f"{given} on the CPU; allowed there is bf16, or nothing")
+    if device.type == "cpu" and not has_bf16_units():
+        raise UsageError(f"{given}, but this processor has no units for it; leave it out here")
+    if name == "bf16":
+        check_bf16_card("eval_precision", device, "fp16, or nothing")
+    return DTYPES[name]
 
 
 def exact_float32(dtype: torch.dtype) -> None:
@@ -122,7 +153,7 @@ def channels_last(models) -> Iterator[None]:
     Rounding differs. A UNet that computes in bfloat16 stays as it is: its group norms are slow then. On
     CUDA, where nobody has measured it here, nothing changes.
     """
-    unet = None if models.bf16_without_gradient else models.unet
+    unet = None if models.coarse_dtype else models.unet
     modules = [
         m for m in (unet, models.vae, models.tiny_vae) if m is not None and models.device.type == "cpu"
     ]
@@ -135,30 +166,40 @@ def channels_last(models) -> Iterator[None]:
             module.to(memory_format=torch.contiguous_format)
 
 
-@contextmanager
-def bf16_without_gradient(models, wanted: bool = True) -> Iterator[None]:
+def bf16_without_gradient(models, wanted: bool = True) -> AbstractContextManager:
     """Within the block a UNet and decoders in float32 compute in bfloat16 where no gradient is wanted.
 
     What gradient flows through stays in float32: guidance and the first step's prediction multiply
     rounding by a hundred.
     """
-    models.bf16_without_gradient = wanted and models.dtype == torch.float32
+    wanted = wanted and models.dtype == torch.float32
+    return coarse_without_gradient(models, torch.bfloat16 if wanted else None)
+
+
+@contextmanager
+def coarse_without_gradient(models, dtype: torch.dtype | None) -> Iterator[None]:
+    """Within the block UNet and decoders compute in ``dtype`` where no gradient is wanted; None is their
+    own."""
+    models.coarse_dtype = dtype
     try:
         yield
     finally:
-        models.bf16_without_gradient = False
+        models.coarse_dtype = None
 
 
 def autocast(models) -> AbstractContextManager:
     """The precision of a call of UNet or decoder, by whether gradient is wanted of it."""
-    coarse = models.bf16_without_gradient and not torch.is_grad_enabled()
-    return torch.autocast("cpu", torch.bfloat16) if coarse else nullcontext()
+    if models.coarse_dtype is None or torch.is_grad_enabled():
+        return nullcontext()
+    return torch.autocast(models.device.type, models.coarse_dtype)
 
 
 def precision_name(models) -> str:
     """What UNet and decoders compute in, for the records."""
-    coarse = ", bfloat16 without gradient" if models.bf16_without_gradient else ""
-    return str(models.dtype).removeprefix("torch.") + coarse
+    name = str(models.dtype).removeprefix("torch.")
+    if models.coarse_dtype is None:
+        return name
+    return f"{name}, {str(models.coarse_dtype).removeprefix('torch.')} without gradient"
 
 
 def make_scaler(models) -> torch.amp.GradScaler:

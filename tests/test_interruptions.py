@@ -75,8 +75,9 @@ def folder(tmp_path):
 
 
 def contents(root: Path, but: Path) -> dict[Path, bytes]:
-    """Every file below a folder, but those in another one."""
-    paths = [path for path in root.rglob("*") if path.is_file() and not path.is_relative_to(but)]
+    """Every file below a folder, but those in another one and kept latents."""
+    apart = (but, root / "cache")  # what other evaluations may use again is no result
+    paths = [path for path in root.rglob("*") if path.is_file() and not any(map(path.is_relative_to, apart))]
     return {path: path.read_bytes() for path in paths}
 
 

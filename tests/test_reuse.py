@@ -134,6 +134,7 @@ TABLE = {
     "validate_every": (5, "token"),
     "patience": (5, "token"),
     "stop_train_accuracy": (0.7, "token"),
+    "eval_precision": ("bf16", "evaluation"),
     "test_size": (100, "evaluation"),
     "eval_prompts": (PROMPTS_FILE, "evaluation"),
     "reference_images": ("photos", "evaluation"),

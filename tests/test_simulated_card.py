@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from short_runs import small_validations
 from simulated_card import CARD, OnCard, simulated_card
+from test_session import file_of_a_token
 from tiny_folders import save_sd1, save_timm, save_tiny_vae
 
 from run import main
@@ -96,3 +97,17 @@ def test_all_that_is_done_with_a_token_is_done_on_a_card(sources, tmp_path):
     result = json.loads((records / "evaluation.json").read_text())
     assert result["settings"]["precision"] == "torch.float16"
     assert (records / "pipeline" / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("precision", [(), ("--mixed_precision", "no", "--eval_precision", "fp16")])
+def test_an_evaluation_on_a_card_is_the_same_from_kept_latents(precision, sources, tmp_path, capsys):
+    token = file_of_a_token(tmp_path / "token.safetensors")
+    argv = [*sources, "--evaluate", "--token_path", str(token), "--test_size", "3", *precision]
+    out = tmp_path / "r"
+    told = []
+    for _ in range(2):
+        result = json.loads((run(argv, out) / "evaluation.json").read_text())
+        told.append((result["prompts"], result["settings"], result.get("precision")))
+    assert told[0] == told[1]
+    assert ("fp16 instead of float32, on 6 images" in capsys.readouterr().out) == bool(precision)
+    assert len(list(out.glob("cache/latents/*/*.safetensors"))) == (2 if precision else 1)

@@ -33,7 +33,9 @@ class DiffusionModels:
     dtype: torch.dtype
     tiny_vae: Any = None
     fits: dict[str, int] = field(default_factory=dict)  # see memory.Batches; copies for other tokens share it
-    bf16_without_gradient: bool = field(default=False, init=False)  # set by precision.bf16_without_gradient
+    is_compiled: bool = False
+    # What is computed in where no gradient is wanted, set by precision.coarse_without_gradient; None: dtype.
+    coarse_dtype: torch.dtype | None = field(default=None, init=False)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -46,6 +48,7 @@ class DiffusionModels:
         torch._dynamo.config.recompile_limit = 32
         for module in (self.unet, self.vae.decoder):
             module.compile(dynamic=False)
+        self.is_compiled = True
 
     def fresh_tokenizer(self) -> Any:
         """A tokenizer of one's own, which knows no other class's word."""

@@ -195,8 +195,27 @@ def sample(
         cond: ``encoder_hidden_states`` of the prompts (B, L, D).
         uncond: that of the empty prompt (1, L, D).
     """
+    return decode_in_parts(models, finished_latents(models, cond, uncond, seeds, settings), settings)
+
+
+@torch.no_grad()
+def finished_latents(
+    models: DiffusionModels,
+    cond: torch.Tensor,
+    uncond: torch.Tensor,
+    seeds: list[int],
+    settings: SamplerSettings,
+) -> torch.Tensor:
+    """The latents (B, C, h, w) after all steps, for arguments as :func:`sample` takes them."""
     noise = draw_noise(seeds, models.latent_shape(settings.height, settings.width))  # (B, C, h, w)
     walk = Walk(models, cond, uncond, noise, settings)
-    latents = walk.run(walk.start, 0, len(walk.timesteps))  # (B, C, h, w)
+    return walk.run(walk.start, 0, len(walk.timesteps))
+
+
+@torch.no_grad()
+def decode_in_parts(
+    models: DiffusionModels, latents: torch.Tensor, settings: SamplerSettings
+) -> torch.Tensor:
+    """Finished latents (B, C, h, w) to images (B, 3, H, W), so many at once as the settings say."""
     parts = chunks(len(latents), settings.decode_batch_size)
     return torch.cat([decode(models, latents[part], settings) for part in parts])

@@ -134,6 +134,16 @@ class EvaluationRecord:
         return self.content["verdict"]
 
     @property
+    def precision(self) -> str | None:
+        """What a precision of the evaluation's own did, in one line; None where it had the models'."""
+        told = self.content.get("precision")
+        if not told:
+            return None
+        parts = [changes_of(who, told[who]) for who in ("guide", "judge") if told[who]]
+        what = f"{told['sampled_in']} instead of {told['compared_with']}, on {told['images']} images"
+        return f"{what}: {'; '.join(parts)}"
+
+    @property
     def seeds(self) -> list[int]:
         """Of the images of each arm; none where an earlier version did not say."""
         return self.content.get("seeds", [])
@@ -149,6 +159,14 @@ class EvaluationRecord:
         if not (self.folder and self.folder.config.exists()) or self.content["token_path"]:
             return {}
         return read_json(self.folder.config)
+
+
+def changes_of(who: str, told: dict[str, Any]) -> str:
+    """What another precision did to one classifier's verdicts and log-probabilities of the class."""
+    mean = f"{told['log_probability_change']:.2g}"
+    largest = f"{told['log_probability_largest_change']:.2g}"
+    changed = f"{who}: verdicts changed {told['verdicts_changed']}"
+    return f"{changed}, log-probability {mean} on average, {largest} at most"
 
 
 def read_all(output_path: Path) -> list[EvaluationRecord]:

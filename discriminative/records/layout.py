@@ -66,6 +66,8 @@ class RunFolder(TrainingFiles):
         # Readers of data sets take every folder for a class.
         self.dataset = root / ("dataset" if exp_id == "default" else f"dataset_{exp_id}") / class_name
         self.grid = images / "grid.png"
+        # Of all classes and experiments.
+        self.kept_latents = root / "cache" / "latents"
 
     def take_training(self) -> None:
         """Put the training that is done in the place of the last one, all of which goes: its token, log

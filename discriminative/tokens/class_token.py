@@ -117,6 +117,13 @@ class ClassToken:
         rows = torch.tensor([distinct.index(p) for p in prompts], device=hidden.device)
         return hidden[rows].to(self.models.dtype)  # (B, L, width)
 
+    def stands_in(self, prompts: list[str]) -> bool:
+        """Whether this token, or another that was joined, is in one of the prompts."""
+        names = [self.names, *(names for names, _, _ in self.others)]
+        new = self.models.tokenizer.convert_tokens_to_ids([word for words in names for word in words])
+        input_ids = tokenize(self.models.tokenizer, list(dict.fromkeys(prompts)), *names)  # (D, L)
+        return bool(torch.isin(input_ids, torch.tensor(new)).any())
+
     @cached_property
     def unconditional(self) -> torch.Tensor:
         """``encoder_hidden_states`` of the empty prompt (1, L, D); the same for the whole run, as no

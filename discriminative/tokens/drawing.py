@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from discriminative.diffusion.kept import KeptLatents
 from discriminative.diffusion.memory import Batches
 from discriminative.diffusion.models import DiffusionModels
 from discriminative.guides.classifier import are_finite
+from discriminative.precision import precision_name
 from discriminative.progress import progress
 from discriminative.records.environment import environment
 from discriminative.records.files import to_pil, write_image, write_json
@@ -29,26 +31,48 @@ def in_batches(
     settings: SamplerSettings,
     batch_size: int | None,
     use: Callable[[torch.Tensor, list[int]], None],
+    kept: KeptLatents | None = None,
 ) -> None:
     """Sample an image of each prompt from its seed, and give one batch after the other to ``use``.
 
     Args:
         batch_size: images at once; None is all. Halved where memory runs out.
         use: takes images (B, 3, H, W) in [0, 1], float32 on the CPU, and their seeds.
+        kept: where latents of prompts without a token are kept; None samples all.
     """
     with progress(total=len(seeds), desc=prompts[0], unit="image", leave=False) as bar:
 
         def work(chunk: slice) -> None:
-            images = token.sample(prompts[chunk], seeds[chunk], settings).float().cpu()
+            images = images_of(token, prompts[chunk], seeds[chunk], settings, kept).float().cpu()
             broken = len(images) - int(are_finite(images).sum())
             if broken:
-                half = token.models.dtype == torch.float16
-                advice = "; --mixed_precision no or bf16 helps" if half else ""
+                advice = advice_for_images(token.models)
                 tqdm.write(f"note: {broken} of {len(images)} images are not finite: wrong, black{advice}")
             use(images, seeds[chunk])
             bar.update(len(images))
 
         Batches(batch_size, token.models.fits, "sample").over(len(seeds), work)
+
+
+def advice_for_images(models: DiffusionModels) -> str:
+    """What helps against images that are not finite: half precision overflows long before the others."""
+    if models.coarse_dtype == torch.float16:
+        return "; --eval_precision bf16 helps, or none"
+    return "; --mixed_precision no or bf16 helps" if models.dtype == torch.float16 else ""
+
+
+@torch.no_grad()
+def images_of(
+    token: ClassToken,
+    prompts: list[str],
+    seeds: list[int],
+    settings: SamplerSettings,
+    kept: KeptLatents | None,
+) -> torch.Tensor:
+    """Images (B, 3, H, W) in [0, 1] of prompts, sampled at once, or kept where no token is in them."""
+    if kept is None or token.stands_in(prompts):
+        return token.sample(prompts, seeds, settings)
+    return kept.sample(token.models, token.encode(prompts), token.unconditional, seeds, settings)
 
 
 def draw_all(
@@ -68,7 +92,7 @@ def sampling_record(models: DiffusionModels, settings: SamplerSettings) -> dict[
     height, width = models.image_size(settings.height, settings.width)
     record = asdict(settings) | {"height": height, "width": width}
     record["scheduler"] = type(models.scheduler).__name__
-    record["precision"] = str(models.dtype)
+    record["precision"] = f"torch.{precision_name(models)}"
     return record
 
 
