@@ -23,7 +23,7 @@ from discriminative.precision import (
 )
 from discriminative.progress import progress
 from discriminative.records.environment import timestamp
-from discriminative.records.files import clear, grid, write_image, write_lines, write_tensors
+from discriminative.records.files import clear, grid, thumbnails, write_image, write_lines, write_tensors
 from discriminative.records.layout import TrainingFiles
 from discriminative.records.pictures import write_evolution
 from discriminative.settings import NEVER, LearningSettings
@@ -376,7 +376,7 @@ class ValidationKeeper:
         score = self.objective.validate(beats=self.curriculum.to_confirm)
         self.take(score, epoch, epoch)
         if len(self.objective.first_images):
-            strip = grid(self.objective.first_images, columns=FOLLOWED)
+            strip = grid(thumbnails(self.objective.first_images), columns=FOLLOWED)
             write_image(self.folder.train_images / f"validation_{epoch:03d}.png", strip)
         return score
 
@@ -438,7 +438,8 @@ def record(
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     rows.append(row)
     write_lines(folder.log, rows)
-    write_image(folder.train_images / f"epoch_{row['epoch']:03d}.png", grid(images, columns=len(images)))
+    strip = grid(thumbnails(images), columns=len(images))
+    write_image(folder.train_images / f"epoch_{row['epoch']:03d}.png", strip)
     if on_update:
         on_update(row, images)
 

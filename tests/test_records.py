@@ -18,7 +18,7 @@ from discriminative import VERSION
 from discriminative.guides.classifier import Guide
 from discriminative.records import environment as room
 from discriminative.records.environment import environment
-from discriminative.records.files import image_files
+from discriminative.records.files import image_files, thumbnails
 from evaluate import evaluate
 
 CPU = torch.device("cpu")
@@ -162,3 +162,13 @@ def test_the_page_explains_its_figures_in_a_sentence_each(term, tmp_path):
 def test_the_page_takes_an_evaluation_of_before_that_says_no_environment(tmp_path):
     write(tmp_path, result())
     assert "2 bat" in page_of(tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("shape", "small"), [((512, 512), (128, 128)), ((768, 512), (128, 85)), ((64, 64), (64, 64))]
+)
+def test_pictures_of_a_training_are_thumbnails(shape, small):
+    images = torch.rand(2, 3, *shape, dtype=torch.float16)
+    found = thumbnails(images)
+    assert found.shape == (2, 3, *small)
+    assert found.mean().item() == pytest.approx(images.float().mean().item(), abs=0.01)

@@ -20,6 +20,7 @@ from discriminative.errors import WorkError, WriteError
 from discriminative.hub import one_line
 
 GAP = 2  # pixels between the images of a grid
+THUMBNAIL = 128  # pixels: at 512 the pictures of a training would take 200 MB
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -146,6 +147,15 @@ def read_image(path: Path) -> torch.Tensor:
 def write_image(path: Path, picture: Image.Image) -> None:
     """Write a PNG file, little compressed: training waits for it."""
     _replace(path, lambda p: picture.save(p, format="PNG", compress_level=1))
+
+
+def thumbnails(images: torch.Tensor, size: int = THUMBNAIL) -> torch.Tensor:
+    """Images (B, 3, H, W), made smaller where they are larger than ``size`` pixels."""
+    largest = max(images.shape[-2:])
+    if largest <= size:
+        return images
+    shape = [max(1, round(side * size / largest)) for side in images.shape[-2:]]
+    return torch.nn.functional.interpolate(images.float(), shape, mode="area")  # (B, 3, h, w)
 
 
 def grid(images: torch.Tensor, columns: int, gap: int = GAP) -> Image.Image:
