@@ -3,6 +3,7 @@ here."""
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 RECORDS = "pipeline_token"  # the folder of tokens and records, named as the official code does
@@ -23,6 +24,8 @@ class TrainingFiles:
     """
 
     def __init__(self, records: Path, images: Path):
+        # Called before files are written or replaced; raises where another run has taken the folder over.
+        self.check_claim: Callable[[], None] = lambda: None
         self.token = records / "learned_embeds.safetensors"
         # The best so far, while training runs.
         self.partial_token = records / "learned_embeds.partial.safetensors"
@@ -52,6 +55,7 @@ class RunFolder(TrainingFiles):
         self.pipeline = self.records / "pipeline"
         self.web_ui = self.records / "a1111"
         self.result = self.records / "evaluation.json"
+        self.failed = self.records / "failed.json"  # why the last try failed; goes when one does not
         self.image_rows = self.records / "images.csv"  # of the evaluation
         self.eval_images = images / "eval"
         self.prompt_images = images / "prompt"
@@ -65,9 +69,15 @@ class RunFolder(TrainingFiles):
         self.dataset = root / ("dataset" if exp_id == "default" else f"dataset_{exp_id}") / class_name
         self.grid = images / "grid.png"
 
+    def claimed_by(self, check: Callable[[], None]) -> None:
+        """Have ``check`` called before files are written or replaced."""
+        self.check_claim = check
+        self.unfinished.check_claim = check
+
     def take_training(self) -> None:
         """Put the training that is done in the place of the last one, all of which goes: its token, log
         and pictures, and the evaluation and exports that were made of it."""
+        self.check_claim()
         gone = ("result", "image_rows", "config", "token", "partial_token", "log", "grid", "evolution")
         for name in gone:
             getattr(self, name).unlink(missing_ok=True)
@@ -84,6 +94,7 @@ class RunFolder(TrainingFiles):
 
     def take_evaluation(self) -> None:
         """Put the evaluation that is done in the place of the last one; figures go first, and come last."""
+        self.check_claim()
         self.result.unlink(missing_ok=True)
         shutil.rmtree(self.eval_images, ignore_errors=True)
         shutil.move(self.unfinished_eval_images / "grid.png", self.grid)
