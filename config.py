@@ -440,11 +440,14 @@ class RunConfig:
         heading="Cluster",
         choices=("slurm", "local", "debug"),
     )
-    submit_jobs: int = option(1, "jobs that share the classes, in Slurm an array", **at_least(1, 1000))
+    submit_jobs: int = option(
+        1, "jobs that share the classes, in Slurm an array", more=True, **at_least(1, 1000)
+    )
     submit_settings: str | None = option(
         None,
         "submitit's settings of a job, name=value with commas: slurm_partition=gpu,gpus_per_node=1,"
         "timeout_min=1440; a job that is preempted or out of time goes on by itself",
+        more=True,
         check=matching(r"\w+=.+"),
         allowed="name=value, several with commas",
     )

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from os import getpid
 from pathlib import Path
@@ -104,26 +104,29 @@ class ClassQueue:
 
     def try_to_take(self, number: int) -> list[Taken]:
         """The class with its claim; nothing where it is settled, or at work elsewhere."""
-        if self.is_settled(number):
+        if self.is_settled(number) or not (claim := self.claimed(number)):
             return []
-        claim = self.elsewhere.get(number) or Claim(self.folder(number).records)
-        if not claim.take():
-            self.elsewhere[number] = claim
-            return []
-        # Another process may have ended here since.
-        is_free = False
-        try:
-            is_free = not self.is_settled(number, is_claimed=True)
-        finally:
-            if not is_free:
-                claim.release()
-        if not is_free:
-            return []
-        self.elsewhere.pop(number, None)
-        plan = self.plan_of(number)
+        with ExitStack() as unless_taken:
+            unless_taken.callback(claim.release)
+            # Another process may have ended here since.
+            if self.is_settled(number, is_claimed=True):
+                return []
+            plan = self.plan_of(number)
+            unless_taken.pop_all()
         plan.folder.claimed_by(claim.check)
         self.held[number] = Taken(number, plan, claim)
         return [self.held[number]]
+
+    def claimed(self, number: int) -> Claim | None:
+        """A claim that this process holds now; None where another does, or nothing can be written."""
+        claim = self.elsewhere.pop(number, None) or Claim(self.folder(number).records)
+        try:
+            if claim.take():
+                return claim
+            self.elsewhere[number] = claim
+        except WorkError as error:
+            self.fail(number, str(error))
+        return None
 
     def is_settled(self, number: int, is_claimed: bool = False) -> bool:
         """Whether nothing is left to do: the class is finished, or failed since this process began.

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType
@@ -158,6 +159,7 @@ def lines_with_rank() -> Iterator[None]:
         yield
 
 
+HEARD = 3.0  # seconds after which the first process has told what is wrong; a launcher ends all with one
 READER_LEFT = 141  # exit code of a program whose output nobody reads any more, as shells have it
 
 
@@ -207,4 +209,6 @@ def told(name: str, dispatch: Callable[[list[str]], int], argv: list[str]) -> in
     # Out here the work's progress bars are gone from the line. Of several processes all fail alike.
     if code == 1 or is_first_process():
         print(f"{name}: {said}", file=sys.stderr)
+    elif code == 2:
+        time.sleep(HEARD)
     return code
