@@ -4,6 +4,7 @@ A class is claimed, done and released; what is finished is left out. Nobody is i
 reads from the files what the others did.
 """
 
+import os
 import socket
 import sys
 import time
@@ -12,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from os import getpid
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ class ClassQueue:
         """Whether a file was written since this process began, both by the disk's clock."""
         try:
             return path.stat().st_mtime >= self.mark
-        except FileNotFoundError:
+        except OSError:  # it is not there
             return False
 
     def failure_since(self, folder: RunFolder) -> str | None:
@@ -327,7 +327,7 @@ def write_failure(plan: Plan, error: Exception, sources: Sources) -> None:
         WorkError: it cannot be written.
     """
     said: dict[str, Any] = {"reason": str(error) or type(error).__name__, "kind": type(error).__name__}
-    said |= {"host": socket.gethostname(), "pid": getpid()}
+    said |= {"host": socket.gethostname(), "pid": os.getpid()}
     write_json(plan.folder.failed, said | environment(sources.device))
 
 

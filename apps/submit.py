@@ -120,7 +120,7 @@ def submit(config: RunConfig, work: Callable[[RunConfig], int]) -> int:
     except (NameError, ValueError, AssertionError) as error:
         raise refused_settings(config, error) from error
     except (FailedJobError, FailedSubmissionError, OSError) as error:
-        raise WorkError(f"sbatch: {str(error).strip().splitlines()[-1]}") from error
+        raise WorkError(f"--submit: {str(error).strip().splitlines()[-1]}") from error
     ids = f"{jobs[0].job_id} to {jobs[-1].job_id}" if len(jobs) > 1 else jobs[0].job_id
     number = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
     print(f"submitted: {number}, {ids}; logs: {folder}", flush=True)

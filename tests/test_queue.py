@@ -285,6 +285,15 @@ def test_a_class_that_fails_is_written_down_told_and_tried_again_by_the_next_run
     assert not folder.failed.exists()
 
 
+def test_a_class_whose_folder_cannot_be_written_fails_alone(config, learned, capsys):
+    folder = RunFolder(config.output_path, "0002_bat_cricket_bat", "default")
+    folder.records.parents[1].mkdir(parents=True)
+    folder.records.parent.write_text("in the way")
+    assert run(config) == 1
+    assert learned == [1, *range(3, 11)]
+    assert f"  class 2 (bat, cricket bat): {folder.records}: cannot be written (" in capsys.readouterr().out
+
+
 def test_a_class_that_failed_elsewhere_since_this_process_began_is_not_tried_again(config, learned, capsys):
     def fail(plan):
         time.sleep(0.01)
@@ -507,6 +516,40 @@ def test_what_no_job_could_do_is_one_line_and_nothing_is_submitted(more, told, c
     said = capsys.readouterr().err
     assert told in said
     assert said.count("\n") == 1
+
+
+@pytest.fixture
+def a_cluster(tmp_path, monkeypatch):
+    """Slurm's programs, as far as a submission calls them; gives the text of what sbatch does."""
+
+    def make(sbatch: str) -> None:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        for name, does in {"sbatch": sbatch, "srun": ":"}.items():
+            (folder / name).write_text(f"#!/bin/sh\n{does}\n")
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+    return make
+
+
+def test_slurm_is_given_an_array(config, a_cluster, tmp_path, capsys):
+    a_cluster("echo Submitted batch job 77")
+    assert main(argv_of(config, "--submit", "slurm", "--submit_jobs", "2")) == 0
+    jobs = tmp_path / "r" / "jobs"
+    told = f"submitted: 2 jobs, 77_0 to 77_1; logs: {jobs}\nsqueue --me shows them, scancel 77 ends them\n"
+    assert capsys.readouterr().out == told
+    assert {path.name for path in jobs.glob("77*")} >= {"77_submission.sh", "77_0_submitted.pkl"}
+    job = pickle.loads((jobs / "77_1_submitted.pkl").read_bytes())
+    assert (job.function.config.class_index, job.function.config.submit) == ("1-10", None)
+    assert job._timeout_countdown > 100  # a job of many days is requeued each day
+
+
+def test_what_slurm_refuses_is_told_in_one_line(config, a_cluster, capsys):
+    a_cluster("echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1")
+    assert main(argv_of(config, "--submit", "slurm", "--submit_settings", "slurm_partition=gpu")) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "run.py: failed: --submit: sbatch: error: invalid partition specified: gpu"
 
 
 def test_jobs_of_the_debug_executor_share_the_classes(config, learned, capsys):

@@ -15,6 +15,10 @@ def class_folder(class_index: int, label: str) -> str:
     return f"{class_index:04d}_{re.sub(r'[^a-z0-9]+', '_', label.lower()).strip('_')[:60]}"
 
 
+def unclaimed() -> None:
+    """The check of a claim where there is none to lose."""
+
+
 class TrainingFiles:
     """The paths of what a training writes.
 
@@ -25,7 +29,7 @@ class TrainingFiles:
 
     def __init__(self, records: Path, images: Path):
         # Called before files are written or replaced; raises where another run has taken the folder over.
-        self.check_claim: Callable[[], None] = lambda: None
+        self.check_claim: Callable[[], None] = unclaimed
         self.token = records / "learned_embeds.safetensors"
         # The best so far, while training runs.
         self.partial_token = records / "learned_embeds.partial.safetensors"
