@@ -87,8 +87,8 @@ class RunConfig:
     class_index: int | str | None = option(
         None,
         "class to learn or to use, required: its number, from 1 as in the paper (283: ImageNet's tiger "
-        "cat), or its "
-        "name; several as in 283,285-287, or all: these leave out what is done already",
+        "cat), or its name; several as in 283,285-287, all, or @file (numbers, ranges or names, one a line): "
+        "what is done already is left out, and several processes share the classes",
         heading="What to do",
         decides="token",
         parse=number_or_name,
@@ -450,6 +450,25 @@ class RunConfig:
         choices=("none", "tensorboard", "wandb"),
     )
 
+    submit: str | None = option(
+        None,
+        "hand the run to a cluster by submitit: slurm; or to processes of this machine: local, or debug in "
+        "this one; --dry_run prints Slurm's script",
+        heading="Cluster",
+        choices=("slurm", "local", "debug"),
+    )
+    submit_jobs: int = option(
+        1, "jobs that share the classes, in Slurm an array", more=True, **at_least(1, 1000)
+    )
+    submit_settings: str | None = option(
+        None,
+        "submitit's settings of a job, name=value with commas: slurm_partition=gpu,gpus_per_node=1,"
+        "timeout_min=1440; a job that is preempted or out of time goes on by itself",
+        more=True,
+        check=matching(r"\w+=.+"),
+        allowed="name=value, several with commas",
+    )
+
     @property
     def trains_with_tiny_vae(self) -> bool:
         """Whether a small decoder is needed; an evaluation, which has the VAE, takes less memory than an
@@ -634,6 +653,10 @@ def check_together(config: RunConfig) -> None:
             raise refuse(
                 "report_to", config.report_to, f"an installed package: pip install {config.report_to}"
             )
+    if not config.submit:
+        for name, off in (("submit_jobs", 1), ("submit_settings", None)):
+            if getattr(config, name) != off:
+                raise refuse(name, getattr(config, name), "a value only with --submit")
     if config.train and config.token_path:
         raise refuse("token_path", config.token_path, "a file only without --train True")
     if config.max_epochs * config.images_per_update > SEED_RANGE:

@@ -22,6 +22,7 @@ from discriminative.command_line import (
     boolean,
     ended_at_once,
     ended_by_signals,
+    lines_with_rank,
     run_program,
     with_underscores,
 )
@@ -175,7 +176,7 @@ def dispatch(argv: list[str]) -> int:
             from apps.work import work
     except ModuleNotFoundError as error:
         raise WorkError(f"{error}; is the environment active? See Install in README.md") from error
-    with ended_by_signals():
+    with lines_with_rank(), ended_by_signals():
         return work(config)
 
 

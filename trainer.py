@@ -434,6 +434,7 @@ def record(
     folder: TrainingFiles, rows: list[dict], row: dict, images: torch.Tensor, on_update: OnUpdate | None
 ) -> None:
     """Log one update, and show the images (N, 3, H, W) that it learned from."""
+    folder.check_claim()
     # JSON has no number for what is not finite.
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     rows.append(row)

@@ -5,6 +5,7 @@ Three steps for each class: resolve the class, find its token, check both agains
 
 import copy
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,7 @@ from apps.provenance import (
 from classifiers import BROUGHT_CLASSIFIERS, check_labels, parse_source, read_labels, targets_of
 from config import RunConfig, number_or_name, refuse
 from discriminative import VERSION
+from discriminative.command_line import is_one_of_several
 from discriminative.diffusion import memory
 from discriminative.diffusion.inspect import (
     SD_1_4,
@@ -48,7 +50,7 @@ from discriminative.guides.labels import (
     prompt_class_name,
     says_what_it_is,
 )
-from discriminative.hub import quiet_libraries
+from discriminative.hub import one_line, quiet_libraries
 from discriminative.precision import evaluation_dtype, resolve_device, resolve_dtype, trains_in_bf16
 from discriminative.records.files import image_files
 from discriminative.records.layout import RunFolder, class_folder
@@ -70,6 +72,7 @@ from discriminative.tokens.prompts import (
 from evaluate import arm_prompts, templates_of
 
 SEVERAL = re.compile(r"\d+-\d+|\d+(-\d+)?(,\d+(-\d+)?)+")  # classes by their numbers
+COMMENT = re.compile(r"(^|\s)#.*")
 # {token:283} or {token:tiger cat}: another class's token.
 MENTION = re.compile(r"\{token:([^{}]+)\}")
 NEARBY = 3  # other tokens that an error names
@@ -126,13 +129,14 @@ class Sources:
         quiet_libraries()
         self.models = models
         self.classifiers = classifiers or {}
+        self.known_labels: dict[str, list[str]] = {}
         if not models:
             check_source(config.model)
         if config.trains_with_tiny_vae:
             check_source(config.tiny_vae, "tiny_vae")
         self.guides = self.guides_of(config)
         self.judge = self.judge_of(config)
-        self.device = models.device if models else resolve_device(config.device)
+        self.device = models.device if models else resolve_device(own_card(config.device))
         self.dtype = models.dtype if models else resolve_dtype(config.mixed_precision, self.device)
         evaluation_dtype(config.eval_precision, self.device, self.dtype)
         self.config = replace(config, classifier=",".join(self.guides), judge=self.judge or "none")
@@ -165,10 +169,12 @@ class Sources:
         Raises:
             UsageError: there are less than two, or they cannot be found.
         """
-        loaded = self.classifiers.get(name)
-        labels = loaded.labels if loaded else read_labels(name, flag)
-        check_labels(labels, name, flag)
-        return labels
+        if name not in self.known_labels:
+            loaded = self.classifiers.get(name)
+            labels = loaded.labels if loaded else read_labels(name, flag)
+            check_labels(labels, name, flag)
+            self.known_labels[name] = labels
+        return self.known_labels[name]
 
     def judges(self, config: RunConfig) -> bool:
         """Whether the judge has something to judge."""
@@ -219,6 +225,13 @@ class Sources:
     def checkpointed(self) -> tuple[str, ...]:
         """The models whose activations are not kept."""
         return memory.checkpointed(self.memory["memory"], self.config.gradient_checkpointing)
+
+
+def own_card(device: str) -> str:
+    """The device of one process of several on a machine, as "cuda:1"; a card that is named stays."""
+    if not (is_one_of_several() and device in ("auto", "cuda") and torch.cuda.is_available()):
+        return device
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def works(config: RunConfig) -> bool:
@@ -442,7 +455,8 @@ def prompts_to_draw(
 def is_sweep(config: RunConfig) -> bool:
     """Whether several classes are asked for, or all: what is done is left out, a failure does not end the
     run."""
-    return config.class_index == "all" or SEVERAL.fullmatch(str(config.class_index)) is not None
+    asked = str(config.class_index)
+    return asked == "all" or asked.startswith("@") or SEVERAL.fullmatch(asked) is not None
 
 
 def numbers_of(class_index: str, most: int) -> list[int]:
@@ -456,10 +470,62 @@ def numbers_of(class_index: str, most: int) -> list[int]:
         first, _, last = part.partition("-")
         numbers = range(int(first), int(last or first) + 1)
         if not (numbers and numbers[0] >= 1 and numbers[-1] <= most):
-            given = f"--class_index: {part!r} of {class_index!r} was given"
+            whole = f" of {class_index!r}" if part != class_index else ""
+            given = f"--class_index: {part!r}{whole} was given"
             raise UsageError(f"{given}; allowed is 1 to {most}, the smaller first")
         found += numbers
     return list(dict.fromkeys(found))
+
+
+def numbers_in_file(path: str, classifier: str, labels: list[str]) -> list[int]:
+    """The classes of a text file: a line has numbers and ranges, or a name, or several with semicolons.
+
+    What follows a # is left out; a class that stands twice counts once.
+
+    Raises:
+        UsageError: it cannot be read or names no class; or a line names none, by file and line.
+    """
+    given = f"--class_index: '@{path}' was given"
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{given}, which cannot be read ({one_line(error)})") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        for text in filter(None, map(str.strip, COMMENT.sub("", line).split(";"))):
+            try:
+                found += numbers_of_text(text, classifier, labels)
+            except UsageError as error:
+                reason = str(error).removeprefix("--class_index: ")
+                raise UsageError(f"--class_index: {path}, line {number}: {reason}") from error
+    if not found:
+        raise UsageError(f"{given}, which names no class; allowed are numbers, ranges or names, one a line")
+    return list(dict.fromkeys(found))
+
+
+def numbers_of_text(text: str, classifier: str, labels: list[str]) -> list[int]:
+    """The classes of "3, 5-7 9" or of a name.
+
+    Raises:
+        UsageError: there is no such class.
+    """
+    numbers = re.sub(r"[\s,]+", ",", re.sub(r"\s*-\s*", "-", text)).strip(",")
+    if re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", numbers):
+        return numbers_of(numbers, len(labels))
+    return [find_class(classifier, labels, text)]
+
+
+def check_sweep(config: RunConfig) -> None:
+    """Check the options that go with one class alone.
+
+    Raises:
+        UsageError: one was given with several.
+    """
+    for name in ("token_path", "reference_images", "prompt_name") if is_sweep(config) else ():
+        value = getattr(config, name)
+        if value:
+            given = f"--{name}: {value!r} was given with --class_index {config.class_index}"
+            raise UsageError(f"{given}; allowed is one class")
 
 
 def make_plans(config: RunConfig, sources: Sources) -> tuple[list[Plan], list[str]]:
@@ -472,18 +538,14 @@ def make_plans(config: RunConfig, sources: Sources) -> tuple[list[Plan], list[st
         UsageError: whatever is wrong and can be told before weights are loaded, with one class, or with
             every one.
     """
-    for name in ("token_path", "reference_images", "prompt_name") if is_sweep(config) else ():
-        value = getattr(config, name)
-        if value:
-            given = f"--{name}: {value!r} was given with --class_index {config.class_index}"
-            raise UsageError(f"{given}; allowed is one class")
+    check_sweep(config)
     check_inputs(config)
     if not is_sweep(config):
-        return [make_plan(config, sources)], []
+        return [make_plan(config, sources, resume=config.train)], []
     labels = sources.labels(sources.guides[0])
     plans = []
     wrong = []
-    for i in classes_of(config, labels):
+    for i in classes_of(config, sources.guides[0], labels):
         try:
             plans.append(make_plan(replace(config, class_index=i), sources, resume=True))
         except (UsageError, WorkError) as error:
@@ -493,19 +555,23 @@ def make_plans(config: RunConfig, sources: Sources) -> tuple[list[Plan], list[st
     return plans, wrong
 
 
-def classes_of(config: RunConfig, labels: list[str]) -> list[int]:
+def classes_of(config: RunConfig, classifier: str, labels: list[str]) -> list[int]:
     """Numbers of the classes of a sweep.
 
     Raises:
         UsageError: there are none.
     """
+    if config.class_index.startswith("@"):
+        return numbers_in_file(config.class_index[1:], classifier, labels)
     if config.class_index != "all":
         return numbers_of(config.class_index, len(labels))
+    if config.train:
+        return list(range(1, len(labels) + 1))
     folders = {
         i: RunFolder(config.output_path, class_folder(i, label), config.exp_id)
         for i, label in enumerate(labels, start=1)
     }
-    numbers = [i for i, folder in folders.items() if config.train or folder.token.exists()]
+    numbers = [i for i, folder in folders.items() if folder.token.exists()]
     if not numbers:
         raise UsageError(
             f"--class_index: 'all' was given, but there is no token below {config.output_path}; "
@@ -524,7 +590,7 @@ def listed_classes(config: RunConfig, classifier: str, labels: list[str]) -> lis
     if wanted in (None, "all"):
         return list(range(1, len(labels) + 1))
     if is_sweep(config):
-        return numbers_of(wanted, len(labels))
+        return classes_of(config, classifier, labels)
     holding = classes_with(labels, wanted) if isinstance(wanted, str) else []
     return holding or [find_class(classifier, labels, wanted)]
 

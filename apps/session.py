@@ -274,7 +274,10 @@ class Session:
         if not folder.unfinished.checkpoint.exists():
             shutil.rmtree(folder.unfinished_records, ignore_errors=True)  # of a run that broke off early
         made_with = training_options(config, settings)
-        checkpoint = Checkpoint(folder.unfinished.checkpoint, made_with, config.checkpoint_seconds)
+        unfinished = folder.unfinished
+        checkpoint = Checkpoint(
+            unfinished.checkpoint, made_with, config.checkpoint_seconds, unfinished.check_claim
+        )
         try:
             training = train(
                 settings,
@@ -338,9 +341,13 @@ class Session:
         """Put the class's row into the summary, whose path it gives."""
         return replace_row(plan.config.output_path, row_of(EvaluationRecord.read(plan.folder)))
 
-    def generate(self, plan: Plan, token: ClassToken) -> list[Path]:
+    def generate(self, plan: Plan, token: ClassToken, resume: bool = False) -> list[Path]:
         """Sample images of the plan's prompts, singly and as a grid; the folders that they are in, one a
-        prompt."""
+        prompt.
+
+        Args:
+            resume: leave out what is there already.
+        """
         config = plan.config
         seeds = list(range(config.seed, config.seed + config.num_images))
         for placeholder, vectors in plan.others.items():
@@ -350,7 +357,7 @@ class Session:
         said["tokens"] = {placeholder: fingerprint(v) for placeholder, v in vectors.items()}
         root = plan.folder.prompt_images
         return [
-            draw_to_folder(root, token, prompt, seeds, config.sampler, config.eval_batch_size, said)
+            draw_to_folder(root, token, prompt, seeds, config.sampler, config.eval_batch_size, said, resume)
             for prompt in plan.to_draw
         ]
 
@@ -439,7 +446,8 @@ class Session:
         learning = plan.config.learning(**(constants or {}))
         self.load_tiny_vae(plan.config)
         token = self.token(plan)
-        with alone_in(plan.folder.records):
+        with alone_in(plan.folder.records) as claim:
+            plan.folder.claimed_by(claim.check)
             training = self.train(plan, token, on_update, learning)
         return LearnedToken(token, replace(plan, vectors=token.vector.detach().cpu().clone()), training)
 
@@ -457,7 +465,8 @@ class Session:
             **(changed(learned, self.config) | {"evaluate": True} | options),
         )
         there = plan.folder.token
-        with alone_in(plan.folder.records):
+        with alone_in(plan.folder.records) as claim:
+            plan.folder.claimed_by(claim.check)
             if there.exists() and fingerprint(read_token(there)[1]) != fingerprint(plan.vectors):
                 raise UsageError(
                     f"{there}: is another token of this class and experiment; give another exp_id"

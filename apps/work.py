@@ -1,9 +1,9 @@
 """What ``run.py`` does with its options: plan, load, carry out class by class, and say so in lines."""
 
 import sys
-import traceback
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from apps.plan import (
     Plan,
@@ -17,15 +17,18 @@ from apps.plan import (
     works,
 )
 from apps.provenance import changed_settings, is_evaluated
+from apps.queue import POLL, ClassQueue, is_finished, write_failure
 from apps.session import Session
+from apps.submit import slurm_script, submit
 from config import RunConfig
+from discriminative.command_line import is_first_process, is_one_of_several
 from discriminative.diffusion.memory import told_out_of_memory
-from discriminative.errors import UsageError, WorkError
+from discriminative.errors import WorkError
 from discriminative.guides.labels import prompt_class_name, says_what_it_is
 from discriminative.hub import one_line
 from discriminative.precision import why_no_cuda
 from discriminative.records.evaluation import EvaluationRecord
-from discriminative.records.locks import alone_in, check_free
+from discriminative.records.locks import ClaimLost, alone_in, check_free
 from discriminative.records.report import write_report
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.files import read_origin
@@ -42,58 +45,98 @@ def work(config: RunConfig) -> int:
     Raises:
         UsageError, WorkError: in one line what was wrong.
     """
+    speaks = is_first_process()
     if config.list_classes:
-        list_classes(config)
+        if speaks:
+            list_classes(config)
         return 0
+    if config.submit and not (config.dry_run and config.submit != "slurm"):
+        return hand_over(config) if speaks else 0
     failed = 0
     if works(config):
         sources = Sources(config)
-        plans, wrong = make_plans(config, sources)
-        for line in wrong:
-            print(f"run.py: failed: {line}", file=sys.stderr)
         if config.dry_run:
-            print(describe(plans, sources, config))
+            failed = tell_plans(config, sources) if speaks else 0
+        elif is_sweep(config):
+            failed = run_queue(config, sources)
+        elif speaks:
+            run_one(config, sources)
         else:
-            failed = run(plans, sources, is_sweep(config))
-        failed += len(wrong)
-    if config.report and not config.dry_run:
+            print("one class: the first process learns it, this one has nothing to do")
+    if config.report and not config.dry_run and speaks:
         print(f"report: {write_report(config.output_path)}")
     return 1 if failed else 0
 
 
-def run(plans: list[Plan], sources: Sources, sweep: bool) -> int:
-    """Do what the plans say, one class after the other, with models that are loaded once.
+def hand_over(config: RunConfig) -> int:
+    """Submit the run, or print the script that would be."""
+    if config.dry_run:
+        print(slurm_script(config))
+        return 0
+    return submit(config, work)
 
-    Args:
-        sweep: what is there already is left out, and a class that fails does not end the run.
 
-    Returns:
-        how many classes failed.
+def tell_plans(config: RunConfig, sources: Sources) -> int:
+    """Print the plans of a dry run; returns how many classes cannot be planned."""
+    plans, wrong = make_plans(config, sources)
+    for line in wrong:
+        print(f"run.py: failed: {line}", file=sys.stderr)
+    print(describe(plans, sources, config))
+    return len(wrong)
+
+
+def run_one(config: RunConfig, sources: Sources) -> None:
+    """Do what is asked for with one class; what is finished is said to be, and left as it is.
 
     Raises:
-        UsageError, WorkError: in one line what was wrong; of a sweep, what keeps all classes from being done.
+        UsageError, WorkError: in one line what was wrong.
     """
+    (plan,), _ = make_plans(config, sources)
+    check_free(plan.folder.records)  # rather than after models are loaded
+    if config.train and is_finished(plan):
+        tell_finished(plan)
+        return
+    session = loaded(sources)
+    with told_what_is_kept(plan), told_out_of_memory(sources.device, MEMORY_ADVICE):
+        carry_out(plan, session, resume=config.train)
+
+
+def run_queue(config: RunConfig, sources: Sources) -> int:
+    """Do what is asked for with several classes, one after the other, with models that are loaded once.
+
+    What is there already is left out, and a class that fails does not end the run.
+
+    Returns:
+        how many classes failed, here or in another process; 0 where the first process is to tell it.
+
+    Raises:
+        UsageError, WorkError: in one line what keeps all classes from being done.
+    """
+    session = None
+    with ClassQueue(config, sources) as queue:
+        while batch := queue.take():
+            session = session or loaded(sources)
+            for taken in batch:
+                advice = told_out_of_memory(sources.device, MEMORY_ADVICE)
+                with queue.at_work_on(taken), told_what_is_kept(taken.plan), advice:
+                    take_steps(taken.plan, session, resume=True)
+            if is_first_process():
+                print(queue.progress(), flush=True)
+        queue.tell_end()
+    if not is_first_process():
+        return 0
+    if queue.failed and is_one_of_several():
+        time.sleep(2 * POLL)  # a launcher ends the others where one fails: until they have ended themselves
+    return len(queue.failed)
+
+
+def loaded(sources: Sources) -> Session:
+    """A session with all that the options need."""
     tell_device(sources)
     session = Session.of(sources)
-    failed = 0
-    if not sweep:
-        check_free(plans[0].folder.records)  # rather than after models are loaded
     with told_out_of_memory(sources.device, MEMORY_ADVICE):
         session.load_all()
-    for plan in plans:
-        try:
-            with told_what_is_kept(plan), told_out_of_memory(sources.device, MEMORY_ADVICE):
-                carry_out(plan, session, resume=sweep)
-        except Exception as error:
-            # Without a reader of its lines no class can be done.
-            if not sweep or isinstance(error, BrokenPipeError):
-                raise
-            if not isinstance(error, (WorkError, UsageError, OSError)):
-                traceback.print_exc()  # a fault of the program, which the other classes need not have
-            message = f"run.py: failed: class {plan.config.class_index} ({plan.label}): {error}"
-            print(message, file=sys.stderr, flush=True)
-            failed += 1
-    return failed
+    return session
 
 
 @contextmanager
@@ -127,7 +170,7 @@ def what_is_kept(plan: Plan) -> str:
 
 
 def carry_out(plan: Plan, session: Session, resume: bool) -> None:
-    """One class's steps, in their order, with its folder to itself.
+    """One class's steps, in their order, with its folder to itself; a failure is written down.
 
     Args:
         resume: leave out what is there already.
@@ -135,16 +178,29 @@ def carry_out(plan: Plan, session: Session, resume: bool) -> None:
     Raises:
         UsageError: another run is at work in its folder.
     """
-    with alone_in(plan.folder.records):
+    with alone_in(plan.folder.records) as claim:
         if plan.config.train and plan.folder.is_to_be_taken:
             plan.folder.take_training()
         # Another run may have ended here since.
         plan = make_plan(plan.config, session.sources, resume)
-        take_steps(plan, session, resume)
+        plan.folder.claimed_by(claim.check)
+        try:
+            take_steps(plan, session, resume)
+        except (BrokenPipeError, ClaimLost):
+            raise
+        except Exception as error:
+            with suppress(WorkError):  # where the disk is full the class's own error says so
+                write_failure(plan, error, session.sources)
+            raise
+        plan.folder.failed.unlink(missing_ok=True)
 
 
 def take_steps(plan: Plan, session: Session, resume: bool) -> None:
-    """What :func:`carry_out` does."""
+    """What is asked for with one class, whose folder is claimed.
+
+    Args:
+        resume: leave out what is there already.
+    """
     config = plan.config
     tell_class(plan, session)
     for change in changed_settings(config, plan.folder):
@@ -154,11 +210,33 @@ def take_steps(plan: Plan, session: Session, resume: bool) -> None:
     token = session.token(plan)
     if config.train and plan.vectors is None:
         tell_training(plan, session.train(plan, token))
+    elif config.train:
+        print(f"learned already: {plan.folder.token}; {how_to_learn_anew(plan)}")
     for name, path in session.export(plan, token).items():
         print(f"{'for AUTOMATIC1111 and ComfyUI' if name == 'a1111' else name}: {path}")
     if config.evaluate:
         evaluate(plan, session, token, resume)
-    draw(plan, session, token)
+    draw(plan, session, token, resume)
+
+
+def how_to_learn_anew(plan: Plan) -> str:
+    """What to do where a token is there, and another is wanted."""
+    return f"to learn it anew give another --exp_id, or remove {plan.folder.records}"
+
+
+def tell_finished(plan: Plan) -> None:
+    """That nothing is left to do for a class, and what came of it."""
+    print(f"class {plan.config.class_index} of {plan.config.classifier}: {plan.label}; finished before")
+    print(f"learned already: {plan.folder.token}; {how_to_learn_anew(plan)}")
+    if plan.config.evaluate:
+        tell_evaluated(plan)
+
+
+def tell_evaluated(plan: Plan) -> None:
+    """That the evaluation is there, and its verdict."""
+    record = EvaluationRecord.read(plan.folder)
+    print(f"evaluated already: {plan.folder.result}")
+    print(f"{record.verdict}   ({record.content['test_size']} seeds)")
 
 
 def evaluate(plan: Plan, session: Session, token: ClassToken, resume: bool) -> None:
@@ -166,7 +244,7 @@ def evaluate(plan: Plan, session: Session, token: ClassToken, resume: bool) -> N
     config = plan.config
     templates = templates_of(config)
     if resume and plan.vectors is not None and is_evaluated(config, plan.folder, plan.vectors, templates):
-        print(f"evaluated already: {plan.folder.result}")
+        tell_evaluated(plan)
     else:
         if plan.folder.result.exists():
             print(f"note: replaces the evaluation that is there, {plan.folder.result}, and its images")
@@ -174,10 +252,10 @@ def evaluate(plan: Plan, session: Session, token: ClassToken, resume: bool) -> N
     print(f"summary: {session.summarize(plan)}")
 
 
-def draw(plan: Plan, session: Session, token: ClassToken) -> None:
+def draw(plan: Plan, session: Session, token: ClassToken, resume: bool) -> None:
     """Images of the user's prompts, and the data set."""
     if plan.to_draw:
-        for prompt, images in zip(plan.to_draw, session.generate(plan, token), strict=True):
+        for prompt, images in zip(plan.to_draw, session.generate(plan, token, resume), strict=True):
             print(f"images of {prompt!r}: {images}")
     if plan.config.export_dataset:
         number, thrown_away = session.fill_dataset(plan, token)

@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType
+from typing import TextIO
 
 from discriminative.errors import UsageError, WorkError
 
@@ -114,6 +116,50 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_one_of_several() -> bool:
+    """Whether ``accelerate launch`` or torchrun started this process with others."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+class Prefixed:
+    """A stream whose lines begin with a prefix; nobody's terminal, so no bars are drawn over each other."""
+
+    def __init__(self, stream: TextIO, prefix: str):
+        self.stream = stream
+        self.prefix = prefix
+        self.text = ""  # of the line that is not ended yet
+
+    def write(self, text: str) -> int:
+        """Write the lines that are complete, each in one piece."""
+        *lines, self.text = (self.text + text).split("\n")
+        if lines:
+            self.stream.write("".join(f"{self.prefix}{line}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        """Of what is complete."""
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        """No."""
+        return False
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def lines_with_rank() -> Iterator[None]:
+    """Within the block each line begins with the process's rank, "[1] ", where there are several."""
+    if not is_one_of_several():
+        yield
+        return
+    prefix = f"[{os.environ.get('RANK', '0')}] "
+    with redirect_stdout(Prefixed(sys.stdout, prefix)), redirect_stderr(Prefixed(sys.stderr, prefix)):
+        yield
+
+
+HEARD = 3.0  # seconds after which the first process has told what is wrong; a launcher ends all with one
 READER_LEFT = 141  # exit code of a program whose output nobody reads any more, as shells have it
 
 
@@ -163,4 +209,6 @@ def told(name: str, dispatch: Callable[[list[str]], int], argv: list[str]) -> in
     # Out here the work's progress bars are gone from the line. Of several processes all fail alike.
     if code == 1 or is_first_process():
         print(f"{name}: {said}", file=sys.stderr)
+    elif code == 2:
+        time.sleep(HEARD)
     return code

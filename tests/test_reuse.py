@@ -145,6 +145,9 @@ TABLE = {
     "token_path": ("token.safetensors", "evaluation"),
     "export": ("a1111,pipeline", ""),
     "report_to": ("wandb", ""),
+    "submit": ("slurm", ""),
+    "submit_jobs": (2, ""),
+    "submit_settings": ("nodes=1", ""),
 }
 # Further values of the same options: each part of a value decides.
 FURTHER = [

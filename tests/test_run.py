@@ -508,7 +508,9 @@ def test_a_sweep_of_one_class_leaves_out_what_is_there(trained, capsys):
     assert main(argv) == 0
     capsys.readouterr()
     assert main(argv) == 0
-    assert "evaluated already: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "skipped      1   2   (finished before)" in said
+    assert "model" not in said  # none was loaded
 
 
 def test_an_evaluation_passes_for_that_of_its_own_token_and_options_alone(trained, tmp_path):

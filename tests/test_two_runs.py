@@ -1,6 +1,8 @@
 """Two runs in one folder: one of them is refused in one line, and takes nothing away from the other."""
 
+import os
 import shutil
+import socket
 import threading
 from pathlib import Path
 
@@ -17,12 +19,13 @@ from apps.plan import Sources, make_plan
 from apps.session import Session
 from discriminative.errors import UsageError
 from discriminative.records.layout import RunFolder
-from discriminative.records.locks import alone_in
+from discriminative.records.locks import Claim, alone_in
 from dpt.__main__ import main as dpt_main
 from run import main, options_of, parse
 
 CAT = "0001_tiger_cat"
-REFUSED = "another run is at work there; wait until it is done, or give another --output_path"
+HERE = f"({socket.gethostname()}, process {os.getpid()})"
+REFUSED = f"another run is at work there {HERE}; wait until it is done, or give another --output_path"
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +109,16 @@ def test_the_same_class_learned_twice_at_once_is_learned_once(names, tmp_path):
     assert {"epoch_001.png", "epoch_002.png", "validation_000.png"} <= pictures
 
 
-def test_of_a_sweep_one_class_is_refused_and_the_others_are_done(argv, folder, tmp_path, capsys):
-    with alone_in(folder.records):
-        assert main([*argv, "--class_index", "1,2", "--train"]) == 1
-    assert f"run.py: failed: class 1 (tiger cat): {folder.records}: {REFUSED}" in capsys.readouterr().err
+def test_a_sweep_does_the_others_and_waits_for_a_class_at_work_elsewhere(
+    argv, folder, tmp_path, capsys, monkeypatch
+):
+    claim = Claim(folder.records)
+    assert claim.take()
+    monkeypatch.setattr("apps.queue.time.sleep", lambda seconds: claim.release())  # it ends, or gives up
+    assert main([*argv, "--class_index", "1,2", "--train"]) == 0
+    said = capsys.readouterr().out
+    assert f"waiting for what is at work elsewhere: class 1 {HERE}" in said
+    assert said.index("class 2 of") < said.index("waiting for") < said.index("class 1 of")
     assert RunFolder(tmp_path / "r", "0002_bat", "default").token.exists()
 
 
@@ -127,14 +136,14 @@ def test_what_another_run_learned_since_the_plan_was_made_is_not_learned_again(a
     assert torch.equal(found[0], torch.ones(1, 16))
 
 
-def test_a_lock_that_a_killed_run_left_is_in_nobodys_way(argv, folder):
+def test_a_lock_of_an_earlier_version_is_in_nobodys_way(argv, folder):
     (folder.records.parent / ".default.lock").touch()
     assert main([*argv, "--export", "a1111"]) == 0
 
 
 def test_a_lock_that_is_let_go_leaves_nothing(tmp_path):
     with alone_in(tmp_path / "r" / "class" / "default"):
-        assert [path.name for path in (tmp_path / "r" / "class").iterdir()] == [".default.lock"]
+        assert [path.name for path in (tmp_path / "r" / "class").iterdir()] == [".default.claim"]
     assert not list(tmp_path.iterdir())
 
 

@@ -3,6 +3,7 @@ here."""
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 RECORDS = "pipeline_token"  # the folder of tokens and records, named as the official code does
@@ -14,6 +15,10 @@ def class_folder(class_index: int, label: str) -> str:
     return f"{class_index:04d}_{re.sub(r'[^a-z0-9]+', '_', label.lower()).strip('_')[:60]}"
 
 
+def unclaimed() -> None:
+    """The check of a claim where there is none to lose."""
+
+
 class TrainingFiles:
     """The paths of what a training writes.
 
@@ -23,6 +28,8 @@ class TrainingFiles:
     """
 
     def __init__(self, records: Path, images: Path):
+        # Called before files are written or replaced; raises where another run has taken the folder over.
+        self.check_claim: Callable[[], None] = unclaimed
         self.token = records / "learned_embeds.safetensors"
         # The best so far, while training runs.
         self.partial_token = records / "learned_embeds.partial.safetensors"
@@ -54,6 +61,7 @@ class RunFolder(TrainingFiles):
         self.pipeline = self.records / "pipeline"
         self.web_ui = self.records / "a1111"
         self.result = self.records / "evaluation.json"
+        self.failed = self.records / "failed.json"  # why the last try failed; goes when one does not
         self.image_rows = self.records / "images.csv"  # of the evaluation
         self.eval_images = images / "eval"
         self.prompt_images = images / "prompt"
@@ -69,9 +77,15 @@ class RunFolder(TrainingFiles):
         # Of all classes and experiments.
         self.kept_latents = root / "cache" / "latents"
 
+    def claimed_by(self, check: Callable[[], None]) -> None:
+        """Have ``check`` called before files are written or replaced."""
+        self.check_claim = check
+        self.unfinished.check_claim = check
+
     def take_training(self) -> None:
         """Put the training that is done in the place of the last one, all of which goes: its token, log
         and pictures, and the evaluation and exports that were made of it."""
+        self.check_claim()
         if self.unfinished.log.exists():  # nothing was moved yet
             gone = ("result", "image_rows", "config", "token", "partial_token", "grid", "evolution", "log")
             for name in gone:
@@ -96,6 +110,7 @@ class RunFolder(TrainingFiles):
 
     def take_evaluation(self) -> None:
         """Put the evaluation that is done in the place of the last one; figures go first, and come last."""
+        self.check_claim()
         self.result.unlink(missing_ok=True)
         shutil.rmtree(self.eval_images, ignore_errors=True)
         shutil.move(self.unfinished_eval_images / "grid.png", self.grid)

@@ -2,6 +2,7 @@
 to."""
 
 import csv
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,25 @@ def read(output_path: str) -> list[dict[str, str]]:
                 f"--output_path: row {number} of {path} does not fit its columns; mend it, {advice}"
             )
     return rows
+
+
+def has_row(output_path: str, class_index: int, class_name: str, exp_id: str) -> bool:
+    """Whether a class and experiment has a row.
+
+    Raises:
+        UsageError: as :func:`read`.
+    """
+    try:
+        changed = path_of(output_path).stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+    return (str(class_index), class_name, exp_id) in keys_of(output_path, changed)
+
+
+@lru_cache(maxsize=1)
+def keys_of(output_path: str, changed: int) -> set[tuple[str, ...]]:
+    """The keys of all rows, read once for each time that the file was ``changed``."""
+    return {tuple(row[name] for name in KEY) for row in read(output_path)}
 
 
 def row_of(record: EvaluationRecord) -> dict[str, Any]:

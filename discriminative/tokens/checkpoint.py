@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from discriminative.errors import WorkError, WriteError
 from discriminative.hub import one_line
 from discriminative.records.files import write_tensors
+from discriminative.records.layout import unclaimed
 
 DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError)  # what reading a file may raise
 
@@ -39,14 +40,20 @@ class Checkpoint:
         path: of the file; None keeps nothing.
         made_with: all that decides the token, as JSON has it.
         seconds: between two writings at least.
+        check_claim: is called before a writing; raises where another run has taken the folder over.
     """
 
     def __init__(
-        self, path: Path | None = None, made_with: dict[str, Any] | None = None, seconds: float = 0.0
+        self,
+        path: Path | None = None,
+        made_with: dict[str, Any] | None = None,
+        seconds: float = 0.0,
+        check_claim: Callable[[], None] = unclaimed,
     ):
         self.path = path
         self.made_with = made_with or {}
         self.seconds = seconds
+        self.check_claim = check_claim
         self.written = time.monotonic()
         self.pending: State | None = None
 
@@ -80,6 +87,7 @@ class Checkpoint:
         """
         if self.pending is None or self.path is None:
             return
+        self.check_claim()
         said = {"made_with": json.dumps(self.made_with), "state": json.dumps(self.pending.values)}
         write_tensors(self.path, self.pending.tensors, said)
         self.pending = None

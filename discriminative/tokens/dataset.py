@@ -17,6 +17,7 @@ from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.drawing import in_batches
 from discriminative.tokens.prompts import TEMPLATES, fill
 
+METADATA = "metadata.jsonl"
 RECORD = "dataset.json"  # what a data set was made with
 FORMAT = 2  # of a data set's rows
 VERDICTS = {True: "right", False: "wrong"}
@@ -72,7 +73,7 @@ class Dataset:
         self.guides = guides
         self.judge = judge
         self.label = guides[0].classifier.labels[guides[0].target]
-        self.metadata = folder / "metadata.jsonl"
+        self.metadata = folder / METADATA
         self.discard = folder / "thrown_away.jsonl"
         self.rows = read_rows(self.metadata)
         self.thrown = read_rows(self.discard)
@@ -140,6 +141,11 @@ class Dataset:
             in_batches(token, list(of_seed.values()), seeds, settings, batch_size, use)
             drawn += len(seeds)
         return len(self.thrown) - before
+
+
+def number_of_images(folder: Path) -> int:
+    """How many images a data set holds; 0 where there is none."""
+    return len(read_rows(folder / METADATA))
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -104,6 +104,7 @@ def draw_to_folder(
     settings: SamplerSettings,
     batch_size: int | None,
     said: dict[str, Any],
+    resume: bool = False,
 ) -> Path:
     """Draw one prompt into a folder of its own: an image a seed, ``grid.png``, ``prompt.json``.
 
@@ -112,6 +113,7 @@ def draw_to_folder(
     Args:
         root: where the folder is made.
         said: what the record says of model and token.
+        resume: leave a folder as it is that is complete.
 
     Returns:
         the folder.
@@ -119,6 +121,8 @@ def draw_to_folder(
     record = {"prompt": prompt, "seeds": seeds} | said
     record["settings"] = sampling_record(token.models, settings)
     folder = root / folder_name(prompt, record)
+    if resume and (folder / "prompt.json").exists():
+        return folder
     drawn = {}
 
     def use(images: torch.Tensor, chunk: list[int]) -> None:
