@@ -197,6 +197,13 @@ class RunConfig:
         more=True,
     )
 
+    classes_per_batch: int = option(
+        1,
+        "of several classes, learn this many side by side in one batch, which fills a large GPU",
+        more=True,
+        **at_least(1, 64),
+    )
+
     placeholder_token: str = option(
         "newclas",
         "the new word; must not be one of the vocabulary",

@@ -541,6 +541,8 @@ def make_plans(config: RunConfig, sources: Sources) -> tuple[list[Plan], list[st
     check_sweep(config)
     check_inputs(config)
     if not is_sweep(config):
+        if config.classes_per_batch > 1:
+            raise refuse("classes_per_batch", config.classes_per_batch, "1 with one class")
         return [make_plan(config, sources, resume=config.train)], []
     labels = sources.labels(sources.guides[0])
     plans = []

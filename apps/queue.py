@@ -81,10 +81,11 @@ class ClassQueue:
 
     # Taking classes.
 
-    def take(self, most: int = 1) -> list[Taken]:
+    def take(self, most: int = 1, waits: bool = True) -> list[Taken]:
         """Claim the next free classes, ``most`` at most; none where all are settled.
 
-        Waits where all that are left are at work elsewhere: what is given up there is taken over.
+        Args:
+            waits: where all that are left are at work elsewhere, until one is done or given up there.
 
         Raises:
             UsageError: no class at all can be done.
@@ -96,7 +97,7 @@ class ClassQueue:
             for number in list(self.elsewhere):
                 if len(taken) < most:
                     taken += self.try_to_take(number)
-            if taken or not self.elsewhere:
+            if taken or not self.elsewhere or not waits:
                 self.tell_failures()
                 return taken
             self.tell_waiting()

@@ -3,7 +3,8 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 
 from apps.plan import (
     Plan,
@@ -17,7 +18,7 @@ from apps.plan import (
     works,
 )
 from apps.provenance import changed_settings, is_evaluated
-from apps.queue import POLL, ClassQueue, is_finished, write_failure
+from apps.queue import POLL, ClassQueue, Taken, is_finished, write_failure
 from apps.session import Session
 from apps.submit import slurm_script, submit
 from config import RunConfig
@@ -26,12 +27,13 @@ from discriminative.diffusion.memory import told_out_of_memory
 from discriminative.errors import WorkError
 from discriminative.guides.labels import prompt_class_name, says_what_it_is
 from discriminative.hub import one_line
-from discriminative.precision import why_no_cuda
+from discriminative.precision import training_precision, why_no_cuda
 from discriminative.records.evaluation import EvaluationRecord
 from discriminative.records.locks import ClaimLost, alone_in, check_free
 from discriminative.records.report import write_report
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.files import read_origin
+from discriminative.tokens.side_by_side import SideBySide, Worker
 from evaluate import templates_of
 from trainer import Training
 
@@ -112,22 +114,107 @@ def run_queue(config: RunConfig, sources: Sources) -> int:
     Raises:
         UsageError, WorkError: in one line what keeps all classes from being done.
     """
-    session = None
     with ClassQueue(config, sources) as queue:
-        while batch := queue.take():
-            session = session or loaded(sources)
-            for taken in batch:
-                advice = told_out_of_memory(sources.device, MEMORY_ADVICE)
-                with queue.at_work_on(taken), told_what_is_kept(taken.plan), advice:
-                    take_steps(taken.plan, session, resume=True)
-            if is_first_process():
-                print(queue.progress(), flush=True)
+        work_off(queue) if config.classes_per_batch == 1 else work_off_side_by_side(queue)
         queue.tell_end()
     if not is_first_process():
         return 0
     if queue.failed and is_one_of_several():
         time.sleep(2 * POLL)  # a launcher ends the others where one fails: until they have ended themselves
     return len(queue.failed)
+
+
+def work_off(queue: ClassQueue) -> None:
+    """Do the classes of the queue, one after the other."""
+    session = None
+    while batch := queue.take():
+        session = session or loaded(queue.sources)
+        for taken in batch:
+            with at_work_on(taken, queue):
+                take_steps(taken.plan, session, resume=True)
+        tell_progress(queue)
+
+
+def work_off_side_by_side(queue: ClassQueue) -> None:
+    """Do the classes of the queue, several learned in one batch; one that ends makes room for the next."""
+    session = None
+    running = SideBySide()
+    begun: dict[Worker, Begun] = {}
+    while True:
+        room = queue.config.classes_per_batch - len(running.workers)
+        batch = queue.take(room, waits=not running.workers)
+        for taken in batch:
+            session = session or loaded(queue.sources)
+            begin(taken, queue, session, running, begun)
+        if not (batch or running.workers):
+            return
+        if not running.workers:
+            tell_progress(queue)
+            continue
+        with told_what_goes_on(), training_precision(session.models, queue.config.mixed_precision):
+            ended = running.until_one_ends()
+        for worker in ended:
+            end(worker, begun.pop(worker), session)
+        tell_progress(queue)
+
+
+@dataclass
+class Begun:
+    """A class whose training runs beside others.
+
+    Args:
+        around: what is around the work on the class, entered already.
+    """
+
+    plan: Plan
+    token: ClassToken
+    around: ExitStack
+
+
+def begin(
+    taken: Taken, queue: ClassQueue, session: Session, running: SideBySide, begun: dict[Worker, Begun]
+) -> None:
+    """Begin with a class beside those that run; do it all where nothing is to be learned."""
+    plan = taken.plan
+    with ExitStack() as around:
+        around.enter_context(at_work_on(taken, queue))
+        token = first_steps(plan, session)
+        if not is_to_be_learned(plan):
+            last_steps(plan, session, token, resume=True)
+            return
+        worker = running.add(lambda work: session.train(plan, token, work=work))
+        begun[worker] = Begun(plan, token, around.pop_all())
+
+
+def end(worker: Worker, begun: Begun, session: Session) -> None:
+    """What follows the training of a class."""
+    with begun.around:
+        tell_training(begun.plan, worker.result())
+        last_steps(begun.plan, session, begun.token, resume=True)
+
+
+@contextmanager
+def told_what_goes_on() -> Iterator[None]:
+    """Around several trainings: an interruption says that they can go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.args = ("; the same command goes on with the classes that were at work",)
+        raise
+
+
+@contextmanager
+def at_work_on(taken: Taken, queue: ClassQueue) -> Iterator[None]:
+    """Around the work on a class of the queue, which goes on with the next one where it fails."""
+    advice = told_out_of_memory(queue.sources.device, MEMORY_ADVICE)
+    with queue.at_work_on(taken), told_what_is_kept(taken.plan), advice:
+        yield
+
+
+def tell_progress(queue: ClassQueue) -> None:
+    """How far all processes are, said by the first."""
+    if is_first_process():
+        print(queue.progress(), flush=True)
 
 
 def loaded(sources: Sources) -> Session:
@@ -201,17 +288,37 @@ def take_steps(plan: Plan, session: Session, resume: bool) -> None:
     Args:
         resume: leave out what is there already.
     """
+    token = first_steps(plan, session)
+    if is_to_be_learned(plan):
+        tell_training(plan, session.train(plan, token))
+    last_steps(plan, session, token, resume)
+
+
+def is_to_be_learned(plan: Plan) -> bool:
+    """Whether the token is asked for, and not there yet."""
+    return plan.config.train and plan.vectors is None
+
+
+def first_steps(plan: Plan, session: Session) -> ClassToken:
+    """What comes before a training; the class's token."""
     config = plan.config
     tell_class(plan, session)
     for change in changed_settings(config, plan.folder):
         print(f"note: not as the token was learned: {change}")
     for note in notes_on(plan, session.sources):
         print(f"note: {note}")
-    token = session.token(plan)
-    if config.train and plan.vectors is None:
-        tell_training(plan, session.train(plan, token))
-    elif config.train:
+    if config.train and not is_to_be_learned(plan):
         print(f"learned already: {plan.folder.token}; {how_to_learn_anew(plan)}")
+    return session.token(plan)
+
+
+def last_steps(plan: Plan, session: Session, token: ClassToken, resume: bool) -> None:
+    """What is done with a token that is there.
+
+    Args:
+        resume: leave out what is there already.
+    """
+    config = plan.config
     for name, path in session.export(plan, token).items():
         print(f"{'for AUTOMATIC1111 and ComfyUI' if name == 'a1111' else name}: {path}")
     if config.evaluate:

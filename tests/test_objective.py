@@ -39,7 +39,9 @@ def test_an_update_has_the_gradient_of_its_images_mean_loss(token, guides):
     path, sampler = objective.stages[0]
     seeds = training_seeds(settings.seed, 0, 3)
     plain = [
-        token_gradient(token, [prompt], [seed], sampler, path, objective.class_loss, 1.0).gradient
+        token_gradient(
+            token, [prompt], [seed], sampler, path, lambda x, _: objective.class_loss(x), 1.0
+        ).gradient
         for prompt, seed in zip(objective.prompts(0), seeds, strict=True)
     ]
     objective.accumulate(0, IDLE)

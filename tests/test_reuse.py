@@ -104,6 +104,7 @@ TABLE = {
     "tiny_vae": ("taesd", "token"),
     "compile": (True, ""),
     "checkpoint_seconds": (0.0, ""),
+    "classes_per_batch": (2, ""),
     "placeholder_token": ("otherword", "token evaluation dataset"),
     "num_vectors": (2, "token"),
     # The baseline's prompt has it; a data set's images have the token alone.

@@ -603,11 +603,11 @@ def test_all_classes_are_gone_through_and_a_run_that_broke_off_goes_on(tmp_path,
         lambda name, *a, **k: ["bat, fruit bat", "bat, cricket bat", "mouse, field mouse"],
     )
 
-    def first_fails(settings, token, guides, class_name, folder, on_update):
+    def first_fails(settings, token, guides, *rest):
         learned.append(guides[0].target + 1)
         if learned == [1]:
             raise WorkError("loss nan")
-        return train(settings, token, guides, class_name, folder, on_update)
+        return train(settings, token, guides, *rest)
 
     monkeypatch.setattr("apps.session.train", first_fails)
     monkeypatch.setattr(

@@ -6,6 +6,9 @@ from functools import partial
 import pytest
 import torch
 from conftest import learning, tiny_classifier, tiny_models
+from short_runs import small_validations
+from test_session import SHORT
+from tiny_folders import save_sd1, save_timm
 
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
@@ -14,8 +17,10 @@ from discriminative.records.layout import RunFolder
 from discriminative.tokens import batch, side_by_side
 from discriminative.tokens.checkpoint import Checkpoint
 from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.files import read_token
 from discriminative.tokens.objective import Objective
 from discriminative.tokens.side_by_side import SideBySide
+from run import main
 from trainer import train
 
 CLASSES = ("tiger cat", "bat", "cat")
@@ -112,10 +117,10 @@ def test_a_class_that_ends_makes_room(tmp_path, monkeypatch):
 def test_a_class_that_fails_leaves_the_others_alone(tmp_path, monkeypatch):
     losses = Objective.class_loss
 
-    def fails(self, images, chunk=None):
+    def fails(self, images):
         if self.guides[0].target == 1:
             raise WorkError("cannot be scored")
-        return losses(self, images, chunk)
+        return losses(self, images)
 
     settings = learning(**ONE_UPDATE)
     whole = alone(tmp_path / "alone", settings)
@@ -147,3 +152,88 @@ def test_an_interruption_keeps_the_state_of_each(tmp_path):
     rows = [Checkpoint(path).read().values["rows"] for path in paths]
     assert [len(of_one) for of_one in rows] == [4, 3, 4]
     assert not any(worker.thread.is_alive() for worker in running.workers)
+
+
+# --- the command line
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    """A tiny model and a tiny classifier, as options."""
+    root = tmp_path_factory.mktemp("saved")
+    return {"model": save_sd1(root / "sd1"), "classifier": save_timm(root / "timm")}
+
+
+@pytest.fixture
+def argv(names):
+    """Classes 1 to 3, learned and evaluated."""
+    options = SHORT | names | {"class_index": "1-3", "max_epochs": 2}
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def tokens(root) -> dict[str, torch.Tensor]:
+    return {p.parts[-3]: read_token(p)[1] for p in root.rglob("learned_embeds.safetensors")}
+
+
+def test_a_sweep_with_several_classes_a_batch_learns_and_evaluates_all(argv, tmp_path, capsys):
+    with small_validations():
+        assert main([*argv, "--train", "--evaluate", "--output_path", str(tmp_path / "one")]) == 0
+        side = [*argv, "--train", "--evaluate", "--output_path", str(tmp_path / "two")]
+        side += ["--classes_per_batch", "2"]
+        assert main(side) == 0
+        capsys.readouterr()
+        assert main(side) == 0  # all is there
+    assert "skipped      3   1-3   (finished before)" in capsys.readouterr().out
+    one = tokens(tmp_path / "one")
+    two = tokens(tmp_path / "two")
+    assert len(one) == 3
+    for name, vector in one.items():
+        torch.testing.assert_close(two[name], vector, rtol=0, atol=1e-3)
+    assert len(list((tmp_path / "two").rglob("evaluation.json"))) == 3
+    assert not list((tmp_path / "two").rglob("*.claim"))
+
+
+def test_a_class_of_a_batch_that_fails_is_written_down_and_the_others_are_done(
+    argv, tmp_path, monkeypatch, capsys
+):
+    losses = Objective.class_loss
+
+    def fails(self, images):
+        if self.guides[0].target == 1:
+            raise WorkError("cannot be scored")
+        return losses(self, images)
+
+    monkeypatch.setattr(Objective, "class_loss", fails)
+    with small_validations():
+        code = main([*argv, "--train", "--output_path", str(tmp_path), "--classes_per_batch", "3"])
+    assert code == 1
+    assert "run.py: failed: class 2 (bat): cannot be scored" in capsys.readouterr().err
+    assert len(tokens(tmp_path)) == 2
+
+
+def test_an_interruption_of_a_batch_says_that_it_goes_on(argv, tmp_path, monkeypatch, capsys):
+    rounds = []
+    joined = side_by_side.together
+
+    def stop_at_the_third(asked):
+        rounds.append(1)
+        if len(rounds) == 5:
+            raise KeyboardInterrupt
+        return joined(asked)
+
+    whole = [*argv, "--train", "--output_path", str(tmp_path), "--classes_per_batch", "3"]
+    with small_validations():
+        with monkeypatch.context() as patch:
+            patch.setattr(side_by_side, "together", stop_at_the_third)
+            assert main(whole) == 130
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said == "run.py: interrupted; the same command goes on with the classes that were at work"
+        assert not list(tmp_path.rglob("*.claim"))
+        assert main(whole) == 0
+    assert len(tokens(tmp_path)) == 3
+
+
+def test_one_class_is_no_batch(argv, capsys):
+    assert main([*argv, "--class_index", "1", "--train", "--classes_per_batch", "2"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said == "run.py: error: --classes_per_batch: 2 was given; allowed is 1 with one class"

@@ -162,9 +162,17 @@ def test_no_graph_of_several_steps_is_kept(steps, is_recomputed, token, guides, 
         return run(self, *args)
 
     monkeypatch.setattr(Walk, "run", watched)
-    class_loss = Objective(learning(), token, guides, "cat").class_loss
+    objective = Objective(learning(), token, guides, "cat")
     settings = SamplerSettings(4, 3.0)
-    token_gradient(token, ["a newclas cat"], [0], settings, GradientPath("last", steps), class_loss, 1.0)
+    token_gradient(
+        token,
+        ["a newclas cat"],
+        [0],
+        settings,
+        GradientPath("last", steps),
+        lambda x, _: objective.class_loss(x),
+        1.0,
+    )
     assert seen[-1] is is_recomputed
 
 
@@ -223,6 +231,7 @@ def test_a_new_training_leaves_nothing_of_what_was_made_of_the_last(folder):
     for path in stale:
         (path / "deep").mkdir(parents=True)
     folder.unfinished_records.mkdir(parents=True)
+    folder.unfinished.log.touch()
     folder.take_training()
     assert not [path for path in (*stale, folder.unfinished_records) if path.exists()]
 

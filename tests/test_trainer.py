@@ -326,8 +326,8 @@ def test_after_a_loss_that_is_not_finite_training_goes_back_to_the_best_token_wi
     losses = Objective.class_loss
     vectors = []
 
-    def broken(self, images, chunk=None):
-        loss, right = losses(self, images, chunk)
+    def broken(self, images):
+        loss, right = losses(self, images)
         vectors.append(self.token.vector.detach().clone())
         return (loss * math.nan if len(vectors) == 3 else loss), right
 

@@ -3,18 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 
 from discriminative.diffusion.gradients import ClassLoss, ScoredBatch, Weight, cond_gradient
+from discriminative.diffusion.memory import Batches
 from discriminative.diffusion.sampler import sample
 from discriminative.guides.preprocess import augmented
 from discriminative.settings import GradientPath, SamplerSettings
 from discriminative.tokens.class_token import ClassToken
-
-if TYPE_CHECKING:
-    from discriminative.tokens.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -22,17 +19,23 @@ class Asked:
     """Images that one token's training asks for: with the gradient of their loss, or only their scores.
 
     Args:
+        loss: of images (B, 3, H, W), by the token's own guides.
         prompts: of the images, as many as ``seeds``.
+        batches: how many fit at once.
         path: where the gradient is taken; None asks for none.
         weight: of each image's loss.
+        varied: whether the guides see the images varied a little.
     """
 
-    objective: "Objective"
+    token: ClassToken
+    loss: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     prompts: list[str]
     seeds: list[int]
     sampler: SamplerSettings
+    batches: Batches
     path: GradientPath | None = None
     weight: float = 1.0
+    varied: bool = False
 
     @property
     def kind(self) -> tuple[SamplerSettings, GradientPath | None]:
@@ -44,10 +47,8 @@ class Asked:
         return replace(self, prompts=self.prompts[chunk], seeds=self.seeds[chunk])
 
     def class_loss(self, images: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and verdict (B,) of some of its images (B, 3, H, W); a gradient may want them varied."""
-        if self.path and self.objective.settings.augment:
-            images = augmented(images, self.seeds[chunk])
-        return self.objective.class_loss(images, chunk)
+        """Loss and verdict (B,) of the images (B, 3, H, W) that are its ``chunk``."""
+        return self.loss(augmented(images, self.seeds[chunk]) if self.varied else images)
 
 
 Work = Callable[[Asked], list[ScoredBatch]]  # what comes of the images, batch after batch
@@ -70,7 +71,6 @@ def together(asked: list[Asked]) -> list[list[ScoredBatch]]:
     """
     first = asked[0]
     owners = [(i, j) for i, one in enumerate(asked) for j in range(len(one.seeds))]
-    batches = first.objective.batches if first.path else first.objective.eval_batches
     found = [[] for _ in asked]
 
     def work(chunk: slice) -> list[tuple[int, ScoredBatch]]:
@@ -81,7 +81,7 @@ def together(asked: list[Asked]) -> list[list[ScoredBatch]]:
         done = gradient_batch(parts) if first.path else score_batch(parts)
         return list(zip(of_owner, done, strict=True))
 
-    for batch in batches.over(len(owners), work):
+    for batch in first.batches.over(len(owners), work):
         for i, part in batch:
             found[i].append(part)
     return found
@@ -94,8 +94,8 @@ def gradient_batch(asked: list[Asked]) -> list[ScoredBatch]:
     weight = first.weight
     if len(asked) > 1:
         weights = [torch.full((len(one.seeds),), one.weight) for one in asked]
-        weight = torch.cat(weights).to(first.objective.token.models.device)  # (B,)
-    tokens = [one.objective.token for one in asked]
+        weight = torch.cat(weights).to(first.token.models.device)  # (B,)
+    tokens = [one.token for one in asked]
     prompts = [one.prompts for one in asked]
     return token_gradients(tokens, prompts, seeds, first.sampler, first.path, joint_loss(asked), weight)
 
@@ -104,11 +104,11 @@ def gradient_batch(asked: list[Asked]) -> list[ScoredBatch]:
 def score_batch(asked: list[Asked]) -> list[ScoredBatch]:
     """One batch's finished images, scored."""
     seeds = [seed for one in asked for seed in one.seeds]
-    tokens = [one.objective.token for one in asked]
+    tokens = [one.token for one in asked]
     images = draw(tokens, [one.prompts for one in asked], seeds, asked[0].sampler)  # (B, 3, H, W)
     scored = []
     for one, place in zip(asked, places([one.seeds for one in asked]), strict=True):
-        losses, right = one.objective.class_loss(images[place])  # (b,) each
+        losses, right = one.loss(images[place])  # (b,) each
         scored.append(ScoredBatch(images[place], losses, right))
     return scored
 

@@ -112,7 +112,8 @@ class Objective:
         path, sampler = self.stages[stage]
         path = drawn(path, random.Random(f"{self.settings.seed} {epoch}"))
         weight = scaler.get_scale() / len(seeds)  # micro-batches add up to the gradient of the whole mean
-        parts = self.work(Asked(self, prompts, seeds, sampler, path, weight))
+        asked = Asked(token, self.class_loss, prompts, seeds, sampler, self.batches, path, weight)
+        parts = self.work(replace(asked, varied=self.settings.augment))
         self.images += len(seeds)
         gradient = sum(part.gradient for part in parts)  # (V, width)
         token.vector.grad = gradient if token.vector.grad is None else token.vector.grad + gradient
@@ -120,9 +121,7 @@ class Objective:
         images = torch.cat([part.images for part in parts])  # (N, 3, H, W)
         return images, losses, (-losses).exp(), torch.cat([part.right for part in parts])
 
-    def class_loss(
-        self, images: torch.Tensor, chunk: slice | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def class_loss(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the class (B,), mean over the guides, and whether every guide says it (B,).
 
         A loss may be not finite, as an image in half precision may be.
@@ -199,7 +198,8 @@ class Objective:
         ]
 
         self.images += len(seeds)
-        parts = self.work(Asked(self, prompts, seeds, self.settings.sampler))
+        sampler = self.settings.sampler
+        parts = self.work(Asked(self.token, self.class_loss, prompts, seeds, sampler, self.eval_batches))
         if seeds[0] == VALIDATION_BASE:
             self.first_images = parts[0].images[:FOLLOWED]
         rows = [row for part in parts for row in zip(part.losses.tolist(), part.right.tolist(), strict=True)]

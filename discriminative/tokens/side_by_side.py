@@ -52,6 +52,16 @@ class Worker:
             raise answer
         return answer
 
+    def result(self) -> Any:
+        """What the training came to, once it has ended.
+
+        Raises:
+            Exception: that ended it.
+        """
+        if self.ended.error:
+            raise self.ended.error
+        return self.ended.result
+
     def go_on(self, answer: list[ScoredBatch] | BaseException | None = None) -> None:
         """Let it run until it asks for something, or ends."""
         if self.thread.ident is None:
