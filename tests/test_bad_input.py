@@ -166,7 +166,7 @@ TABLE = [
     ),
     (
         [*MINI, "--class_index", "7-3", "--train", "True"],
-        "--class_index: '7-3' of '7-3' was given; allowed is 1 to 44, the smaller first",
+        "--class_index: '7-3' was given; allowed is 1 to 44, the smaller first",
     ),
     (
         [*MINI, "--class_index", "2,3", "--train", "True", "--prompt_name", "x"],

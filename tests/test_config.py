@@ -183,19 +183,21 @@ LIMITS = {
     "patience": (0, None),
     "stop_train_accuracy": (0.0, 1.0),
     "test_size": (1, 500_000),
+    "submit_jobs": (1, 1000),
 }
 
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_an_option_is_allowed_up_to_its_limits_and_refused_beyond(name):
     low, high = LIMITS[name]
+    good = replace(GOOD, submit="local") if name.startswith("submit_") else GOOD
     beyond = 0.01 if isinstance(low, float) else 1
     for edge, outside in ((low, low - beyond), (high, (high or 0) + beyond)):
         if edge is None:
             continue
-        validate(replace(GOOD, **{name: edge}))
+        validate(replace(good, **{name: edge}))
         with pytest.raises(UsageError, match=f"^--{name}: {outside} was given; allowed is "):
-            validate(replace(GOOD, **{name: outside}))
+            validate(replace(good, **{name: outside}))
 
 
 def test_every_option_that_is_a_number_has_limits():

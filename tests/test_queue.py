@@ -26,7 +26,7 @@ from apps.session import Session
 from apps.submit import RunJob, settings_of
 from config import RunConfig
 from discriminative.errors import UsageError, WorkError
-from discriminative.records import locks
+from discriminative.records import files, locks
 from discriminative.records.layout import RunFolder
 from discriminative.records.locks import Claim, ClaimLost
 from run import main
@@ -190,6 +190,20 @@ def test_who_has_lost_a_claim_notices_and_leaves_the_successors_files(tmp_path, 
     claim.release()
     assert folder.token.read_text() == "the successor's"
     assert path.exists()
+
+
+def test_two_machines_write_the_same_file_at_once(tmp_path, monkeypatch):
+    """Their processes may have the same number; one used to move the other's temporary file away."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    path = tmp_path / "report.html"
+
+    def write_while_another_does(temporary: Path) -> None:
+        temporary.write_text("first")
+        files.write_text(path, "second")
+
+    files._replace(path, write_while_another_does)
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # --- the queue, with trainings that only write what a training leaves

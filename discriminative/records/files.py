@@ -4,7 +4,7 @@ ever half there."""
 import csv
 import io
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def _replace(path: Path, write) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of two machines may have the same number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     with told_what_cannot_be_written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
