@@ -184,6 +184,8 @@ LIMITS = {
     "stop_train_accuracy": (0.0, 1.0),
     "test_size": (1, 500_000),
     "submit_jobs": (1, 1000),
+    "checkpoint_seconds": (0.0, None),
+    "classes_per_batch": (1, 64),
 }
 
 

@@ -11,8 +11,9 @@ from experiments.speed.many_classes import Job, LeftOut, begin, classes_of, kept
 from experiments.speed.many_classes_simulation import Setting, Simulation, Task, Walk, interval
 from experiments.speed.table import RESULTS
 
-QUIET = Setting(failures=0, preemptions=0, start_up=5, look=0, workers=2)
-ROUGH = Setting(failures=20, preemptions=20, stalls=20, workers=4, start_up=5, back_after=20)
+TIMES = {"lease": 30, "beat": 10, "poll": 10}
+QUIET = Setting(failures=0, preemptions=0, start_up=5, look=0, workers=2, **TIMES)
+ROUGH = Setting(failures=20, preemptions=20, stalls=20, workers=4, start_up=5, back_after=20, **TIMES)
 
 
 def tasks(*seconds: float, evaluation: float = 1.0) -> list[Task]:
@@ -88,10 +89,10 @@ def test_the_checks_can_fail():
 def test_a_claim_with_a_heartbeat_is_never_stale():
     task = Task(0, 10.0, 1.0, owner=(1, 0))
     walk = Walk([task], (2, 0), lease=30)
-    assert [walk.take(now) for now in (0, 1000)] == [None, None]
+    assert [walk.next_task(now) for now in (0, 1000)] == [None, None]
     task.last_beat = 1000.0
-    assert [walk.take(now) for now in (1001, 1031)] == [None, None]
-    assert walk.take(1032) is task
+    assert [walk.next_task(now) for now in (1001, 1031)] == [None, None]
+    assert walk.next_task(1032) is task
     assert task.owner == (2, 0)
 
 

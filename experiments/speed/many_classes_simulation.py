@@ -25,11 +25,15 @@ import statistics
 from collections import deque
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
 
+from apps.queue import POLL, ClassQueue, Taken
 from discriminative.records.files import write_json
+from discriminative.records.locks import HEARTBEAT, LEASE
 from experiments.method import read
 from experiments.speed import common
 from experiments.speed.table import load
@@ -72,11 +76,11 @@ class Setting:
     stall: float = 120.0
     back_after: float = 300.0
     start_up: float = 10.0
-    lease: float = 30.0
-    beat: float = 10.0
+    lease: float = LEASE
+    beat: float = HEARTBEAT
     checkpoint: float = 30.0
     look: float = 0.005
-    poll: float = 10.0
+    poll: float = POLL
     order: str = "as drawn"
     notices: bool = True
 
@@ -109,8 +113,48 @@ class Task:
         return self.training + self.evaluation
 
 
-class Walk:
-    """One worker's way through the classes, by the rule of the program's queue.
+class Waiting(Exception):
+    """All classes that are left are at work elsewhere."""
+
+
+class SimulatedClaim:
+    """A claim whose heartbeats are the simulation's, taken over by the rule of the program's claims.
+
+    Args:
+        place: a walk, and the class that it claims.
+    """
+
+    def __init__(self, place: tuple["Walk", Task]):
+        self.walk, self.task = place
+        self.mark: tuple | None = None  # what changes with every sign of life
+        self.marked = 0.0
+
+    def take(self) -> bool:
+        """Take the claim where it is free or stale; whether it is held now."""
+        is_free = self.task.owner is None or self.silence() > self.walk.lease
+        if is_free:
+            self.task.owner = self.walk.claim
+        return is_free
+
+    def silence(self) -> float:
+        """Seconds for which this object saw no sign of life."""
+        mark = (self.task.owner, self.task.last_beat)
+        if mark != self.mark or math.isinf(self.task.last_beat):
+            self.mark = mark
+            self.marked = self.walk.now
+        return self.walk.now - self.marked
+
+    def check(self) -> None:
+        """Nothing is written."""
+
+    def release(self) -> None:
+        """Let it go."""
+        if self.task.owner == self.walk.claim:
+            self.task.owner = None
+
+
+class Walk(ClassQueue):
+    """One worker's queue: the program's own, without options and files.
 
     Args:
         tasks: in the order of the list.
@@ -119,43 +163,51 @@ class Walk:
     """
 
     def __init__(self, tasks: list[Task], claim: tuple[int, int], lease: float):
-        self.free = deque(tasks)  # not looked at yet
-        self.elsewhere: dict[int, Task] = {}  # at work there
-        self.seen: dict[int, tuple] = {}  # of a claim, its state and since when it is so
+        self.tasks = tasks
+        self.free = deque(range(len(tasks)))
+        self.elsewhere = {}
+        self.held = {}
         self.claim = claim
         self.lease = lease
+        self.now = 0.0
         self.looks = 0
 
-    def take(self, now: float) -> Task | None:
-        """Claim the next free class; at the end of the list one that was given up elsewhere."""
-        while self.free:
-            task = self.free.popleft()
-            if self.try_to_take(task, now):
-                return task
-        for task in list(self.elsewhere.values()):
-            if self.try_to_take(task, now):
-                return task
-        return None
+    def next_task(self, now: float) -> Task | None:
+        """What the program would claim next; None where it would wait, or all is settled."""
+        self.now = now
+        try:
+            with mock.patch("apps.queue.Claim", SimulatedClaim):
+                taken = self.take()
+        except Waiting:
+            return None
+        return self.tasks[taken[0].number] if taken else None
 
-    def try_to_take(self, task: Task, now: float) -> bool:
-        """Claim a class that is neither done nor at work elsewhere; whether it is this worker's now."""
+    def try_to_take(self, number: int) -> list[Taken]:
+        """Every look is counted."""
         self.looks += 1
-        is_free = not task.completions and (task.owner is None or self.is_stale(task, now))
-        if is_free:
-            task.owner = self.claim
-        if is_free or task.completions:
-            self.elsewhere.pop(task.number, None)
-        else:
-            self.elsewhere[task.number] = task
-        return is_free
+        return super().try_to_take(number)
 
-    def is_stale(self, task: Task, now: float) -> bool:
-        """Whether this worker has seen no heartbeat of a claim for longer than the lease."""
-        state = (task.owner, task.last_beat)
-        if self.seen.get(task.number, (None, now))[0] != state:
-            self.seen[task.number] = (state, now)
-        is_silent = math.isfinite(task.last_beat)
-        return is_silent and now - self.seen[task.number][1] > self.lease
+    def is_settled(self, number: int, is_claimed: bool = False) -> bool:
+        """Whether a class is done."""
+        is_done = self.tasks[number].completions > 0
+        if is_done:
+            self.elsewhere.pop(number, None)
+        return is_done
+
+    def folder(self, number: int) -> SimpleNamespace:
+        """What a claim is made from."""
+        return SimpleNamespace(records=(self, self.tasks[number]))
+
+    def plan_of(self, number: int) -> SimpleNamespace:
+        """A plan without files."""
+        return SimpleNamespace(folder=SimpleNamespace(claimed_by=lambda check: None))
+
+    def tell_failures(self) -> None:
+        """None fail."""
+
+    def tell_waiting(self) -> None:
+        """The simulation's clock goes on."""
+        raise Waiting
 
 
 @dataclass
@@ -239,7 +291,7 @@ class Simulation:
         """Go on with the next class from its checkpoint, or wait for those that others are at."""
         walk = worker.walk
         looks = walk.looks
-        task = walk.take(now)
+        task = walk.next_task(now)
         if task:
             self.takeovers += math.isfinite(task.last_beat)
             task.last_beat = math.inf
