@@ -109,8 +109,7 @@ class ClassQueue:
             return []
         with ExitStack() as unless_taken:
             unless_taken.callback(claim.release)
-            if self.config.train and self.folder(number).is_to_be_taken:
-                self.folder(number).take_training()
+            self.take_training(number)
             # Another process may have ended here since.
             if self.is_settled(number, is_claimed=True):
                 return []
@@ -119,6 +118,12 @@ class ClassQueue:
         plan.folder.claimed_by(claim.check)
         self.held[number] = Taken(number, plan, claim)
         return [self.held[number]]
+
+    def take_training(self, number: int) -> None:
+        """Put a training that is done in its place, where whoever did it was killed before."""
+        folder = self.folder(number)
+        if self.config.train and folder.is_to_be_taken:
+            folder.take_training()
 
     def claimed(self, number: int) -> Claim | None:
         """A claim that this process holds now; None where another does, or nothing can be written."""

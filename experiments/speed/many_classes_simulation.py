@@ -194,6 +194,9 @@ class Walk(ClassQueue):
             self.elsewhere.pop(number, None)
         return is_done
 
+    def take_training(self, number: int) -> None:
+        """Nothing lies there half done."""
+
     def folder(self, number: int) -> SimpleNamespace:
         """What a claim is made from."""
         return SimpleNamespace(records=(self, self.tasks[number]))
