@@ -68,6 +68,11 @@ TRIED_BEFORE = {("phone", 508)}  # looked at by hand before there was a rule: fo
 SETTINGS = {"default": {}, "paper": {"preset": "paper"}, "last step": {"gradient_mode": "last"}}
 SETTINGS |= {f"only {place}": {"jump_at": place} for place in ("0@8", "0.07@15", "0.5@12", "1@12")}
 SETTINGS |= {"augment": {"augment": True}}
+# Steadier: more noises in an update with the same step, in a validation, and more time for each stage.
+SETTINGS |= {"20 images": {"images_per_update": 20, "relative_rate": 0.0125, "max_epochs": 150}}
+SETTINGS |= {"36 noises": {"validation_size": 36, "confirm_size": 12}}
+SETTINGS |= {"twice the patience": {"attempt_patience": 40}}
+SETTINGS |= {"steadier": SETTINGS["20 images"] | SETTINGS["36 noises"] | {"augment": True}}
 OPTIONS = {f.name for f in fields(RunConfig)}
 
 
