@@ -4,6 +4,7 @@ A class is claimed, done and released; what is finished is left out. Nobody is i
 reads from the files what the others did.
 """
 
+import gc
 import os
 import socket
 import sys
@@ -32,6 +33,7 @@ from discriminative.tokens.dataset import number_of_images
 from evaluate import templates_of
 
 POLL = 5.0  # seconds between two looks at what is at work elsewhere
+COLLECT_EVERY = 20.0  # seconds between two collections of garbage
 
 
 @dataclass
@@ -69,6 +71,7 @@ class ClassQueue:
         self.untold: list[str] = []  # failures, until one class can be done
         self.is_usable = False  # one class could be planned
         self.began = time.monotonic()
+        self.collected = self.began
         self.mark = disk_time(Path(config.output_path))
         self.told_of: set[int] = set()
 
@@ -236,6 +239,14 @@ class ClassQueue:
         """Let a class go; does nothing where it is not held."""
         if self.held.pop(taken.number, None):
             taken.claim.release()
+            self.collect_garbage()
+
+    def collect_garbage(self) -> None:
+        """Free what classes left in cycles, as figures and tokenizers are: some MB each, which Python itself
+        looks for too rarely."""
+        if time.monotonic() - self.collected >= COLLECT_EVERY:
+            gc.collect()
+            self.collected = time.monotonic()
 
     def fail(self, number: int, reason: str) -> None:
         """Count a class as failed; :meth:`tell_failures` prints it."""

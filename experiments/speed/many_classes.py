@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from discriminative.records.layout import RECORDS
 from experiments.speed import common
 from experiments.speed.startup import ROOT
 from experiments.speed.table import RESULTS
+from miniature.scenes import CLASSES
 
 SIZES = (1, 2, 4, 8)
 OF_MEMORY = (5, 50)  # between these classes it should not grow
@@ -71,7 +72,7 @@ class Job:
     """
 
     name: str
-    classes: range
+    classes: Sequence[int]
     options: tuple[str, ...]
     launcher: tuple[str, ...] = ()
     threads: int = 1
@@ -79,9 +80,8 @@ class Job:
 
     def commands(self, out: str) -> list[list[str]]:
         """The command lines, all into one folder."""
-        first = self.classes[0]
-        last = self.classes[-1]
-        lists = [str(number) for number in self.classes] if self.is_loop else [f"{first}-{last}"]
+        numbers = [str(number) for number in self.classes]
+        lists = numbers if self.is_loop else [",".join(numbers)]
         program = [sys.executable, *self.launcher, str(ROOT / "run.py"), "--model", "miniature"]
         return [
             [*program, "--device", "cpu", "--class_index", classes, *self.options, "--output_path", out]
@@ -136,13 +136,18 @@ def batch(updates: int, classes: int) -> list[Job]:
 
 
 def processes(updates: int, classes: int) -> list[Job]:
-    """One process and two, each with one thread."""
+    """One process and two, each with one thread, over classes of different words.
+
+    Two classes of one word share their images without the token, where they do not begin at the same time.
+    """
+    words = [scene_class.word for scene_class in CLASSES]
+    numbers = [words.index(word) + 1 for word in dict.fromkeys(words)]
     options = ("--train", "--evaluate", "--test_size", "10", "--max_epochs", str(updates))
     several = {1: (), 2: (SEVERAL,)}
     return [
         Job(
             f"processes: {n}, classes: {classes}",
-            range(1, classes + 1),
+            numbers[:classes],
             options,
             (*ACCELERATE, *flags, "--num_processes", str(n)),
         )
