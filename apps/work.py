@@ -151,7 +151,10 @@ def work_off_side_by_side(queue: ClassQueue) -> None:
         if not running.workers:
             tell_progress(queue)
             continue
-        with told_what_goes_on(), training_precision(session.models, queue.config.mixed_precision):
+        with ExitStack() as around:
+            around.enter_context(told_what_goes_on())
+            for one in begun.values():
+                around.enter_context(training_precision(one.token.models, queue.config.mixed_precision))
             ended = running.until_one_ends()
         for worker in ended:
             end(worker, begun.pop(worker), session)

@@ -1,5 +1,6 @@
 """Several classes learned side by side in one batch: each gets the token that it gets alone."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -191,6 +192,26 @@ def test_a_sweep_with_several_classes_a_batch_learns_and_evaluates_all(argv, tmp
         torch.testing.assert_close(two[name], vector, rtol=0, atol=1e-3)
     assert len(list((tmp_path / "two").rglob("evaluation.json"))) == 3
     assert not list((tmp_path / "two").rglob("*.claim"))
+
+
+def test_a_batch_computes_in_the_precision_of_a_training_alone(argv, tmp_path, monkeypatch):
+    """Each token has models of its own, which say what is coarse."""
+    monkeypatch.setattr("discriminative.precision.has_bf16_units", lambda: True)
+    coarse = []
+    walk = batch.sample
+    monkeypatch.setattr(
+        batch, "sample", lambda models, *rest: coarse.append(models.coarse_dtype) or walk(models, *rest)
+    )
+    whole = [*argv, "--train", "--mixed_precision", "auto", "--max_epochs", "1"]
+    found = []
+    for size in ("1", "2"):
+        root = tmp_path / size
+        with small_validations():
+            assert main([*whole, "--output_path", str(root), "--classes_per_batch", size]) == 0
+        records = sorted(root.rglob("config.json"))
+        found.append([json.loads(path.read_text())["training"]["precision"] for path in records])
+    assert found == [["float32, bfloat16 without gradient"] * 3] * 2
+    assert set(coarse) == {torch.bfloat16}
 
 
 def test_a_class_of_a_batch_that_fails_is_written_down_and_the_others_are_done(

@@ -37,6 +37,11 @@ class Worker:
         self.ended: Ended | None = None
         self.thread = threading.Thread(target=self.run, daemon=True)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it has not begun."""
+        return self.thread.ident is None
+
     def run(self) -> None:
         """The thread's work."""
         try:
@@ -64,7 +69,7 @@ class Worker:
 
     def go_on(self, answer: list[ScoredBatch] | BaseException | None = None) -> None:
         """Let it run until it asks for something, or ends."""
-        if self.thread.ident is None:
+        if self.is_new:
             self.thread.start()
         else:
             self.answers.put(answer)
@@ -80,19 +85,21 @@ class SideBySide:
         self.workers: list[Worker] = []
 
     def add(self, train: Callable[[Callable[[Asked], list[ScoredBatch]]], Any]) -> Worker:
-        """Begin another training.
+        """Take in another training, which begins with the next round.
 
         Args:
             train: is given the function that does what it asks for.
         """
         worker = Worker(train)
         self.workers.append(worker)
-        worker.go_on()
         return worker
 
     def until_one_ends(self) -> list[Worker]:
         """Go on until a training ends; those that did, which leave."""
         try:
+            for worker in self.workers:
+                if worker.is_new:
+                    worker.go_on()
             while not any(worker.ended for worker in self.workers):
                 self.round()
         except BaseException:
@@ -114,7 +121,7 @@ class SideBySide:
     def stop(self) -> None:
         """Interrupt all: each keeps what it has, as it would alone."""
         for worker in self.workers:
-            while not worker.ended:
+            while not (worker.is_new or worker.ended):
                 worker.go_on(KeyboardInterrupt())
 
 
