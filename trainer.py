@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 import torch
+from tqdm import tqdm
 
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
@@ -144,6 +145,7 @@ def loop(
     state = checkpoint.read()
     if state:
         run.restore(state)
+        tqdm.write(f"goes on after {len(result.rows)} updates, from {checkpoint.path}")
     else:
         clear(folder.train_images, "*.png")
         folder.evolution.unlink(missing_ok=True)

@@ -195,6 +195,7 @@ def test_the_same_command_goes_on(argv, folder, tmp_path, monkeypatch, capsys):
     record = trainer.record
     monkeypatch.setattr(trainer, "record", lambda *args: epochs.append(args[2]["epoch"]) or record(*args))
     assert main(argv) == 0
+    assert f"goes on after 1 updates, from {folder.unfinished.checkpoint}" in capsys.readouterr().out
     assert epochs[0] == 2
     theirs = RunFolder(tmp_path / "whole", CAT, "default")
     assert torch.equal(read_token(folder.token)[1], read_token(theirs.token)[1])
