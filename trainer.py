@@ -258,8 +258,10 @@ class Running:
         tensors = {name: value.to(self.token.models.device) for name, value in state.tensors.items()}
         values = state.values
         self.begin(tensors["vector"])
-        moments = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
-        if moments:
+        prefix = "optimizer."
+        of_optimizer = {name: t for name, t in state.tensors.items() if name.startswith(prefix)}
+        if of_optimizer:  # it brings them to its device itself
+            moments = {name.removeprefix(prefix): value for name, value in of_optimizer.items()}
             empty = self.optimizer.state_dict()
             self.optimizer.load_state_dict(empty | {"state": {0: moments}})
         self.scaler.load_state_dict(values["scaler"])

@@ -448,6 +448,8 @@ class Session:
         token = self.token(plan)
         with alone_in(plan.folder.records) as claim:
             plan.folder.claimed_by(claim.check)
+            if plan.folder.is_to_be_taken:
+                plan.folder.take_training()
             training = self.train(plan, token, on_update, learning)
         return LearnedToken(token, replace(plan, vectors=token.vector.detach().cpu().clone()), training)
 
