@@ -142,11 +142,7 @@ def loop(
     run.begin(starts[0])
 
     # Go on where it was interrupted; or look at the initial token, which may do already.
-    state = checkpoint.read()
-    if state:
-        run.restore(state)
-        tqdm.write(f"goes on after {len(result.rows)} updates, from {checkpoint.path}")
-    else:
+    if not run.goes_on(checkpoint):
         clear(folder.train_images, "*.png")
         folder.evolution.unlink(missing_ok=True)
         keeper.begin()
@@ -180,12 +176,7 @@ def loop(
             step = curriculum.go_back(epoch, trouble)
         else:
             step = curriculum.observe(epoch, figures["accuracy"], keeper.is_scored)
-        if step in (Step.NEXT_STAGE, Step.GO_BACK):
-            best = curriculum.attempt.vector
-            run.begin(starts[curriculum.start] if best is None else best)
-        elif step is Step.NEXT_START:
-            run.begin(starts[curriculum.start])
-            keeper.look_at_start(epoch)
+        run.follow(step, epoch, starts)
         checkpoint.note(run.state())
         if step is Step.STOP:
             break
@@ -232,6 +223,24 @@ class Running:
             eps=chosen.adam_epsilon,
             weight_decay=chosen.weight_decay,
         )
+
+    def goes_on(self, checkpoint: Checkpoint) -> bool:
+        """Take over the state that is there; whether one is."""
+        state = checkpoint.read()
+        if state:
+            self.restore(state)
+            tqdm.write(f"goes on after {len(self.result.rows)} updates, from {checkpoint.path}")
+        return state is not None
+
+    def follow(self, step: Step, epoch: int, starts: list[torch.Tensor]) -> None:
+        """Go on from where the curriculum wants to after update ``epoch``; ``starts`` are (N, width) each."""
+        curriculum = self.keeper.curriculum
+        if step in (Step.NEXT_STAGE, Step.GO_BACK):
+            best = curriculum.attempt.vector
+            self.begin(starts[curriculum.start] if best is None else best)
+        elif step is Step.NEXT_START:
+            self.begin(starts[curriculum.start])
+            self.keeper.look_at_start(epoch)
 
     @property
     def seconds(self) -> float:

@@ -156,6 +156,15 @@ def few_final_noises(request):
         yield
 
 
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    """A tiny model and a tiny classifier on disk, as options."""
+    from tiny_folders import save_sd1, save_timm
+
+    root = tmp_path_factory.mktemp("saved")
+    return {"model": save_sd1(root / "sd1"), "classifier": save_timm(root / "timm")}
+
+
 @pytest.fixture
 def models():
     return tiny_models()

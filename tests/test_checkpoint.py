@@ -10,7 +10,6 @@ import torch
 from conftest import learning, tiny_classifier, tiny_models
 from short_runs import small_validations
 from test_session import SHORT
-from tiny_folders import save_sd1, save_timm
 
 import trainer
 from apps.session import Session
@@ -142,13 +141,6 @@ def test_a_damaged_checkpoint_is_said_and_begun_anew(tmp_path, damage, capsys):
 
 
 # --- the command line
-
-
-@pytest.fixture(scope="module")
-def names(tmp_path_factory):
-    """A tiny model and a tiny classifier, as options."""
-    root = tmp_path_factory.mktemp("saved")
-    return {"model": save_sd1(root / "sd1"), "classifier": save_timm(root / "timm")}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -15,7 +15,6 @@ from conftest import tiny_models
 from safetensors import SafetensorError
 from short_runs import small_validations
 from test_session import SHORT
-from tiny_folders import save_sd1, save_timm
 
 import trainer
 from apps.session import Session
@@ -34,13 +33,6 @@ from run import main
 ROOT = Path(__file__).parent.parent
 FULL = "No space left on device"
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
-
-
-@pytest.fixture(scope="module")
-def names(tmp_path_factory):
-    """A tiny model and a tiny classifier, as options."""
-    root = tmp_path_factory.mktemp("saved")
-    return {"model": save_sd1(root / "sd1"), "classifier": save_timm(root / "timm")}
 
 
 @pytest.fixture(autouse=True, scope="module")

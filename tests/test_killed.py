@@ -16,7 +16,6 @@ import pytest
 import torch
 from short_runs import small_validations
 from test_session import SHORT
-from tiny_folders import save_sd1, save_timm
 
 from discriminative.tokens.files import read_token
 from run import main
@@ -67,13 +66,6 @@ def started(argv: list[str]) -> multiprocessing.Process:
     process = multiprocessing.get_context("fork").Process(target=run, args=(argv,))
     process.start()
     return process
-
-
-@pytest.fixture(scope="module")
-def names(tmp_path_factory):
-    """A tiny model and a tiny classifier, as options."""
-    root = tmp_path_factory.mktemp("saved")
-    return {"model": save_sd1(root / "sd1"), "classifier": save_timm(root / "timm")}
 
 
 def test_a_run_that_is_killed_at_thirty_random_moments_ends_as_one_that_was_not(names, tmp_path):

@@ -9,7 +9,6 @@ import torch
 from conftest import learning, tiny_classifier, tiny_models
 from short_runs import small_validations
 from test_session import SHORT
-from tiny_folders import save_sd1, save_timm
 
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
@@ -156,13 +155,6 @@ def test_an_interruption_keeps_the_state_of_each(tmp_path):
 
 
 # --- the command line
-
-
-@pytest.fixture(scope="module")
-def names(tmp_path_factory):
-    """A tiny model and a tiny classifier, as options."""
-    root = tmp_path_factory.mktemp("saved")
-    return {"model": save_sd1(root / "sd1"), "classifier": save_timm(root / "timm")}
 
 
 @pytest.fixture

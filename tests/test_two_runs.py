@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from short_runs import small_validations
 from test_reuse import write_learned
 from test_session import SHORT
-from tiny_folders import save_sd1, save_timm
 
 from apps import work
 from apps.plan import Sources, make_plan
@@ -26,14 +25,6 @@ from run import main, options_of, parse
 CAT = "0001_tiger_cat"
 HERE = f"({socket.gethostname()}, process {os.getpid()})"
 REFUSED = f"another run is at work there {HERE}; wait until it is done, or give another --output_path"
-
-
-@pytest.fixture(scope="module")
-def names(tmp_path_factory):
-    """A tiny model and a tiny classifier, as flags."""
-    root = tmp_path_factory.mktemp("saved")
-    model = save_sd1(root / "sd1")
-    return {"model": model, "classifier": save_timm(root / "timm")}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -81,6 +81,9 @@ def of_dpt(found: dict) -> Iterator[tuple[str, str]]:
         )
 
 
+THOUSAND = 1000  # classes
+
+
 def of_many_classes(found: dict) -> Iterator[tuple[str, str]]:
     """What one of many classes takes."""
     parts = found["figures"]
@@ -104,6 +107,10 @@ def of_simulation(found: dict) -> Iterator[tuple[str, str]]:
     where = f"{found['setting']['classes']:,} classes on {found['setting']['workers']} workers, simulated"
     yield f"{where}: makespan over the ideal", f"{base['makespan_over_ideal']['mean']:.3f}"
     yield f"{where}: work lost", f"{base['work_lost']['mean']:.2%}"
+    seconds = found["seconds"]["training, mean"] + found["seconds"]["evaluation"]  # times the scale
+    hours = seconds * THOUSAND / 3600
+    yield "1,000 classes of the miniature, core-hours", f"{hours / found['scale']:.0f}"
+    yield f"1,000 classes at {found['scale']} times the miniature's seconds, hours", f"{hours:.1f}"
 
 
 def of_convergence(rows: list[dict]) -> Iterator[tuple[str, str]]:
