@@ -32,6 +32,7 @@ from discriminative.tokens.batch import Work
 from discriminative.tokens.checkpoint import Checkpoint, State
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.curriculum import Curriculum, Score, Step
+from discriminative.tokens.measured import Pool, measured_step
 from discriminative.tokens.objective import FOLLOWED, Objective
 
 OnUpdate = Callable[[dict, torch.Tensor], None]  # is given an update's log row and images (N, 3, H, W)
@@ -157,13 +158,16 @@ def loop(
         attempt = {"start": settings.starts[curriculum.start], "stage": curriculum.stage + 1}
 
         # Sample, classify, step on the one vector.
-        share = curriculum.rate * (settings.optimizer.fine_rate if curriculum.takes_small_steps else 1)
+        share = curriculum.rate * (settings.optimizer.fine_rate if curriculum.is_nearly_right else 1)
         set_step_size(settings, run.optimizer, token, share)
-        figures, norm, images, trouble = update(objective, run, epoch, curriculum.stage)
+        figures, norm, images, trouble = update(objective, run, epoch)
+
+        # Where that led nowhere, step where many images say.
+        measured = run.look(epoch)
 
         # Keep the best token.
         found = {} if trouble else keeper.look(epoch, figures["loss"], figures["accuracy"], sampled_with)
-        row = {"epoch": epoch} | figures | attempt | found | {"gradient_norm": norm}
+        row = {"epoch": epoch} | figures | attempt | measured | found | {"gradient_norm": norm}
         row |= {"token_norm": token.norm(), "best_epoch": curriculum.best.epoch}
         row |= {"images": objective.images, "learning_rate": rate * share}
         row |= {"time": timestamp(), "seconds": time.monotonic() - began}
@@ -210,6 +214,7 @@ class Running:
         self.keeper = keeper
         self.result = result
         self.scaler = make_scaler(token.models)
+        self.pool = Pool()
         self.began = time.monotonic()
         self.before = 0.0  # seconds, where it goes on from a state
 
@@ -235,12 +240,44 @@ class Running:
     def follow(self, step: Step, epoch: int, starts: list[torch.Tensor]) -> None:
         """Go on from where the curriculum wants to after update ``epoch``; ``starts`` are (N, width) each."""
         curriculum = self.keeper.curriculum
-        if step in (Step.NEXT_STAGE, Step.GO_BACK):
+        if step is not Step.GO_ON:
+            self.pool = Pool()
+        if step in (Step.NEXT_STAGE, Step.MEASURE, Step.GO_BACK):
             best = curriculum.attempt.vector
             self.begin(starts[curriculum.start] if best is None else best)
         elif step is Step.NEXT_START:
             self.begin(starts[curriculum.start])
             self.keeper.look_at_start(epoch)
+
+    @property
+    def max_grad_norm(self) -> float:
+        """That a gradient is clipped to; of those that are pooled the large ones are those that know."""
+        pooled = self.keeper.curriculum.measures
+        return math.inf if pooled else self.settings.optimizer.max_grad_norm or math.inf
+
+    def step(self, loss: float) -> None:
+        """Step on the one vector, and keep it as short as words are; where steps are measured, pool its
+        gradient."""
+        curriculum = self.keeper.curriculum
+        if curriculum.measures:
+            self.pool.add(curriculum.stage, self.token.vector.grad)
+        else:
+            self.scaler.step(self.optimizer)
+            self.token.bound(self.settings.optimizer.max_token_norm)
+        update_scale(self.scaler, math.isfinite(loss))
+
+    def look(self, epoch: int) -> dict[str, float]:
+        """Make a measured step, where one is due after update ``epoch`` and is found; columns of the log."""
+        curriculum = self.keeper.curriculum
+        if not curriculum.looks_after(epoch):
+            return {}
+        vector = self.token.vector.detach().clone()
+        gains = measured_step(self.keeper.objective, vector, self.pool, curriculum.looks)
+        curriculum.looked(bool(gains))
+        if not gains:
+            return {"measured_gain": 0.0}
+        self.pool = Pool()
+        return {"measured_gain": fmean(gains)}
 
     @property
     def seconds(self) -> float:
@@ -257,6 +294,7 @@ class Running:
             f"optimizer.{name}": value for name, value in moments.items()
         }
         tensors |= {name: vector for name, vector in bests.items() if vector is not None}
+        tensors |= self.pool.state()
         values = {"rows": list(self.result.rows), "seconds": self.seconds, "curriculum": curriculum.state()}
         values |= {"images": objective.images, "wrong": dict(objective.wrong)}
         values |= {"scaler": self.scaler.state_dict()}
@@ -273,6 +311,7 @@ class Running:
             moments = {name.removeprefix(prefix): value for name, value in of_optimizer.items()}
             empty = self.optimizer.state_dict()
             self.optimizer.load_state_dict(empty | {"state": {0: moments}})
+        self.pool = Pool.of(tensors)
         self.scaler.load_state_dict(values["scaler"])
         self.result.rows = values["rows"]
         self.before = values["seconds"]
@@ -318,7 +357,7 @@ def keep_best(result: Training, token: ClassToken, keeper: "ValidationKeeper | L
 
 
 def update(
-    objective: Objective, run: Running, epoch: int, stage: int
+    objective: Objective, run: Running, epoch: int
 ) -> tuple[dict[str, float], float, torch.Tensor, str]:
     """One update of the token; none where loss or gradient are not finite.
 
@@ -326,22 +365,20 @@ def update(
         loss, accuracy and probability of the update's images; the gradient's norm; the images (N, 3, H, W);
         what is wrong, or "".
     """
-    token = objective.token
-    settings = objective.settings.optimizer
+    vector = objective.token.vector
+    stage = run.keeper.curriculum.stage
 
     # Sample, score, accumulate the gradient of the cross-entropy.
     run.optimizer.zero_grad(set_to_none=True)
     images, losses, probabilities, right = objective.accumulate(epoch - 1, run.scaler, stage)
     loss = losses.mean().item()
 
-    # Clip, step on the one vector, keep it as short as words are.
+    # Clip, step on the one vector.
     run.scaler.unscale_(run.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_([token.vector], settings.max_grad_norm or math.inf).item()
+    norm = torch.nn.utils.clip_grad_norm_([vector], run.max_grad_norm).item()
     trouble = run.not_finite(epoch, loss, norm)
     if not trouble:
-        run.scaler.step(run.optimizer)
-        update_scale(run.scaler, math.isfinite(loss))
-        token.bound(settings.max_token_norm)
+        run.step(loss)
 
     accuracy = right.float().mean().item()
     figures = {"loss": loss, "accuracy": accuracy, "probability": probabilities.mean().item()}

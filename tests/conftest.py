@@ -149,8 +149,12 @@ def learned(tmp_path, **changes):
 
 @pytest.fixture(autouse=True, scope="module")
 def few_final_noises(request):
-    """A kept token is compared on few noises: tests train hundreds of times. Its own tests have all."""
+    """A kept token is compared on few noises, and a step is measured on few: tests train hundreds of times.
+    Their own tests have all."""
     with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ != "test_measured":
+            patch.setattr("discriminative.tokens.measured.HALVINGS", ((1, 2), (2, 1)))
+            patch.setattr("discriminative.tokens.curriculum.POOLED_UPDATES", 2)
         if request.module.__name__ not in ("test_objective", "test_trainer"):
             patch.setattr("discriminative.tokens.objective.FINAL_SIZE", 4)
         yield

@@ -1,9 +1,9 @@
 """When training goes on to another stage or start, and when it ends. Pure: it sees scores, no model.
 
 Which place of the gradient helps differs from class to class, from guide to guide, and along the way. The
-first stage is tried from every start, until one makes the token clearly better. From there, or from the best
-token of all, each stage goes on for as long as it helps, and hands its best token to the next. After the last
-one the first has its turn again, with smaller steps, as long as a whole round helps.
+first stage is tried from every start, until one makes the token clearly better. From there each stage goes on
+for as long as it helps, and hands its best token to the next. After the last one, and where no start helped,
+steps are measured from the best token: the gradients of many images say where to, others which way is best.
 """
 
 import math
@@ -22,6 +22,8 @@ COLLAPSED = 2.0  # times the loss of a start's best token, from where a token is
 LEAST_LOSS = 1.0  # below, twice a loss is no harm
 MAX_FALLS = 2  # times that training goes back to its best token with half the rate
 LAST_STAGE_PATIENCE = 2  # times as long: a late step makes a token worse before it makes it better
+POOLED_UPDATES = 10  # of each stage, whose gradients a measured step goes by
+LOOKS_IN_VAIN = 2  # in a row, after which no measured step is looked for any more
 
 
 class Step(Enum):
@@ -29,6 +31,7 @@ class Step(Enum):
 
     GO_ON = "go on"
     NEXT_STAGE = "next stage"
+    MEASURE = "measure steps"
     NEXT_START = "next start"
     GO_BACK = "go back to the best token"
     STOP = "stop"
@@ -112,12 +115,12 @@ class Best:
 
 
 # What a curriculum knows beside its settings and its best tokens.
-STATE = ("stage", "start", "began", "round", "round_began", "searches", "first", "left", "stopped_by")
-STATE += ("falls", "sound")
+STATE = ("stage", "start", "began", "measures", "looks", "in_vain", "searches", "first", "left")
+STATE += ("stopped_by", "falls", "sound")
 
 
 class Curriculum:
-    """The first stage from every start, then round by round through all stages.
+    """The first stage from every start, then the other stages, then measured steps.
 
     Args:
         stages: number of stages.
@@ -138,8 +141,10 @@ class Curriculum:
         self.stage = 0
         self.start = 0
         self.began = 0  # update after which the stage began
-        self.round = 0  # through the stages, from 0
-        self.round_began = 0  # update after which it began
+        self.measures = False  # steps are measured, from the best token of the start
+        self.looks = 0  # for a measured step, so far
+        self.in_vain = 0  # of these, the last ones in a row
+        self.has_moved = False  # the token made a measured step after this update
         self.searches = True  # a start is still looked for, by its first stage
         self.first = -math.inf  # validation accuracy of the first start
         self.attempt = Best()  # of this start
@@ -172,11 +177,6 @@ class Curriculum:
         return self.attempt.accuracy > NEARLY_RIGHT_ACCURACY
 
     @property
-    def takes_small_steps(self) -> bool:
-        """Whether steps are to be small: large ones would do harm, or have had their turn."""
-        return self.is_nearly_right or self.round > 0
-
-    @property
     def to_confirm(self) -> float:
         """The accuracy above which a token's whole validation is drawn: it would be the best of its start."""
         return max(NEARLY_RIGHT_ACCURACY, self.attempt.accuracy)
@@ -188,19 +188,17 @@ class Curriculum:
         return found.accuracy > min(clearly, nearly_right)
 
     @property
-    def has_another_round(self) -> bool:
-        """Whether the stages have their turn again: this round made a better token, not nearly right yet."""
-        return self.attempt.epoch > self.round_began and not self.is_nearly_right
-
-    @property
     def has_another_start(self) -> bool:
         """Whether a start is tried again, with other noises: some start helped, and of late too."""
         is_stuck = len(self.left) > self.starts and self.best.epoch <= self.left[-self.starts - 1]
         return self.is_clearly_better(self.best) and not is_stuck
 
     def is_due(self, epoch: int, accuracy: float) -> bool:
-        """Whether the token is to be validated after ``epoch``: every so often, and before a stage ends."""
+        """Whether the token is to be validated after ``epoch``: every so often, and before a stage ends; of
+        measured steps after each."""
         settings = self.settings
+        if self.measures:
+            return self.has_moved
         is_last = epoch == settings.max_epochs or accuracy > settings.stop_train_accuracy
         return is_last or epoch % settings.validate_every == 0 or self.runs_out(epoch)
 
@@ -213,9 +211,12 @@ class Curriculum:
         best = self.attempt.score or score
         if score.loss <= COLLAPSED * max(best.loss, LEAST_LOSS):
             self.sound = epoch
-        if self.attempt.beaten_by(score):
-            self.attempt = found
         is_best = self.best.beaten_by(score)
+        if self.has_moved:  # from the attempt's best, proved on more noises than a validation has
+            is_best |= self.attempt.epoch == self.best.epoch
+            self.attempt = found
+        elif self.attempt.beaten_by(score):
+            self.attempt = found
         if is_best:
             self.best = found
         return is_best
@@ -233,13 +234,33 @@ class Curriculum:
             return Step.STOP
         if epoch and is_scored and self.has_collapsed(epoch):
             return self.go_back(epoch, f"every token of {epoch - self.sound} updates was lost")
+        if self.measures:
+            return self.after_a_pooled_update(epoch)
         if not epoch or not self.is_over(epoch):
             return Step.GO_ON
         self.began = epoch
-        if self.stage == self.round == 0 and not self.is_clearly_better(self.attempt):
+        if self.stage == 0 and not self.is_clearly_better(self.attempt):
             return self.after_a_start_in_vain(epoch)
         self.searches = False
         return self.next_stage(epoch)
+
+    def looks_after(self, epoch: int) -> bool:
+        """Whether a measured step is looked for after ``epoch``: each stage's gradients are pooled."""
+        return self.measures and epoch - self.began == POOLED_UPDATES * self.stages
+
+    def looked(self, has_moved: bool) -> None:
+        """Take note of a look for a measured step, and whether the token made one."""
+        self.has_moved = has_moved
+        self.looks += 1
+        self.in_vain = 0 if has_moved else self.in_vain + 1
+
+    def after_a_pooled_update(self, epoch: int) -> Step:
+        """The next gradient's turn, of the stage that it is taken at; or the end, after looks in vain."""
+        self.has_moved = False
+        if self.looks_after(epoch):
+            self.began = epoch
+        self.stage = (epoch - self.began) // POOLED_UPDATES
+        return self.leave_start(epoch) if self.in_vain == LOOKS_IN_VAIN else Step.GO_ON
 
     def has_collapsed(self, epoch: int) -> bool:
         """Whether no token was sound for the length of the patience: far worse than the best of its start."""
@@ -263,24 +284,29 @@ class Curriculum:
         return Step.GO_BACK
 
     def after_a_start_in_vain(self, epoch: int) -> Step:
-        """The next start's turn; where none is left, the next stage's, from the best token of all."""
+        """The next start's turn; where none is left, measured steps', from the best token of all."""
         if self.searches and self.start + 1 < self.starts:
             return self.begin_start(epoch)
         if not self.searches:
             return self.leave_start(epoch)
         self.attempt = self.best
-        self.round_began = 0  # the whole search counts
-        return self.next_stage(epoch)
+        return self.begin_measuring(epoch)
 
     def next_stage(self, epoch: int) -> Step:
-        """The next stage's turn; after the last one another round's, or another start's."""
+        """The next stage's turn; after the last one measured steps', unless the token is nearly right."""
         if self.stage + 1 < self.stages:
             self.stage += 1
             return Step.NEXT_STAGE
-        if not self.has_another_round:
-            return self.leave_start(epoch)
-        self.begin_round(epoch, self.round + 1)
-        return Step.NEXT_STAGE
+        return self.leave_start(epoch) if self.is_nearly_right else self.begin_measuring(epoch)
+
+    def begin_measuring(self, epoch: int) -> Step:
+        """Measured steps' turn, from the attempt's best token."""
+        self.searches = False
+        self.measures = True
+        self.in_vain = 0
+        self.began = epoch
+        self.stage = 0
+        return Step.MEASURE
 
     def leave_start(self, epoch: int) -> Step:
         """Another start's turn, or the end."""
@@ -295,14 +321,10 @@ class Curriculum:
         """Begin with the next start."""
         self.start = (self.start + 1) % self.starts
         self.attempt = Best()
-        self.begin_round(epoch, 0)
-        return Step.NEXT_START
-
-    def begin_round(self, epoch: int, number: int) -> None:
-        """Begin with the first stage."""
-        self.round = number
-        self.round_began = epoch
+        self.measures = False
+        self.began = epoch
         self.stage = 0
+        return Step.NEXT_START
 
     def stopping_rule(self, epoch: int, accuracy: float, is_scored: bool) -> str:
         """Name of the rule that ends training after ``epoch`` updates, or ""."""
@@ -317,11 +339,11 @@ class Curriculum:
 
     def is_over(self, epoch: int) -> bool:
         """Whether the stage has done its part, or brings nothing any more."""
-        is_first = self.round == self.stage == 0 and self.stages > 1
+        is_first = self.stage == 0 and self.stages > 1
         return (is_first and self.is_clearly_better(self.attempt)) or self.runs_out(epoch)
 
     def runs_out(self, epoch: int) -> bool:
         """Whether the stage's patience is over, unless the token after ``epoch`` is a better one."""
-        is_last = self.round == 0 < self.stage == self.stages - 1
+        is_last = 0 < self.stage == self.stages - 1
         times = LAST_STAGE_PATIENCE if is_last and self.is_clearly_better(self.attempt) else 1
         return epoch - max(self.began, self.attempt.epoch) >= times * self.settings.attempt_patience

@@ -179,11 +179,15 @@ class Objective:
         settings = self.settings.validation
         drawn = settings.validation_size + settings.confirm_size
         seeds = validation_seeds(drawn + FINAL_SIZE)[drawn:]
-        losses = []
-        for tried in (other, vector):
-            self.token.load(tried)
-            losses.append([loss for _, loss, _ in self.score_seeds(seeds)])
-        return [before - after for before, after in zip(*losses, strict=True)]
+        before = self.log_probabilities(other, seeds)
+        after = self.log_probabilities(vector, seeds)
+        return [new - old for new, old in zip(after, before, strict=True)]
+
+    @torch.no_grad()
+    def log_probabilities(self, vector: torch.Tensor, seeds: list[int]) -> list[float]:
+        """Of the class, image by image, with the token as ``vector`` (N, width), which it stays."""
+        self.token.load(vector)
+        return [-loss for _, loss, _ in self.score_seeds(seeds)]
 
     def score_seeds(self, seeds: list[int]) -> list[tuple[str, float, bool]]:
         """Prompt, loss and verdict of finished images of validation seeds, sampled in batches.
