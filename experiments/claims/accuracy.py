@@ -8,18 +8,18 @@ equal cost, on the 32 ambiguous classes of the miniature.
 Expected: by the judge the class token draws .97 of the rare senses right where the plain prompt draws .19, as
 many as the precise phrase (.95), and more than every other method.
 
-**Equal cost.** A counter on the UNet counts its calls, forward and backward, each of one image. What the class
-token took to learn, plus drawing 40 images, is what every rival may spend on the same class and training
-seed. Textual inversion, hard prompt and LoRA spend it before the first image; the best of k and the noise
-optimisation spend a fortieth of it on each image. The official settings end by their own rule.
+**Equal cost.** A counter on the UNet counts its calls, forward and backward, each of one image. What the
+class token took to learn, plus drawing 40 images, is what every rival may spend on the same class and
+training seed. Textual inversion, hard prompt and LoRA spend it before the first image; the best of k and the
+noise optimisation spend a fortieth of it on each image. The official settings end by their own rule.
 
-**Measured** are 40 images of "A photo of ..." (of the noise optimisation 10) on unseen seeds, and some on four
-backgrounds that the prompt names. All are drawn by DPM-Solver++ in 12 steps, in bfloat16 where the processor
-has units for it. One row draws the class tokens as the evaluation does, to show that this agrees.
+**Measured** are 40 images of "A photo of ..." (of the noise optimisation 10) on unseen seeds, and some on
+four backgrounds that the prompt names. All are drawn by DPM-Solver++ in 12 steps, in bfloat16 where the
+processor has units for it. One row draws the class tokens as the evaluation does, to show that this agrees.
 
-Of a rival's settings those are taken that did best on two tuning classes with another training seed; the same
-command tries them first. The rare senses have three training seeds, the common ones one. A seed is done before
-the next begins, and each finished unit is one JSON line.
+Of a rival's settings those are taken that did best on two tuning classes with another training seed; this
+command tries them first. Of the rare senses there are three training seeds, of the common ones one, and of
+some methods one. A seed is done before the next begins, and each finished unit is one JSON line.
 """
 
 import argparse
@@ -34,6 +34,8 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
+from discriminative import VERSION
+from discriminative.errors import UsageError, WorkError
 from experiments.claims import accuracy_table
 from experiments.method import finished, read
 from miniature.scenes import CLASSES
@@ -216,7 +218,7 @@ def one_unit(unit: Unit) -> dict:
     row = asdict(unit) | {"settings": unit.settings, "once": once}
     c = task.scene_class
     row |= {"name": c.name, "word": c.word, "kind": c.kind, "said": learned.said}
-    row |= {"bytes": write_kept(unit, learned)}
+    row |= {"version": VERSION, "bytes": write_kept(unit, learned)}
     row |= measured(unit, task, learned)
     return row | {"took": time.perf_counter() - began}
 
@@ -228,7 +230,7 @@ def write_kept(unit: Unit, learned) -> int:
 
     if not learned.tensors or unit.method == AS_EVALUATED:
         return len(learned.text.encode())
-    folder = FILES / ("checked" if unit.check else "tuned" if unit.changes else "")
+    folder = FILES / ("checked" if unit.check else "tuned" if unit.seed == TUNING_SEED else "")
     path = folder / artefact(unit.method, unit.class_index, unit.seed)
     write_tensors(path, learned.tensors, {})
     return path.stat().st_size
@@ -242,7 +244,6 @@ def measured(unit: Unit, task, learned) -> dict:
 
     from discriminative.precision import training_precision
     from discriminative.records.files import grid, write_image
-    from experiments.claims.rivals import artefact
     from experiments.measure import COLOURS, SHOWN, background
 
     method = METHODS[unit.method]
@@ -264,8 +265,8 @@ def measured(unit: Unit, task, learned) -> dict:
     found["on_background"] = fmean(background(p) == c for c, of in pixels.items() for p in of)
     everywhere = torch.cat(list(placed.values()))
     found["right_on_background"] = counted(everywhere, unit.class_index - 1)["judge"] / len(everywhere)
-    strip = (FILES / "images" / artefact(unit.method, unit.class_index, unit.seed)).with_suffix(".png")
-    if not (unit.check or unit.changes):
+    if not unit.check and unit.seed != TUNING_SEED:
+        strip = strip_of(unit.method, unit.class_index, unit.seed)
         write_image(strip, grid(images[:SHOWN], columns=SHOWN))
     return found
 
@@ -445,6 +446,30 @@ def told(row: dict) -> str:
     return f"{where}: {right} in {row['took']:.0f} s" + (f" ({said})" if said else "")
 
 
+def print_all(args: argparse.Namespace) -> None:
+    """Print the tables of what is there; draw the figure and the sheet of pictures."""
+    rows = read(args.out)
+    accuracy_table.show_tuning({name: tuned_rows(name, rows) for name in METHODS})
+    units = with_budgets(reporting(list(METHODS), args.seeds, args.common_seeds, rows), rows)
+    keys = {unit.key for unit in units}
+    of_table = [row for row in rows if key_of(row) in keys]
+    versions = sorted({row["version"] for row in of_table} - {VERSION})
+    if versions:
+        print(f"\nnote: rows of version {', '.join(versions)} are among these; this is {VERSION}")
+    accuracy_table.show(of_table, list(METHODS), OURS)
+    if of_table:
+        accuracy_table.figure(of_table, list(METHODS), OURS, args.figure)
+        strips = {unit.key: strip_of(unit.method, unit.class_index, unit.seed) for unit in units}
+        shown = [(row, strips[key_of(row)]) for row in of_table if strips[key_of(row)].exists()]
+        accuracy_table.sheet(shown, list(METHODS), args.figure.with_name(f"{args.figure.stem}_pictures.jpg"))
+
+
+def strip_of(method: str, class_index: int, seed: int) -> Path:
+    """Where the first images of a unit lie."""
+    name = method.replace(" ", "_").replace(",", "")
+    return FILES / "images" / name / f"{class_index:04d}_{seed}.png"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -460,6 +485,15 @@ def main() -> int:
     parser.add_argument("--check", type=boolean, default=False, help="only see that each method can learn")
     parser.add_argument("--table", type=boolean, default=False, help="only print what is there, and draw")
     args = parser.parse_args()
+    try:
+        return act(args)
+    except (UsageError, WorkError) as error:
+        print(f"error: {error}; what was finished is kept", file=sys.stderr)
+        return 1
+
+
+def act(args: argparse.Namespace) -> int:
+    """Do what the command line asks for; the exit code."""
     if args.check:
         units = checks(args.methods)
         tell("check", units, read(args.out))
@@ -468,14 +502,7 @@ def main() -> int:
         return accuracy_table.show_checks([r for r in read(args.out) if key_of(r) in keys], CHECKED_SHARE)
     if not args.table:
         report(args)
-    rows = read(args.out)
-    accuracy_table.show_tuning({name: tuned_rows(name, rows) for name in METHODS})
-    units = reporting(args.methods, args.seeds, args.common_seeds, rows)
-    wanted = {unit.key for unit in with_budgets(units, rows)}
-    of_table = [row for row in rows if key_of(row) in wanted]
-    accuracy_table.show(of_table, list(METHODS), OURS)
-    if of_table:
-        accuracy_table.figure(of_table, list(METHODS), OURS, args.figure)
+    print_all(args)
     return 0
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
+from PIL import Image, ImageDraw
+
 from experiments.paired import interval, told
 
 WHO = ("guide", "judge", "judge2")
@@ -96,11 +98,11 @@ def print_table(head: tuple[str, ...], lines: list[list[str]]) -> None:
 
 def show(rows: list[dict], names: list[str], ours: str) -> None:
     """Print a table for the rare senses and one for all, and how much one method is above each other."""
-    groups = {"rare senses": [r for r in rows if r["kind"] == "rare"], "all classes": rows}
+    groups = {"rare senses": [r for r in rows if r["kind"] == "rare"], "all senses": rows}
     for group, of_group in groups.items():
         of = {name: [r for r in of_group if r["method"] == name] for name in names}
         classes = len({r["class_index"] for r in of[ours]})
-        print(f"\nMean over the {group}, {classes} of them:\n")
+        print(f"\nMean over {group} ({classes} classes):\n")
         print_table(HEAD, [cells(name, of[name], of_group) for name in names if of[name]])
     print(f"\nThe {ours}'s share by the judge minus each method's, and its 95 % interval over the classes:\n")
     lines = []
@@ -178,3 +180,33 @@ def draw_shares(axis, y: int, shares: list[float], is_ours: bool) -> None:
     low, high = interval(shares) or (fmean(shares),) * 2
     axis.plot([low, high], [y, y], color=colour, linewidth=2)
     axis.scatter(fmean(shares), y, s=36, color=colour, zorder=3)
+
+
+SHEET_CLASSES = 4
+LEFT = 180  # pixels for the method's name
+GAP = 6
+
+
+def sheet(strips: list[tuple[dict, Path]], names: list[str], path: Path) -> None:
+    """Write a sheet of each method's first images, of a few rare senses.
+
+    Args:
+        strips: rows, and the picture of each one's first images.
+    """
+    rare = [(row, strip) for row, strip in strips if row["kind"] == "rare"]
+    classes = sorted({row["class_index"] for row, _ in rare})[::4][:SHEET_CLASSES]
+    first = {}
+    for row, strip in rare:
+        first.setdefault((row["method"], row["class_index"]), strip)
+    there = [name for name in names if any((name, c) in first for c in classes)]
+    if not there:
+        return
+    width, height = (side + GAP for side in Image.open(next(iter(first.values()))).size)
+    page = Image.new("RGB", (LEFT + len(classes) * width, len(there) * height), "white")
+    for y, name in enumerate(there):
+        ImageDraw.Draw(page).text((4, y * height + height // 2 - 6), name, fill="black")
+        for x, c in enumerate(classes):
+            if (name, c) in first:
+                page.paste(Image.open(first[name, c]), (LEFT + x * width, y * height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.save(path, quality=88)
