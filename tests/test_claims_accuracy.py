@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import weight_hashes
 
+from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
 from discriminative.settings import SamplerSettings
 from experiments.claims import accuracy, accuracy_table, rivals
@@ -258,8 +260,50 @@ def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, mon
     assert (tmp_path / "figure.png").exists()
 
 
-def test_a_check_that_fails_is_an_exit_code(capsys):
-    rows = [row("LoRA", judge=40), row("hard prompt", judge=20)]
-    assert accuracy_table.show_checks(rows[:1], 0.7) == 0
-    assert accuracy_table.show_checks(rows, 0.7) == 1
-    assert "| hard prompt | bat | 0.50 | 0.50 | 0.50 | no |" in capsys.readouterr().out
+def test_a_check_that_fails_is_an_exit_code(tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    units = accuracy.checks(["LoRA", "hard prompt", "plain prompt"])
+    assert [unit.method for unit in units] == ["LoRA", "hard prompt"]
+    more = {"check": True, "seed": accuracy.TUNING_SEED, "budget": units[0].budget}
+    rows = [row(unit.method, accuracy.CHECKED_CLASS, judge=40) | more for unit in units]
+    given = ["--methods", "LoRA", "hard prompt", "plain prompt", "--check", "True", "--out", str(out)]
+    out.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert accuracy.main(given) == 0
+    out.write_text("".join(json.dumps(r | {"judge": 20}) + "\n" for r in rows))
+    assert accuracy.main(given) == 1
+    assert "| hard prompt | bat | 1.00 | 0.50 | 1.00 | no |" in capsys.readouterr().out
+
+
+def test_a_unit_that_fails_is_told_and_keeps_no_other_from_being_done(tmp_path, capsys, monkeypatch):
+    def one_unit(unit):
+        if unit.class_index == 2:
+            raise WorkError("loss nan")
+        return row(unit.method, unit.class_index)
+
+    class Pool(ThreadPoolExecutor):
+        """Without processes, which would not see the fakes."""
+
+    monkeypatch.setattr(accuracy, "one_unit", one_unit)
+    monkeypatch.setattr(accuracy, "ProcessPoolExecutor", Pool)
+    out = tmp_path / "rows.jsonl"
+    units = [Unit(OURS, 2, 38), Unit(OURS, 4, 38)]
+    assert accuracy.carry_out(units, out, 1) == 1
+    assert [json.loads(line)["class_index"] for line in out.read_text().splitlines()] == [4]
+    assert "class token, class 2, seed 38: failed: loss nan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--workers", "0"], "argument --workers: '0' was given; allowed is a number from 1 to 1024"),
+        (["--seeds", "x"], "argument --seeds: 'x' was given; allowed is a number from 1 to 4000"),
+        (["--methods", "magic"], "argument --methods: invalid choice: 'magic'"),
+    ],
+)
+def test_wrong_usage_is_one_line(given, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        accuracy.main(given)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"accuracy.py: error: {told}")
+    assert said.count("\n") == 1

@@ -27,6 +27,7 @@ import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -35,19 +36,22 @@ from pathlib import Path
 from statistics import fmean
 
 from discriminative import VERSION
+from discriminative.command_line import OneLineParser, boolean, run_program
 from discriminative.errors import UsageError, WorkError
+from discriminative.seeds import MAX_SEED
 from experiments.claims import accuracy_table
 from experiments.method import finished, read
 from miniature.scenes import CLASSES
-from run import boolean
 
 ROWS = Path(__file__).parent.parent / "results" / "claims_accuracy.jsonl"
 FIGURE = Path(__file__).parent.parent.parent / "docs" / "images" / "claims_accuracy.png"
+IMAGES = accuracy_table.IMAGES
 FILES = Path("results/claims/accuracy")
 AMBIGUOUS = [c for kind in ("rare", "common") for c in CLASSES if c.kind == kind]
 OURS = "class token"
 AS_EVALUATED = "class token, drawn as evaluated"
 REPORTING_SEEDS = (38, 39, 40)
+NAME = "accuracy.py"
 NO_SEED = 0  # of a method that learns nothing
 
 
@@ -72,7 +76,7 @@ class Method:
     equal_cost: bool = True
     seeded: bool = True
     seeds: int | None = None
-    images: int = 40
+    images: int = IMAGES
     on_each: int = 5
     seconds: float = 60
     candidates: tuple[dict, ...] = ()
@@ -206,21 +210,21 @@ def task_of(unit: Unit):
 
 
 def one_unit(unit: Unit) -> dict:
-    """Learn, draw and measure; all figures as one row."""
+    """Learn, draw and measure; all figures as one row. Seconds are those of the one thread alone."""
     from experiments.claims import rivals
 
-    began = time.perf_counter()
+    began = time.process_time()
     method = METHODS[unit.method]
     task = task_of(unit)
-    spent = time.perf_counter()
+    spent = time.process_time()
     learned = getattr(rivals, method.learn)(task, **unit.settings)
-    once = {"calls": task.calls.total, "seconds": time.perf_counter() - spent}
+    once = {"calls": task.calls.total, "seconds": time.process_time() - spent}
     row = asdict(unit) | {"settings": unit.settings, "once": once}
     c = task.scene_class
     row |= {"name": c.name, "word": c.word, "kind": c.kind, "said": learned.said}
     row |= {"version": VERSION, "bytes": write_kept(unit, learned)}
     row |= measured(unit, task, learned)
-    return row | {"took": time.perf_counter() - began}
+    return row | {"took": time.process_time() - began}
 
 
 def write_kept(unit: Unit, learned) -> int:
@@ -250,9 +254,9 @@ def measured(unit: Unit, task, learned) -> dict:
     precision = nullcontext() if learned.as_evaluated else training_precision(task.token.models, "auto")
     with precision:
         before = task.calls.total
-        began = time.perf_counter()
+        began = time.process_time()
         images = learned.draw("", list(range(method.images)))  # (N, 3, 64, 64)
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         calls = task.calls.total - before
         on = {colour: f" on a {colour} background" for colour in COLOURS}
         placed = {colour: learned.draw(text, list(range(method.on_each))) for colour, text in on.items()}
@@ -356,7 +360,7 @@ def reporting(methods: list[str], seeds: list[int], common_seeds: list[int], row
 
 def checks(methods: list[str]) -> list[Unit]:
     """Every method that learns or chooses, on the class that it must be able to learn."""
-    budget = {"once": CHECKED_CALLS, "each": 24.0, "images": METHODS[OURS].images}
+    budget = {"once": CHECKED_CALLS, "each": 24.0, "images": IMAGES}
     names = [name for name in methods if METHODS[name].equal_cost and name != AS_EVALUATED]
     return [Unit(name, CHECKED_CLASS, TUNING_SEED, {}, budget, check=True) for name in names]
 
@@ -403,32 +407,50 @@ def tell(what: str, units: list[Unit], rows: list[dict]) -> None:
     print(f"{what}: {len(left)} of {len(units)} units to do, about {hours:.1f} core-hours", flush=True)
 
 
-def carry_out(units: list[Unit], out: Path, workers: int) -> None:
-    """Do what is missing, the class tokens first: they say what the others may cost."""
+def attempt(unit: Unit) -> dict:
+    """A unit's row, or why it has none: one that fails does not keep others from being done."""
+    try:
+        return one_unit(unit)
+    except (UsageError, WorkError) as error:
+        return {"unit": f"{unit.method}, class {unit.class_index}, seed {unit.seed}", "failed": str(error)}
+
+
+def carry_out(units: list[Unit], out: Path, workers: int) -> int:
+    """Do what is missing, the class tokens first: they say what the others may cost; how many failed."""
+    failed = 0
+    tried = set()
     left = len(to_do(units, read(out)))
     out.parent.mkdir(parents=True, exist_ok=True)
     for _ in ("those with an end of their own", "those of equal cost"):
-        jobs = [(unit,) for unit in missing(units, read(out))]
+        jobs = [(unit,) for unit in missing(units, read(out)) if unit.key not in tried]
+        tried |= {unit.key for (unit,) in jobs}
         with ProcessPoolExecutor(workers) as pool:
-            for row in finished(pool, one_unit, jobs):
+            for row in finished(pool, attempt, jobs):
+                if "failed" in row:
+                    failed += 1
+                    print(f"{row['unit']}: failed: {row['failed']}", flush=True)
+                    continue
                 with out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 left -= 1
                 print(f"{told(row)}; {left} left", flush=True)
+    return failed
 
 
-def report(args: argparse.Namespace) -> None:
-    """Tune the rivals, then do the units of the table, one training seed after the other."""
+def report(args: argparse.Namespace) -> int:
+    """Tune the rivals, then do the units of the table, one training seed after the other; how many units
+    failed."""
     units = tuning(args.methods)
     tell("tuning", units, read(args.out))
-    carry_out(units, args.out, args.workers)
+    failed = carry_out(units, args.out, args.workers)
     rows = read(args.out)
     units = reporting(args.methods, args.seeds, args.common_seeds, rows)
     tell("all seeds", units, rows)
     for seed in dict.fromkeys([*args.seeds, *args.common_seeds]):
         of_seed = [unit for unit in units if unit.seed in (seed, NO_SEED)]
         tell(f"seed {seed}", of_seed, read(args.out))
-        carry_out(of_seed, args.out, args.workers)
+        failed += carry_out(of_seed, args.out, args.workers)
+    return failed
 
 
 def tuned_rows(name: str, rows: list[dict]) -> list[dict]:
@@ -470,40 +492,63 @@ def strip_of(method: str, class_index: int, seed: int) -> Path:
     return FILES / "images" / name / f"{class_index:04d}_{seed}.png"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
+def check(args: argparse.Namespace) -> int:
+    """See whether each method can learn; 1 where one cannot, or failed."""
+    units = checks(args.methods)
+    tell("check", units, read(args.out))
+    failed = carry_out(units, args.out, args.workers)
+    keys = {unit.key for unit in units}
+    rows = [row for row in read(args.out) if key_of(row) in keys]
+    passed = accuracy_table.show_checks(rows, CHECKED_SHARE)
+    return 0 if passed and not failed else 1
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        if not (text.isdecimal() and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text!r} was given; allowed is a number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME", default=list(METHODS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=REPORTING_SEEDS, help="of the rare senses")
+    parser.name = NAME
+    seeds = {"nargs": "+", "type": whole_number(1, MAX_SEED)}
     parser.add_argument(
-        "--common_seeds", nargs="+", type=int, default=REPORTING_SEEDS[:1], help="of the common senses"
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help="only these"
     )
-    parser.add_argument("--workers", type=int, default=2, help="units at a time, one thread each")
-    parser.add_argument("--out", type=Path, default=ROWS)
-    parser.add_argument("--figure", type=Path, default=FIGURE)
+    parser.add_argument("--seeds", **seeds, default=REPORTING_SEEDS, help="training seeds of the rare senses")
+    parser.add_argument("--common_seeds", **seeds, default=REPORTING_SEEDS[:1], help="of the common senses")
+    parser.add_argument(
+        "--workers", type=whole_number(1, 1024), default=2, help="units at a time, one thread each"
+    )
+    parser.add_argument("--out", type=Path, default=ROWS, help="file of the rows")
+    parser.add_argument("--figure", type=Path, default=FIGURE, help="file of the figure")
     parser.add_argument("--check", type=boolean, default=False, help="only see that each method can learn")
     parser.add_argument("--table", type=boolean, default=False, help="only print what is there, and draw")
-    args = parser.parse_args()
-    try:
-        return act(args)
-    except (UsageError, WorkError) as error:
-        print(f"error: {error}; what was finished is kept", file=sys.stderr)
-        return 1
+    return parser
 
 
-def act(args: argparse.Namespace) -> int:
+def dispatch(argv: list[str]) -> int:
     """Do what the command line asks for; the exit code."""
+    args = build_parser().parse_args(argv)
     if args.check:
-        units = checks(args.methods)
-        tell("check", units, read(args.out))
-        carry_out(units, args.out, args.workers)
-        keys = {unit.key for unit in units}
-        return accuracy_table.show_checks([r for r in read(args.out) if key_of(r) in keys], CHECKED_SHARE)
-    if not args.table:
-        report(args)
+        return check(args)
+    failed = 0 if args.table else report(args)
     print_all(args)
-    return 0
+    return 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_program(NAME, dispatch, argv)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def best_of_k(task: Task) -> Learned:
             turn = [seed + STRIDE * (first // len(seeds)) for seed in seeds]
             found = candidates(task, prompt + suffix, turn, number - first)  # (M, 3, H, W)
             for i, score in enumerate(log_probabilities(task.guide, found).tolist()):
-                if score > best[i]:
+                if score >= best[i]:
                     best[i] = score
                     images[i] = found[i]
         return torch.stack(images)
