@@ -65,7 +65,8 @@ class Method:
         equal_cost: whether it may spend what the class token did.
         seeded: whether anything of it depends on the training seed.
         seeds: how many of the training seeds it has.
-        images: that are measured. on_each: those on each background.
+        images: that are measured.
+        on_each: images on each background.
         seconds: that one unit takes on a core, before any row tells it.
         candidates: changes of the settings, of which the tuning classes choose one.
         tuned_as: another method, whose choice this one takes over.
@@ -244,11 +245,9 @@ def measured(unit: Unit, task, learned) -> dict:
     """What the images are worth, and what one costs."""
     from contextlib import nullcontext
 
-    import torch
-
     from discriminative.precision import training_precision
     from discriminative.records.files import grid, write_image
-    from experiments.measure import COLOURS, SHOWN, background
+    from experiments.measure import COLOURS, SHOWN
 
     method = METHODS[unit.method]
     precision = nullcontext() if learned.as_evaluated else training_precision(task.token.models, "auto")
@@ -265,14 +264,28 @@ def measured(unit: Unit, task, learned) -> dict:
     if learned.candidates > 1:  # most come from the folder of kept ones
         found["each"]["calls"] = task.budget.each * learned.candidates
         found["each"]["seconds"] = None
-    pixels = {c: (of.permute(0, 2, 3, 1) * 255).round().byte().numpy() for c, of in placed.items()}
-    found["on_background"] = fmean(background(p) == c for c, of in pixels.items() for p in of)
-    everywhere = torch.cat(list(placed.values()))
-    found["right_on_background"] = counted(everywhere, unit.class_index - 1)["judge"] / len(everywhere)
     if not unit.check and unit.seed != TUNING_SEED:
         strip = strip_of(unit.method, unit.class_index, unit.seed)
         write_image(strip, grid(images[:SHOWN], columns=SHOWN))
-    return found
+    return found | followed(placed, unit.class_index - 1)
+
+
+def followed(placed: dict, target: int) -> dict[str, float]:
+    """Share of images that stand on the background that was asked for, and, of them all, of the class by the
+    judge.
+
+    Args:
+        placed: images (N, 3, 64, 64) by the colour.
+    """
+    import torch
+
+    from experiments.measure import background
+
+    pixels = {c: (of.permute(0, 2, 3, 1) * 255).round().byte().numpy() for c, of in placed.items()}
+    on = fmean(background(p) == c for c, of in pixels.items() for p in of)
+    everywhere = torch.cat(list(placed.values()))
+    right = counted(everywhere, target)["judge"] / len(everywhere)
+    return {"on_background": on, "right_on_background": right}
 
 
 def counted(images, target: int) -> dict:
