@@ -122,8 +122,8 @@ METHODS = {
     ),
     "LoRA": Method(
         "reward_lora",
-        {"rank": 4, "rate": 1e-3, "steps": 12},
-        candidates=every(rate=(1e-3, 3e-3), steps=(1, 12)),
+        {"rank": 4, "rate": 3e-3, "steps": 12},
+        candidates=every(rate=(3e-3, 1e-2), steps=(1, 12)),
     ),
     AS_EVALUATED: Method("drawn_as_evaluated", {"method": OURS}, seeds=1, seconds=30),
 }
