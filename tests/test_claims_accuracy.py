@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import weight_hashes
+from PIL import Image
 
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
@@ -249,6 +250,9 @@ def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, mon
     rows += [row("best of k", c, judge=20, once=0, budget=BUDGET, **kept) for c in (2, 4)]
     out = tmp_path / "rows.jsonl"
     out.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    strip = accuracy.strip_of("best of k", 2, 38)
+    strip.parent.mkdir(parents=True)
+    Image.new("RGB", (394, 64), "green").save(strip)
     given = {"out": out, "figure": tmp_path / "figure.png", "seeds": [38], "common_seeds": [38]}
     accuracy.print_all(argparse.Namespace(**given))
     printed = capsys.readouterr().out
@@ -258,6 +262,8 @@ def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, mon
     assert "| 0 | 9 | 120 | 0.50 | 4,800 |" in printed  # k times a plain image's seconds
     assert "| best of k | +0.375 [" in printed
     assert (tmp_path / "figure.png").exists()
+    pictures = Image.open(tmp_path / "figure_pictures.jpg")
+    assert pictures.getpixel((accuracy_table.LEFT + 20, 20))[1] > 100
 
 
 def test_a_check_that_fails_is_an_exit_code(tmp_path, capsys):

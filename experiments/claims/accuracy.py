@@ -5,8 +5,8 @@ equal cost, on the 32 ambiguous classes of the miniature.
     python -m experiments.claims.accuracy --check True     # can each method learn what it must?
     python -m experiments.claims.accuracy --table True     # only print what is there, and draw the figure
 
-Expected: by the judge the class token draws .97 of the rare senses right where the plain prompt draws .19, as
-many as the precise phrase (.95), and more than every other method.
+Expected: by the judge the class token draws .97 of the rare senses right, the precise phrase .95, the plain
+prompt .19. The claim is that every other method stays below the class token.
 
 **Equal cost.** A counter on the UNet counts its calls, forward and backward, each of one image. What the
 class token took to learn, plus drawing 40 images, is what every rival may spend on the same class and
@@ -15,8 +15,8 @@ noise optimisation spend a fortieth of it on each image. The official settings e
 
 **Measured** are 40 images of "A photo of ..." (of the noise optimisation 10) on unseen seeds, and some on
 four backgrounds that the prompt names. All are drawn by DPM-Solver++ in 12 steps, in bfloat16 where the
-processor has units for it. One row draws the same class tokens as the evaluation does, to show
-that this agrees.
+processor has units for it. One row draws the same class tokens as the evaluation does, to show that this
+agrees.
 
 Of a rival's settings those are taken that did best on two tuning classes with another training seed; this
 command tries them first. Of the rare senses there are three training seeds, of the common ones one, and of
