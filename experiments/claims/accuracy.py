@@ -113,13 +113,13 @@ METHODS = {
         {"steps": 4, "rate": 5.0},
         images=10,
         on_each=1,
-        seconds=40,
+        seconds=50,
         candidates=every(rate=(5.0, 20.0)),
     ),
     "hard prompt": Method(
         "hard_prompt",
         {"words": 1, "rate": 0.05, "stage": 0},
-        seconds=90,
+        seconds=150,
         candidates=every(words=(1, 2), rate=(0.05, 0.2)),
     ),
     "LoRA": Method(
