@@ -106,9 +106,16 @@ def test_intervals_are_students_at_a_level_divided_by_the_number_of_phrases():
 
 def test_too_few_pairs_have_no_interval_and_say_so():
     found = compare_attributes(["red", "blue"], torch.zeros(9, 2), torch.tensor([[0.0, 1.0]] * 9))
-    assert [(a.phrase, a.interval, a.is_added) for a in found] == [("blue", None, False), ("red", None, False)]
-    record = InsightRecord({"attributes": [a._asdict() for a in found], "phrases": 2 * [""], "pairs": 9} | OWN_SAID)
-    assert record.line.startswith("the token most 'blue' +1, without intervals: too few pairs, see --test_size")
+    assert [(a.phrase, a.interval, a.is_added) for a in found] == [
+        ("blue", None, False),
+        ("red", None, False),
+    ]
+    record = InsightRecord(
+        {"attributes": [a._asdict() for a in found], "phrases": 2 * [""], "pairs": 9} | OWN_SAID
+    )
+    assert record.line.startswith(
+        "the token most 'blue' +1, without intervals: too few pairs, see --test_size"
+    )
 
 
 OWN_SAID = {"scorer": "python:a:b"}
@@ -122,7 +129,9 @@ def test_what_is_added_stands_first_and_what_is_taken_away_last():
     assert [a.phrase for a in found] == ["won", "same", "lost"]
     assert [a.is_added for a in found] == [True, False, False]
     assert [a.is_removed for a in found] == [False, False, True]
-    record = InsightRecord({"attributes": [a._asdict() for a in found], "phrases": 3 * [""], "pairs": 50} | OWN_SAID)
+    record = InsightRecord(
+        {"attributes": [a._asdict() for a in found], "phrases": 3 * [""], "pairs": 50} | OWN_SAID
+    )
     assert record.line.startswith("the token adds 'won' +0.2")
     assert "; takes away 'lost' -0.5" in record.line
     assert record.line.endswith("(3 phrases scored by python:a:b on 50 pairs)")
@@ -244,7 +253,9 @@ WRONG_FILES = [
 
 
 @pytest.mark.parametrize(("content", "message"), WRONG_FILES)
-def test_a_wrong_file_of_phrases_is_told_before_anything_is_loaded(content, message, argv, capsys, monkeypatch):
+def test_a_wrong_file_of_phrases_is_told_before_anything_is_loaded(
+    content, message, argv, capsys, monkeypatch
+):
     monkeypatch.setattr("apps.session.load_models", lambda *args: pytest.fail("loaded a model"))
     Path("attributes.txt").unlink()
     if content is not None:

@@ -49,8 +49,8 @@ class Attributes:
         wanted = (len(images), len(self.phrases))
         if found.shape != wanted:
             raise WorkError(
-                f"--clip_model: {self.name!r} gives scores of shape {tuple(found.shape)}; needed is {wanted}, "
-                "a row an image and a column a phrase"
+                f"--clip_model: {self.name!r} gives scores of shape {tuple(found.shape)}; "
+                f"needed is {wanted}, a row an image and a column a phrase"
             )
         if not found.isfinite().all():
             raise WorkError(f"--clip_model: {self.name!r} gives scores that are not finite")
