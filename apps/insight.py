@@ -9,7 +9,7 @@ import torch
 
 from apps.plan import Plan
 from discriminative.errors import WorkError
-from discriminative.guides.attributes import Attributes
+from discriminative.guides.attributes import AT_ONCE, Attributes
 from discriminative.records.files import read_json, replace_folder, write_json
 from discriminative.records.insight import (
     ARMS,
@@ -53,9 +53,7 @@ def look_into(plan: Plan, token: str, attributes: Attributes) -> dict[str, Any]:
     """
     folder = plan.folder
     result, pairs = evaluated(plan, token)
-    scores = {
-        arm: attributes.scores(read_pictures([getattr(pair, arm) for pair in pairs])) for arm in ARMS
-    }  # (N, K) each
+    scores = {arm: scores_of([getattr(pair, arm) for pair in pairs], attributes) for arm in ARMS}
     found = compare_attributes(attributes.phrases, *scores.values())
     folder.check_claim()
     pictures = draw_changes(folder.eval_images / FOLDER, found, attributes.phrases, pairs, scores)
@@ -70,6 +68,12 @@ def look_into(plan: Plan, token: str, attributes: Attributes) -> dict[str, Any]:
     }
     write_json(folder.result, result | {"insight": told})
     return told
+
+
+def scores_of(paths: list[Path], attributes: Attributes) -> torch.Tensor:
+    """Scores (N, K) of pictures, some of which are in memory at a time."""
+    parts = [paths[i : i + AT_ONCE] for i in range(0, len(paths), AT_ONCE)]
+    return torch.cat([attributes.scores(read_pictures(part)) for part in parts])
 
 
 def evaluated(plan: Plan, token: str) -> tuple[dict[str, Any], list[Pair]]:

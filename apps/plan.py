@@ -203,7 +203,7 @@ class Sources:
         """How large model and images are; of a model that is not known as SD 1.4's."""
         config = self.config
         others = (len(self.guides) - 1 + self.judges(config)) * memory.CLASSIFIER
-        others += memory.CLIP * bool(config.evaluate and config.clip_name)
+        others += memory.CLIP * bool((config.evaluate or config.insight) and config.clip_name)
         if self.is_known:
             return relative_size(self.configs, config.height, config.width)._replace(others=others)
         area = (config.height or 512) * (config.width or 512) / 512**2

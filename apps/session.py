@@ -200,7 +200,9 @@ class Session:
         if asked not in self.scorers:
             is_clip = name == config.clip_name
             found = by_clip(self.clip(name), name, phrases) if is_clip else by_own(name, phrases)
-            found.scores(torch.rand(2, 3, *self.sources.image_size(config)))  # before any work
+            noise = torch.Generator().manual_seed(0)
+            size = self.sources.image_size(config)
+            found.scores(torch.rand(2, 3, *size, generator=noise))  # before any work
             self.scorers[asked] = found
         return self.scorers[asked]
 

@@ -68,6 +68,7 @@ SAMPLER = SamplerSettings(STEPS, 7.0, scheduler="dpmsolver++")
 BATCH = 12  # images sampled together
 # Chosen on the tuning cues; all else is a run's defaults.
 LEARNING = {"max_epochs": 60}
+WITH_TOKEN = ("run", "other")  # units
 SECONDS = {"detector": 120, "seed": 110, "asked": 12, "plain": 110, "run": 110, "other": 80}  # one thread
 
 
@@ -248,12 +249,13 @@ def one_unit(key: tuple, work, arguments: tuple) -> dict:
     quiet_libraries()
     start = time.monotonic()
     found = work(*arguments)
-    return {"key": list(key), "seconds": round(time.monotonic() - start, 1)} | found
+    settings = {"learning": LEARNING} if key[0] in WITH_TOKEN else {}
+    return {"key": list(key), "seconds": round(time.monotonic() - start, 1)} | settings | found
 
 
 def work_off(group: str, workers: int, out: Path) -> None:
     """Every unit that has no row yet."""
-    done = {tuple(row["key"]) for row in read(out)}
+    done = {tuple(row["key"]) for row in read(out) if row.get("learning", LEARNING) == LEARNING}
     left = [[unit for unit in stage if unit[0] not in done] for stage in stages(group)]
     every = [unit for stage in left for unit in stage]
     hours = sum(SECONDS[unit[0][0]] for unit in every) / 3600
