@@ -199,7 +199,6 @@ def test_several_classes_are_looked_into_and_left_out_once_they_are(argv, capsys
 
 def test_a_new_evaluation_does_not_keep_the_attributes_of_the_last_one(argv):
     assert main([*argv, "--evaluate"]) == 0
-    assert Path("r/img/0001_tiger_cat/eval").is_dir()
     bare = argv[: argv.index("--insight")]
     assert main([*bare, "--evaluate"]) == 0
     assert "insight" not in json.loads(RunFolder("r", CLASSES[1], "default").result.read_text())
