@@ -184,7 +184,7 @@ def test_the_tables_and_the_figure_come_from_the_rows(tmp_path, capsys):
 
 
 def test_every_unit_has_a_key_of_its_own_and_an_estimate():
-    units = [unit for stage in insight.stages("reported") for unit in stage]
+    units = [unit for stage in insight.stages("reported", "default") for unit in stage]
     keys = [key for key, *_ in units]
     assert len(set(keys)) == len(keys)
     assert sum(key[0] == "run" for key in keys) == 90
@@ -200,17 +200,23 @@ def test_what_has_a_row_is_not_done_again(tmp_path, monkeypatch, capsys):
     units.append(
         [(("plain", str(i), "x"), lambda i=i: done.append(i) or {"plain": "1"}, ()) for i in range(3)]
     )
-    monkeypatch.setattr(insight, "stages", lambda group: units)
+    monkeypatch.setattr(insight, "stages", lambda group, setting: units)
     monkeypatch.setattr(insight, "ProcessPoolExecutor", ThreadPoolExecutor)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     out = tmp_path / "rows.jsonl"
     out.write_text(json.dumps({"key": ["plain", "1", "x"], "plain": "0"}) + "\n")
-    insight.work_off("tuning", 2, out)
+    insight.work_off("tuning", "default", 2, out)
     assert sorted(done) == [0, 2]
     assert len(out.read_text().splitlines()) == 4
     assert "3 units are missing, about 0.1 core-hours" in capsys.readouterr().out
-    insight.work_off("tuning", 2, out)
+    insight.work_off("tuning", "default", 2, out)
     assert sorted(done) == [0, 2]
+
+
+def test_rows_of_a_setting_that_meant_something_else_are_not_counted():
+    now = {"setting": "default", "learning": insight.SETTINGS["default"]}
+    rows = [{"key": ["detector"]}, now, now | {"learning": {"max_epochs": 1}}, now | {"setting": "gone"}]
+    assert insight.current(rows) == rows[:2]
 
 
 def test_a_cue_is_asked_for_in_the_words_of_the_captions():

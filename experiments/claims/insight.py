@@ -1,12 +1,14 @@
 """Claim (iii): does a class token reveal what its guide was trained on? A planted dose, and its response.
 
-    python -m experiments.claims.insight --workers 2        # every unit that has no row yet: 2 to 3 hours
+    python -m experiments.claims.insight --workers 2        # every unit that has no row yet: 4.5 core-hours
     python -m experiments.claims.insight --table True       # the tables and the figure of what is there
-    python -m experiments.claims.insight --group tuning     # the cues that settings were chosen on
+    python -m experiments.claims.insight --group tuning --setting default    # settings are chosen on these
 
 Guides differ in nothing but the rate at which one class shows a cue. Each teaches a token, which
-``run.py --insight`` compares with the plain prompt on the same 200 noises. Expect the share of pictures with
-the cue to rise with the rate for tints and second things, and less for backgrounds.
+``run.py --insight`` compares with the plain prompt on the same 200 noises. Expect the detector to see the cues
+(true positive rate .98 and more, false .01), the model to draw them when asked, guides to rely on tints and
+second things far more than on backgrounds. A first look at tuning cues: in 36 pictures a token of the defaults
+showed neither a tint nor a second thing, even at rate .95; whether other settings do is what they are for.
 """
 
 import argparse
@@ -66,10 +68,14 @@ WHO = ("guide", "judge")
 STEPS = 12
 SAMPLER = SamplerSettings(STEPS, 7.0, scheduler="dpmsolver++")
 BATCH = 12  # images sampled together
-# Chosen on the tuning cues; all else is a run's defaults.
-LEARNING = {"max_epochs": 60}
-WITH_TOKEN = ("run", "other")  # units
-SECONDS = {"detector": 120, "seed": 110, "asked": 12, "plain": 110, "run": 110, "other": 80}  # one thread
+# What each differs in from a run's defaults; compared on the tuning cues alone.
+SETTINGS = {
+    "default": {"max_epochs": 90},
+    "later steps": {"max_epochs": 90, "jump_at": "0@8;0.5@12"},
+    "later steps, to the end": {"max_epochs": 90, "jump_at": "0@8;0.5@12", "stop_validation_accuracy": 0.0},
+    "four vectors": {"max_epochs": 90, "jump_at": "0@8;0.5@12", "num_vectors": 4},
+}
+SECONDS = {"detector": 185, "seed": 130, "asked": 10, "plain": 110, "run": 150, "other": 110}  # of one core
 
 
 def bits(scores: torch.Tensor) -> str:
@@ -149,7 +155,7 @@ def best_of(classifier: Classifier, cue: Cue) -> str:
     return bits(scored(images[best])[:, PHRASES.index(cue.phrase)])
 
 
-def learn(classifier: Classifier, target: int, exp_id: str) -> tuple[LearnedToken, dict]:
+def learn(classifier: Classifier, target: int, exp_id: str, setting: str) -> tuple[LearnedToken, dict]:
     """A token of the class with the index ``target``, evaluated and looked into; kept below ``WORK``.
 
     Returns:
@@ -166,9 +172,9 @@ def learn(classifier: Classifier, target: int, exp_id: str) -> tuple[LearnedToke
         num_inference_steps=STEPS,
         eval_batch_size=BATCH,
         test_size=NOISES,
-        exp_id=exp_id,
+        exp_id=f"{exp_id}_{list(SETTINGS).index(setting)}",
     )
-    token = session.learn(target + 1, **LEARNING)
+    token = session.learn(target + 1, **SETTINGS[setting])
     coarse = "bf16" if precision() else None
     result = session.evaluate(token, insight=str(phrases), clip_model=SCORER, eval_precision=coarse)
     return token, result
@@ -184,12 +190,12 @@ def verdicts(token: LearnedToken, cue: Cue) -> dict[str, str]:
     return {arm: bits(scored(some)[:, column]) for arm, some in images.items()}
 
 
-def run(cue: Cue, rate: float, seed: int) -> dict:
+def run(cue: Cue, rate: float, seed: int, setting: str) -> dict:
     """A guide of one rate, its token, and what both say of the cue."""
     start = time.monotonic()
     classifier = guide(cue, rate, seed)
     learned = time.monotonic()
-    token, result = learn(classifier, cue.target, f"{cue.name}_{rate}_seed_{seed}")
+    token, result = learn(classifier, cue.target, f"{cue.name}_{rate}_seed_{seed}", setting)
     arms = result["prompts"][0]["arms"]
     attributes = [[a["phrase"], a["difference"], a["interval"]] for a in result["insight"]["attributes"]]
     accuracy = {f"{arm}_{who}": arms[arm][who]["accuracy"] for arm in ("baseline", "token") for who in WHO}
@@ -197,6 +203,7 @@ def run(cue: Cue, rate: float, seed: int) -> dict:
     return (
         {"accuracy": held_out_accuracy(classifier), "updates": len(token.training.rows)}
         | {"stopped_by": token.training.stopped_by, "seconds_of": rounded(seconds)}
+        | {"setting": setting, "learning": SETTINGS[setting]}
         | reliance(classifier, cue)
         | rounded(accuracy)
         | verdicts(token, cue)
@@ -209,10 +216,11 @@ def rounded(figures: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def other(cue: Cue, rate: float, seed: int, target: int) -> dict:
+def other(cue: Cue, rate: float, seed: int, target: int, setting: str) -> dict:
     """The biased guide's token of another class: the cue must not show."""
-    token, _ = learn(guide(cue, rate, seed), target, f"other_{cue.name}_{rate}_seed_{seed}")
-    return {"other_class": CLASSES[target].name} | verdicts(token, cue)
+    token, _ = learn(guide(cue, rate, seed), target, f"other_{cue.name}_{rate}_seed_{seed}", setting)
+    said = {"other_class": CLASSES[target].name, "setting": setting, "learning": SETTINGS[setting]}
+    return said | verdicts(token, cue)
 
 
 def neighbours(cues: tuple[Cue, ...]) -> dict[Cue, int]:
@@ -223,7 +231,7 @@ def neighbours(cues: tuple[Cue, ...]) -> dict[Cue, int]:
 # The command.
 
 
-def stages(group: str) -> list[list[tuple]]:
+def stages(group: str, setting: str) -> list[list[tuple]]:
     """All units, in stages that need the one before; a unit is its key, its function and its arguments."""
     cues = CUES[group]
     seeds = SEEDS[group]
@@ -234,9 +242,16 @@ def stages(group: str) -> list[list[tuple]]:
         [(("asked", cue.phrase, cue.class_name), ask, (cue,)) for cue in cues]
         + [(("plain", cue.phrase, cue.class_name), draw_plain, (cue,)) for cue in cues]
         + [(("seed", group, seed), prepare_seed, (seed, cues)) for seed in seeds],
-        [(("run", c.phrase, c.class_name, rate, seed), run, (c, rate, seed)) for c, rate, seed in grid_of]
+        [
+            (("run", c.phrase, c.class_name, rate, seed, setting), run, (c, rate, seed, setting))
+            for c, rate, seed in grid_of
+        ]
         + [
-            (("other", c.phrase, c.class_name, rate, seed), other, (c, rate, seed, others[c]))
+            (
+                ("other", c.phrase, c.class_name, rate, seed, setting),
+                other,
+                (c, rate, seed, others[c], setting),
+            )
             for c, rate, seed in grid_of
             if rate in OTHER_RATES
         ],
@@ -249,14 +264,18 @@ def one_unit(key: tuple, work, arguments: tuple) -> dict:
     quiet_libraries()
     start = time.monotonic()
     found = work(*arguments)
-    settings = {"learning": LEARNING} if key[0] in WITH_TOKEN else {}
-    return {"key": list(key), "seconds": round(time.monotonic() - start, 1)} | settings | found
+    return {"key": list(key), "seconds": round(time.monotonic() - start, 1)} | found
 
 
-def work_off(group: str, workers: int, out: Path) -> None:
+def current(rows: list[dict]) -> list[dict]:
+    """The rows whose setting means today what it meant then."""
+    return [row for row in rows if row.get("learning") == SETTINGS.get(row.get("setting"))]
+
+
+def work_off(group: str, setting: str, workers: int, out: Path) -> None:
     """Every unit that has no row yet."""
-    done = {tuple(row["key"]) for row in read(out) if row.get("learning", LEARNING) == LEARNING}
-    left = [[unit for unit in stage if unit[0] not in done] for stage in stages(group)]
+    done = {tuple(row["key"]) for row in current(read(out))}
+    left = [[unit for unit in stage if unit[0] not in done] for stage in stages(group, setting)]
     every = [unit for stage in left for unit in stage]
     hours = sum(SECONDS[unit[0][0]] for unit in every) / 3600
     print(f"{len(every)} units are missing, about {hours:.1f} core-hours", flush=True)
@@ -277,13 +296,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--group", choices=CUES, default="reported", help="cues and training seeds")
+    parser.add_argument("--setting", choices=SETTINGS, default="later steps", help="of the tokens' learning")
     parser.add_argument("--workers", type=int, default=2, help="units at a time, one thread each")
     parser.add_argument("--out", type=Path, default=ROWS)
     parser.add_argument("--table", type=boolean, default=False, help="only print what is there")
     args = parser.parse_args()
     if not args.table:
-        work_off(args.group, args.workers, args.out)
-    insight_table.show(read(args.out), CUES[args.group], FIGURE if args.group == "reported" else None)
+        work_off(args.group, args.setting, args.workers, args.out)
+    rows = [row for row in current(read(args.out)) if row.get("setting") in (None, args.setting)]
+    insight_table.show(rows, CUES[args.group], FIGURE if args.group == "reported" else None)
 
 
 if __name__ == "__main__":

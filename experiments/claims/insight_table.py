@@ -19,11 +19,11 @@ class Rows:
     """The rows of one group of cues, by their keys.
 
     Args:
-        rows: of all groups. cues: of this group.
+        rows: of all groups, of one setting. cues: of this group.
     """
 
     def __init__(self, rows: list[dict], cues: tuple[Cue, ...]):
-        self.of = {tuple(row["key"]): row for row in rows}
+        self.of = {tuple(row["key"][:5]): row for row in rows}
         self.cues = cues
         self.rates = self.of[("detector",)]["rates"]
 
@@ -31,7 +31,7 @@ class Rows:
         """All rows of a kind, of one cue or of all, each with its cue, rate and seed."""
         wanted = {(c.phrase, c.class_name): c for c in self.cues if cue in (None, c)}
         return [
-            row | {"cue": wanted[key[1:3]], "rate": key[3] if len(key) > 3 else None, "seed": key[-1]}
+            row | {"cue": wanted[key[1:3]]} | dict(zip(("rate", "seed"), key[3:5], strict=False))
             for key, row in self.of.items()
             if key[0] == kind and key[1:3] in wanted
         ]
