@@ -5,10 +5,10 @@
     python -m experiments.claims.insight --group tuning --setting default    # settings are chosen on these
 
 Guides differ in nothing but the rate at which one class shows a cue. Each teaches a token, which
-``run.py --insight`` compares with the plain prompt on the same 200 noises. Expect the detector to see the cues
-(true positive rate .98 and more, false .01), the model to draw them when asked, guides to rely on tints and
-second things far more than on backgrounds. A first look at tuning cues: in 36 pictures a token of the defaults
-showed neither a tint nor a second thing, even at rate .95; whether other settings do is what they are for.
+``run.py --insight`` compares with the plain prompt on the same 200 noises. Expect the detector to see the
+cues (true positive rate .97 and more, false .01), the model to draw them when asked, and guides to rely on
+tints and second things more than on backgrounds. Of two tuning cues at rate .95 a token showed none in 36
+pictures: settings of the learning are compared on those before the others are run.
 """
 
 import argparse
