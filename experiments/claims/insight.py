@@ -73,6 +73,7 @@ SETTINGS = {
     "default": {"max_epochs": 90},
     "later steps": {"max_epochs": 90, "jump_at": "0@8;0.5@12"},
     "later steps, to the end": {"max_epochs": 90, "jump_at": "0@8;0.5@12", "stop_validation_accuracy": 0.0},
+    "larger steps": {"max_epochs": 90, "learning_rate": 0.004, "augment": True},
     "four vectors": {"max_epochs": 90, "jump_at": "0@8;0.5@12", "num_vectors": 4},
 }
 SECONDS = {"detector": 185, "seed": 130, "asked": 10, "plain": 110, "run": 150, "other": 110}  # of one core
@@ -296,7 +297,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--group", choices=CUES, default="reported", help="cues and training seeds")
-    parser.add_argument("--setting", choices=SETTINGS, default="later steps", help="of the tokens' learning")
+    parser.add_argument("--setting", choices=SETTINGS, default="default", help="of the tokens' learning")
     parser.add_argument("--workers", type=int, default=2, help="units at a time, one thread each")
     parser.add_argument("--out", type=Path, default=ROWS)
     parser.add_argument("--table", type=boolean, default=False, help="only print what is there")
