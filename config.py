@@ -112,6 +112,11 @@ class RunConfig:
         decides="dataset",
         choices=("all", "correct"),
     )
+    insight: str | None = option(
+        None,
+        "text file of phrases, one a line, such as on a blue background: --clip_model scores them on the "
+        "evaluation's pictures, and the report shows which of them the token adds",
+    )
     report: bool = option(False, "write <output_path>/report.html, of all classes evaluated there")
     list_classes: bool = option(
         False,
@@ -409,7 +414,7 @@ class RunConfig:
     clip_model: str | None = option(
         None,
         "hub id or folder of a CLIP model; the evaluation then measures how alike images and plain prompt "
-        "are",
+        "are, and --insight scores its phrases; there also python:<module>:<function>",
         decides="evaluation",
     )
 
@@ -481,6 +486,11 @@ class RunConfig:
         """Whether a small decoder is needed; an evaluation, which has the VAE, takes less memory than an
         update."""
         return self.train and self.tiny_vae is not None
+
+    @property
+    def clip_name(self) -> str | None:
+        """The CLIP model; one's own function for ``--insight`` is none."""
+        return None if (self.clip_model or "").startswith("python:") else self.clip_model
 
     @property
     def exports(self) -> list[str]:
@@ -600,7 +610,7 @@ def validate(config: RunConfig) -> None:
     """
     check_values(config)
     draws = config.prompt or config.export_dataset
-    is_of_a_class = config.train or config.evaluate or draws or config.export
+    is_of_a_class = config.train or config.evaluate or draws or config.export or config.insight
     if not (is_of_a_class or config.list_classes or config.report):
         raise UsageError(
             'nothing to do: add --train True, --evaluate True, both, or --prompt "a photo of {token} {class}"'
@@ -650,9 +660,10 @@ def check_together(config: RunConfig) -> None:
     Raises:
         UsageError: one is.
     """
-    for name in ("eval_prompts", "reference_images", "clip_model", "eval_precision"):
+    for name in ("eval_prompts", "reference_images", "eval_precision"):
         if getattr(config, name) and not config.evaluate:
             raise refuse(name, getattr(config, name), "a value only with --evaluate True")
+    check_scorer(config)
     if config.report_to != "none":
         if not config.train:
             raise refuse("report_to", config.report_to, "none without --train True")
@@ -668,6 +679,21 @@ def check_together(config: RunConfig) -> None:
         raise refuse("token_path", config.token_path, "a file only without --train True")
     if config.max_epochs * config.images_per_update > SEED_RANGE:
         raise refuse("max_epochs", config.max_epochs, f"at most {SEED_RANGE} images in all")
+
+
+def check_scorer(config: RunConfig) -> None:
+    """Check that ``--insight`` has something that scores, and that what is named has something to score.
+
+    Raises:
+        UsageError: it has not.
+    """
+    if config.insight and not config.clip_model:
+        needed = "a file only with --clip_model, which scores the phrases: a hub id, a folder, or "
+        raise refuse("insight", config.insight, f"{needed}python:<module>:<function>")
+    if config.clip_model and not (config.evaluate or config.insight):
+        raise refuse("clip_model", config.clip_model, "a value only with --evaluate True or --insight")
+    if config.clip_model != config.clip_name and not config.insight:
+        raise refuse("clip_model", config.clip_model, "one's own function only with --insight")
 
 
 def check_writable(output_path: str) -> None:

@@ -64,6 +64,7 @@ from discriminative.tokens.prompts import (
     check_fields,
     check_words,
     fill,
+    read_phrases,
     read_prompts,
     spelled_words,
     tokenize,
@@ -76,7 +77,8 @@ COMMENT = re.compile(r"(^|\s)#.*")
 # {token:283} or {token:tiger cat}: another class's token.
 MENTION = re.compile(r"\{token:([^{}]+)\}")
 NEARBY = 3  # other tokens that an error names
-WORK = ("train", "evaluate", "prompt", "export_dataset", "export")
+WORK_WITH_MODEL = ("train", "evaluate", "prompt", "export_dataset", "export")
+WORK = (*WORK_WITH_MODEL, "insight")
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class Sources:
         """How large model and images are; of a model that is not known as SD 1.4's."""
         config = self.config
         others = (len(self.guides) - 1 + self.judges(config)) * memory.CLASSIFIER
-        others += memory.CLIP * bool(config.evaluate and config.clip_model)
+        others += memory.CLIP * bool((config.evaluate or config.insight) and config.clip_name)
         if self.is_known:
             return relative_size(self.configs, config.height, config.width)._replace(others=others)
         area = (config.height or 512) * (config.width or 512) / 512**2
@@ -237,6 +239,11 @@ def own_card(device: str) -> str:
 def works(config: RunConfig) -> bool:
     """Whether there is more to do than to report what is there."""
     return not config.report or any(getattr(config, name) for name in WORK)
+
+
+def uses_model(config: RunConfig) -> bool:
+    """Whether the diffusion model is needed, as it is not to look into pictures that are there."""
+    return any(getattr(config, name) for name in WORK_WITH_MODEL)
 
 
 def make_plan(
@@ -399,8 +406,8 @@ def check_inputs(config: RunConfig) -> None:
     """Check the files and folders that a run reads beside models, and the summary that it writes.
 
     Raises:
-        UsageError: a folder without pictures, a file without prompts, or with something else in braces than
-            {token} and {class}; a summary of another version.
+        UsageError: a folder without pictures, a file without prompts or phrases, or with something else in
+            braces than {token} and {class}; a summary of another version.
     """
     if config.reference_images and not image_files(config.reference_images):
         raise UsageError(
@@ -409,6 +416,8 @@ def check_inputs(config: RunConfig) -> None:
         )
     for template in templates_of(config):
         check_fields(template, "eval_prompts")
+    if config.insight:
+        read_phrases(config.insight, "insight")
     if config.evaluate or config.train:
         read_summary(config.output_path)
 
@@ -687,6 +696,7 @@ def describe_class(plan: Plan, sources: Sources) -> dict:
     config = plan.config
     learns = config.train and plan.vectors is None
     steps = ["train"] * learns + ["evaluate"] * config.evaluate
+    steps += ["insight"] * bool(config.insight)
     steps += ["generate"] * bool(plan.to_draw)
     steps += ["export data set"] * bool(config.export_dataset)
     steps += [f"export {name}" for name in config.exports]

@@ -99,7 +99,7 @@ def is_evaluated(config: RunConfig, folder: RunFolder, vectors: torch.Tensor, te
 
 def evaluation_options(config: RunConfig) -> dict[str, Any]:
     """What an evaluation depends on, as its file has it."""
-    return {name: getattr(config, name) for name in deciding("evaluation")}
+    return {name: getattr(config, name) for name in deciding("evaluation")} | {"clip_model": config.clip_name}
 
 
 def upgraded_options(options: dict[str, Any] | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from apps.insight import is_looked_into
 from apps.plan import Plan, Sources, check_inputs, check_sweep, classes_of, make_plan
 from apps.provenance import is_evaluated
 from config import RunConfig
@@ -161,7 +162,7 @@ class ClassQueue:
             self.is_usable = True
         if reason is not None:
             self.fail(number, reason)
-        elif self.is_since(folder.result if self.config.evaluate else folder.config):
+        elif self.is_since(folder.result if self.config.evaluate or self.config.insight else folder.config):
             self.done[number] = False
         else:
             self.skipped.append(number)
@@ -332,6 +333,8 @@ def is_finished(plan: Plan) -> bool:
         key = (config.output_path, config.class_index, plan.label, config.exp_id)
         if not (is_evaluated(config, folder, plan.vectors, templates_of(config)) and has_row(*key)):
             return False
+    if config.insight and not is_looked_into(plan):
+        return False
     exported = {"a1111": folder.web_ui / f"{config.placeholder_token}.safetensors"}
     exported["pipeline"] = folder.pipeline / "model_index.json"
     if not all(exported[name].exists() for name in config.exports):

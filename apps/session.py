@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from apps.plan import Plan, Sources, check_inputs, make_plan
+from apps.insight import look_into
+from apps.plan import Plan, Sources, check_inputs, make_plan, uses_model
 from apps.provenance import (
     dataset_options,
     evaluation_options,
@@ -33,6 +34,7 @@ from discriminative import VERSION
 from discriminative.diffusion.kept import KeptLatents, weights_fingerprint
 from discriminative.diffusion.models import DiffusionModels, load_models, load_tiny_vae, models_of
 from discriminative.errors import UsageError
+from discriminative.guides.attributes import Attributes, by_clip, by_own
 from discriminative.guides.classifier import Classifier, Guide
 from discriminative.guides.preprocess import Recipe
 from discriminative.guides.similarity import TextSimilarity
@@ -40,6 +42,7 @@ from discriminative.precision import evaluation_dtype, resolve_device, resolve_d
 from discriminative.records.environment import environment
 from discriminative.records.evaluation import EvaluationRecord
 from discriminative.records.files import to_pil, write_json, write_tensors
+from discriminative.records.insight import InsightRecord
 from discriminative.records.locks import alone_in
 from discriminative.records.summary import remove_row, replace_row, row_of
 from discriminative.records.tracking import Tracker
@@ -57,6 +60,7 @@ from discriminative.tokens.files import (
     write_pipeline,
     write_web_ui,
 )
+from discriminative.tokens.prompts import read_phrases
 from evaluate import evaluate
 from trainer import OnUpdate, Training, train
 
@@ -153,6 +157,7 @@ class Session:
         self.loaded: dict[str, Classifier] = dict(sources.classifiers)
         self.checked: set[tuple] = set()  # what classifiers were seen to do
         self.clips: dict[str, TextSimilarity] = {}
+        self.scorers: dict[tuple[str, ...], Attributes] = {}
         self.tiny_vaes: dict[str, Any] = {}
 
     # Models and classifiers.
@@ -181,6 +186,25 @@ class Session:
         if name and name not in self.clips:
             self.clips[name] = TextSimilarity(name, self.sources.device)
         return self.clips.get(name)
+
+    def attributes(self, config: RunConfig) -> Attributes:
+        """The phrases of ``--insight``, with what scores them.
+
+        Raises:
+            UsageError: the file, a phrase, or what scores them is not allowed.
+            WorkError: one's own function fails on noise.
+        """
+        name = config.clip_model
+        phrases = read_phrases(config.insight, "insight")
+        asked = (name, *phrases)
+        if asked not in self.scorers:
+            is_clip = name == config.clip_name
+            found = by_clip(self.clip(name), name, phrases) if is_clip else by_own(name, phrases)
+            noise = torch.Generator().manual_seed(0)
+            size = self.sources.image_size(config)
+            found.scores(torch.rand(2, 3, *size, generator=noise))  # before any work
+            self.scorers[asked] = found
+        return self.scorers[asked]
 
     @cached_property
     def models(self) -> DiffusionModels:
@@ -214,8 +238,11 @@ class Session:
         if self.sources.judges(config):
             self.classifier(self.sources.judge, config, "judge")
         if config.evaluate:
-            self.clip(config.clip_model)
-        self.models  # noqa: B018 (loads them)
+            self.clip(config.clip_name)
+        if config.insight:
+            self.attributes(config)
+        if uses_model(config):
+            self.models  # noqa: B018 (loads them)
         if config.train:
             self.load_tiny_vae(config)
 
@@ -320,12 +347,20 @@ class Session:
     def run_evaluation(self, plan: Plan, token: ClassToken) -> dict[str, Any]:
         """Evaluate; what ``evaluation.json`` holds."""
         config = plan.config
-        clip = self.clip(config.clip_model)
+        clip = self.clip(config.clip_name)
         options = evaluation_options(config)
         guides = self.guides(plan)
         judge = self.judge(plan)
         kept = self.kept_latents(plan)
         return evaluate(config, token, guides, judge, plan.class_name, plan.folder, clip, options, kept)
+
+    def look_into(self, plan: Plan, vectors: torch.Tensor) -> InsightRecord:
+        """Score the phrases of ``--insight`` on the evaluation's pictures.
+
+        Args:
+            vectors: of the token (N, width).
+        """
+        return InsightRecord(look_into(plan, fingerprint(vectors), self.attributes(plan.config)))
 
     def kept_latents(self, plan: Plan) -> KeptLatents | None:
         """Latents of images without the token; none of a pipeline from elsewhere, which may hold adapters
@@ -394,7 +429,7 @@ class Session:
         """
         config = replace(self.changed_config(options), class_index=class_index)
         if not config.evaluate:  # a session may have options of evaluations that are to come
-            unused = ("eval_prompts", "reference_images", "clip_model", "eval_precision")
+            unused = ("eval_prompts", "reference_images", "clip_model", "eval_precision", "insight")
             config = replace(config, **dict.fromkeys(unused))
         if not config.train:
             config = replace(config, report_to="none")
@@ -475,6 +510,8 @@ class Session:
                 )
             result = self.run_evaluation(plan, learned.token)
             self.summarize(plan)
+            if plan.config.insight:
+                result["insight"] = self.look_into(plan, plan.vectors).content
         return result
 
     def draw(

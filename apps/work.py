@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
+from apps.insight import is_looked_into
 from apps.plan import (
     Plan,
     Sources,
@@ -15,6 +16,7 @@ from apps.plan import (
     make_plan,
     make_plans,
     notes_on,
+    uses_model,
     works,
 )
 from apps.provenance import changed_settings, is_evaluated
@@ -302,8 +304,8 @@ def is_to_be_learned(plan: Plan) -> bool:
     return plan.config.train and plan.vectors is None
 
 
-def first_steps(plan: Plan, session: Session) -> ClassToken:
-    """What comes before a training; the class's token."""
+def first_steps(plan: Plan, session: Session) -> ClassToken | None:
+    """What comes before a training; the class's token, or None where no model is needed."""
     config = plan.config
     tell_class(plan, session)
     for change in changed_settings(config, plan.folder):
@@ -312,10 +314,10 @@ def first_steps(plan: Plan, session: Session) -> ClassToken:
         print(f"note: {note}")
     if config.train and not is_to_be_learned(plan):
         print(f"learned already: {plan.folder.token}; {how_to_learn_anew(plan)}")
-    return session.token(plan)
+    return session.token(plan) if uses_model(config) else None
 
 
-def last_steps(plan: Plan, session: Session, token: ClassToken, resume: bool) -> None:
+def last_steps(plan: Plan, session: Session, token: ClassToken | None, resume: bool) -> None:
     """What is done with a token that is there.
 
     Args:
@@ -326,6 +328,8 @@ def last_steps(plan: Plan, session: Session, token: ClassToken, resume: bool) ->
         print(f"{'for AUTOMATIC1111 and ComfyUI' if name == 'a1111' else name}: {path}")
     if config.evaluate:
         evaluate(plan, session, token, resume)
+    if config.insight:
+        look_into(plan, session, token, resume)
     draw(plan, session, token, resume)
 
 
@@ -340,6 +344,8 @@ def tell_finished(plan: Plan) -> None:
     print(f"learned already: {plan.folder.token}; {how_to_learn_anew(plan)}")
     if plan.config.evaluate:
         tell_evaluated(plan)
+    if plan.config.insight:
+        print(f"insight: {EvaluationRecord.read(plan.folder).insight.line}")
 
 
 def tell_evaluated(plan: Plan) -> None:
@@ -362,7 +368,21 @@ def evaluate(plan: Plan, session: Session, token: ClassToken, resume: bool) -> N
     print(f"summary: {session.summarize(plan)}")
 
 
-def draw(plan: Plan, session: Session, token: ClassToken, resume: bool) -> None:
+def look_into(plan: Plan, session: Session, token: ClassToken | None, resume: bool) -> None:
+    """Which attributes the token adds, or that this is known already; only pictures that are there are
+    looked at."""
+    done = resume and is_looked_into(plan)
+    vectors = plan.vectors if token is None else token.vector.detach()
+    record = EvaluationRecord.read(plan.folder).insight if done else session.look_into(plan, vectors)
+    if done:
+        print(f"insight already: {plan.folder.result}")
+    for attribute in record.attributes:
+        if attribute.picture:
+            print(f"changed most by {attribute.phrase!r}: {plan.folder.eval_images / attribute.picture}")
+    print(f"insight: {record.line}")
+
+
+def draw(plan: Plan, session: Session, token: ClassToken | None, resume: bool) -> None:
     """Images of the user's prompts, and the data set."""
     if plan.to_draw:
         for prompt, images in zip(plan.to_draw, session.generate(plan, token, resume), strict=True):

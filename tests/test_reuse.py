@@ -139,6 +139,7 @@ TABLE = {
     "test_size": (100, "evaluation"),
     "eval_prompts": (PROMPTS_FILE, "evaluation"),
     "reference_images": ("photos", "evaluation"),
+    "insight": ("attributes.txt", ""),
     "clip_model": ("clip", "evaluation"),
     "output_path": ("elsewhere", ""),
     "exp_id": ("other", ""),

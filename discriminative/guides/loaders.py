@@ -253,16 +253,25 @@ def find_vit_mae(source: Source) -> Parts:
     return Parts(hf_labels(config), load)
 
 
-def find_python(source: Source) -> Parts:
-    """One's own: ``<module>:<function>``, found from the working directory; the function returns a
-    :class:`Classifier`."""
-    module, _, function = source.place.partition(":")
+def own_function(place: str) -> Callable:
+    """The function of ``<module>:<function>``, found from the working directory.
+
+    Raises:
+        ValueError: the module has no such function.
+        Exception: whatever the import raises.
+    """
+    module, _, function = place.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    make = getattr(importlib.import_module(module), function, None)
+    make = getattr(importlib.import_module(module), function, None) if function else None
     if make is None:
         raise ValueError(f"the module {module!r} has no {function!r}; allowed is python:<module>:<function>")
-    made = make()
+    return make
+
+
+def find_python(source: Source) -> Parts:
+    """One's own: ``<module>:<function>``; the function returns a :class:`Classifier`."""
+    made = own_function(source.place)()
     if not isinstance(made, Classifier):
         raise ValueError(f"it returned a {type(made).__name__}; allowed is a classifiers.Classifier")
     return Parts(made.labels, lambda: (made.model, made.recipe))

@@ -37,6 +37,31 @@ class TextSimilarity:
         self.model = model.requires_grad_(False).eval().to(device)
         self.device = device
 
+    def check_text(self, text: str, flag: str) -> None:
+        """Check that the model reads all of a text: what is beyond its length it would not see.
+
+        Raises:
+            UsageError: it is too long.
+        """
+        number = len(self.processor.tokenizer(text).input_ids)
+        most = self.model.config.text_config.max_position_embeddings
+        if number > most:
+            raise UsageError(
+                f"--{flag}: {text!r} takes {number} of the CLIP model's tokens, with begin and end; "
+                f"allowed are {most}"
+            )
+
+    @torch.no_grad()
+    def scores(self, images: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        """Cosine of each image (B, 3, H, W) in [0, 1] and each of K texts, (B, K) in [-1, 1]."""
+        pictures = [to_pil(image) for image in images]
+        inputs = self.processor(
+            text=texts, images=pictures, return_tensors="pt", padding=True, truncation=True
+        )
+        seen = self.model(**inputs.to(self.device))
+        pairs = seen.image_embeds[:, None], seen.text_embeds[None]  # (B, 1, D), (1, K, D)
+        return torch.nn.functional.cosine_similarity(*pairs, dim=-1).cpu()
+
     @torch.no_grad()
     def of(self, images: torch.Tensor, text: str) -> torch.Tensor:
         """Cosine of each image (B, 3, H, W) in [0, 1] and the text, (B,) in [-1, 1]."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from discriminative.errors import WorkError
 from discriminative.records.files import read_json
+from discriminative.records.insight import InsightRecord
 from discriminative.records.layout import RunFolder, evaluated_folders
 
 FOOLING_GAP = (
@@ -142,6 +143,12 @@ class EvaluationRecord:
         parts = [changes_of(who, told[who]) for who in ("guide", "judge") if told[who]]
         what = f"{told['sampled_in']} instead of {told['compared_with']}, on {told['images']} images"
         return f"{what}: {'; '.join(parts)}"
+
+    @property
+    def insight(self) -> InsightRecord | None:
+        """Which attributes the token adds; None where nobody asked."""
+        told = self.content.get("insight")
+        return InsightRecord(told) if told else None
 
     @property
     def seeds(self) -> list[int]:

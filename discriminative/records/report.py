@@ -16,6 +16,7 @@ from discriminative import VERSION
 from discriminative.records.environment import timestamp
 from discriminative.records.evaluation import EvaluationRecord, Share, read_all
 from discriminative.records.files import write_text
+from discriminative.records.insight import Attribute
 
 PLOT_ROWS = 120  # classes in the plot at most; the table has all
 PICTURE_WIDTH = 1200  # pixels
@@ -146,7 +147,7 @@ def origin(result: EvaluationRecord) -> str:
 
 
 def gallery(results: list[EvaluationRecord]) -> str:
-    """Each class's verdict, origin, pictures, and the other prompts."""
+    """Each class's verdict, origin, pictures, the other prompts, and the attributes that the token adds."""
     parts = []
     for r in results:
         others = ""
@@ -159,8 +160,35 @@ def gallery(results: list[EvaluationRecord]) -> str:
         evolution = image_tag(r.folder.evolution, f"{r.class_name} over the updates")
         more = f"<details><summary>how it was learned</summary>{evolution}</details>" if evolution else ""
         head = f"<h3>{text(title_of(r))}</h3><p>{text(r.verdict)}</p>{origin(r)}"
-        parts.append(f'<section id="{anchor(r)}">{head}{others}{pictures}{more}</section>')
+        parts.append(f'<section id="{anchor(r)}">{head}{others}{pictures}{insight(r)}{more}</section>')
     return "".join(parts)
+
+
+def insight(result: EvaluationRecord) -> str:
+    """Which attributes the token adds, the most added first, with pictures; nothing where nobody asked."""
+    record = result.insight
+    if not record:
+        return ""
+    rows = "".join(attribute_row(attribute) for attribute in record.attributes)
+    head = "".join(f"<th>{name}</th>" for name in ("attribute", "without", "with", "difference", ""))
+    pictures = "".join(
+        image_tag(result.folder.eval_images / a.picture, f"{a.phrase}: the pairs that change most")
+        for a in record.attributes
+        if a.picture
+    )
+    note = f"{text(record.note)}; intervals: {text(record.content['intervals'])}."
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<h4>What the token adds</h4><p>{note}</p>{table}{pictures}"
+
+
+def attribute_row(attribute: Attribute) -> str:
+    """One attribute: mean scores, their paired difference with its interval, and what that says."""
+    interval = attribute.interval
+    told = " <small>{:+.3g} to {:+.3g}</small>".format(*interval) if interval else ""
+    verdict = "added" if attribute.is_added else "taken away" if attribute.is_removed else ""
+    cells = [text(attribute.phrase), f"{attribute.without:.3g}", f"{attribute.with_token:.3g}"]
+    cells += [f"{attribute.difference:+.3g}{told}", verdict]
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def settings(results: list[EvaluationRecord]) -> str:

@@ -8,6 +8,7 @@ import torch
 
 CONFIDENCE = 0.95
 PERMUTATIONS = 9999  # of signs; all of them where there are no more
+MIN_PAIRS = 10  # from where on a mean difference has an interval
 KERNEL_SUBSET = 50  # images of each side in a subset of the kernel distance
 
 
@@ -69,6 +70,23 @@ def paired_log_probabilities(with_token: torch.Tensor, without: torch.Tensor) ->
         "log_probability_difference": float(found.statistic),
         "log_probability_p_value": float(found.pvalue),
     }
+
+
+def simultaneous_intervals(differences: torch.Tensor) -> list[tuple[float, float] | None]:
+    """Intervals of the mean paired differences (N, K), which hold all K at once with 95 %.
+
+    Student's t, each at a level of 1 - .05 / K (Bonferroni). None for all of fewer than ``MIN_PAIRS`` pairs.
+    """
+    from scipy.stats import t
+
+    pairs, number = differences.shape
+    if pairs < MIN_PAIRS:
+        return [None] * number
+    means = differences.mean(0)  # (K,)
+    errors = differences.std(0) / pairs**0.5  # (K,)
+    width = float(t.ppf(1 - (1 - CONFIDENCE) / (2 * number), pairs - 1))
+    ends = torch.stack([means - width * errors, means + width * errors], dim=1)  # (K, 2)
+    return [tuple(pair) for pair in ends.tolist()]
 
 
 def ranks(logits: torch.Tensor, target: int) -> torch.Tensor:

@@ -40,8 +40,11 @@ def check_fields(prompt: str, flag: str, fields: tuple[str, ...] = ("{token}", "
         )
 
 
-def read_prompts(path: str, flag: str) -> list[str]:
+def read_prompts(path: str, flag: str, what: str = "prompt") -> list[str]:
     """The prompts of a text file, one a line; empty lines and those that begin with # are left out.
+
+    Args:
+        what: the lines are, for the error.
 
     Raises:
         UsageError: it cannot be read, or holds none.
@@ -54,9 +57,24 @@ def read_prompts(path: str, flag: str) -> list[str]:
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise UsageError(
-            f"--{flag}: {path!r} was given, which holds no prompt; allowed is a text file with one a line"
+            f"--{flag}: {path!r} was given, which holds no {what}; allowed is a text file with one a line"
         )
     return prompts
+
+
+def read_phrases(path: str, flag: str) -> list[str]:
+    """The phrases of a text file, read as :func:`read_prompts` does.
+
+    Raises:
+        UsageError: it cannot be read, holds none, or one twice.
+    """
+    phrases = read_prompts(path, flag, "phrase")
+    known = set()
+    for phrase in phrases:
+        if phrase.casefold() in known:
+            raise UsageError(f"--{flag}: {path!r} holds {phrase!r} twice; allowed is each phrase once")
+        known.add(phrase.casefold())
+    return phrases
 
 
 def vector_names(placeholder: str, number: int) -> list[str]:

@@ -1,0 +1,312 @@
+"""Claim (iii): does a class token reveal what its guide was trained on? A planted dose, and its response.
+
+    python -m experiments.claims.insight --workers 2        # every unit that has no row yet: 4.5 core-hours
+    python -m experiments.claims.insight --table True       # the tables and the figure of what is there
+    python -m experiments.claims.insight --group tuning --setting default    # settings are chosen on these
+
+Guides differ in nothing but the rate at which one class shows a cue. Each teaches a token, which
+``run.py --insight`` compares with the plain prompt on the same 200 noises. Expect the detector to see the
+cues (true positive rate .97 and more, false .01), the model to draw them when asked, and guides to rely on
+tints and second things more than on backgrounds. Of two tuning cues at rate .95 a token showed none in 36
+pictures: settings of the learning are compared on those before the others are run.
+"""
+
+import argparse
+import json
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from apps.session import LearnedToken, Session
+from discriminative.diffusion.models import load_models
+from discriminative.guides.attributes import AT_ONCE, by_own
+from discriminative.guides.classifier import Classifier
+from discriminative.hub import quiet_libraries
+from discriminative.precision import coarse_without_gradient, has_bf16_units
+from discriminative.records.files import grid, write_image, write_text
+from discriminative.records.insight import find_pairs, read_pictures
+from discriminative.settings import SamplerSettings
+from discriminative.tokens.class_token import ClassToken
+from discriminative.tokens.drawing import draw_all
+from discriminative.tokens.prompts import TEMPLATES, fill
+from experiments.claims import insight_table
+from experiments.claims.insight_world import (
+    CPU,
+    PHRASES,
+    REPORTED,
+    TUNING,
+    WORK,
+    Cue,
+    clean_scenes,
+    cue_scenes,
+    detector,
+    error_rates,
+    guide,
+    held_out_accuracy,
+    kept,
+    reliance,
+)
+from experiments.method import finished, read
+from miniature.scenes import CLASSES
+from run import boolean
+
+ROWS = Path(__file__).parents[1] / "results" / "claims_insight.jsonl"
+FIGURE = Path(__file__).parents[2] / "docs" / "images" / "claims_insight.png"
+SCORER = "python:experiments.claims.insight_world:detected"
+RATES = (0.0, 0.25, 0.5, 0.75, 0.95)
+OTHER_RATES = (0.95,)  # at which the token of another class is learned, too
+CUES = {"reported": REPORTED, "tuning": TUNING}
+SEEDS = {"reported": (1, 2, 3), "tuning": (0,)}
+NOISES = 200
+BEST_OF = 4  # plain pictures of which the guide chooses one
+ASKED = 48  # pictures
+SHOWN = 8
+WHO = ("guide", "judge")
+STEPS = 12
+SAMPLER = SamplerSettings(STEPS, 7.0, scheduler="dpmsolver++")
+BATCH = 12  # images sampled together
+# What each differs in from a run's defaults; compared on the tuning cues alone.
+SETTINGS = {
+    "default": {"max_epochs": 90},
+    "later steps": {"max_epochs": 90, "jump_at": "0@8;0.5@12"},
+    "later steps, to the end": {"max_epochs": 90, "jump_at": "0@8;0.5@12", "stop_validation_accuracy": 0.0},
+    "larger steps": {"max_epochs": 90, "learning_rate": 0.004, "augment": True},
+    "four vectors": {"max_epochs": 90, "jump_at": "0@8;0.5@12", "num_vectors": 4},
+}
+SECONDS = {"detector": 185, "seed": 130, "asked": 10, "plain": 110, "run": 150, "other": 110}  # of one core
+
+
+def bits(scores: torch.Tensor) -> str:
+    """Verdicts (N,) of 0 and 1 as text, which a row keeps."""
+    return "".join(str(int(score)) for score in scores)
+
+
+def scored(images: torch.Tensor) -> torch.Tensor:
+    """The detector's verdicts (N, K) on images (N, 3, 64, 64) in [0, 1]."""
+    return by_own(SCORER, PHRASES).scores(images)
+
+
+def precision() -> torch.dtype | None:
+    """What pictures are sampled in: bfloat16 where the processor has units for it."""
+    return torch.bfloat16 if has_bf16_units() else None
+
+
+def drawn(prompt: str, number: int) -> torch.Tensor:
+    """Images (N, 3, 64, 64) of a prompt without a token, from the first noises."""
+    token = ClassToken(load_models("miniature", CPU, torch.float32), "newclas", "a")
+    with coarse_without_gradient(token.models, precision()):
+        return draw_all(token, prompt, list(range(number)), SAMPLER, BATCH)
+
+
+# Units: each gives one row.
+
+
+def learn_detector() -> dict:
+    """The detector and its error rates."""
+    detector()
+    return {"rates": error_rates()}
+
+
+def prepare_seed(seed: int, cues: tuple[Cue, ...]) -> dict:
+    """The scenes of a seed, with and without the cues, and its clean guide."""
+    clean_scenes(seed)
+    for cue in cues:
+        cue_scenes(cue, seed)
+    return {"accuracy": held_out_accuracy(guide(None, 0.0, seed))}
+
+
+def ask(cue: Cue) -> dict:
+    """Whether the model draws the cue when it is asked to."""
+    images = drawn(cue.asked, ASKED)
+    path = WORK / "pictures" / f"asked_{cue.name}.png"
+    write_image(path, grid(images[:SHOWN], columns=SHOWN))
+    return {"prompt": cue.asked, "asked": bits(scored(images)[:, PHRASES.index(cue.phrase)])}
+
+
+def plain_pictures(cue: Cue) -> np.ndarray:
+    """The plain prompt of the cue's class on all noises that are chosen from, (N, 64, 64, 3) uint8."""
+
+    def make() -> np.ndarray:
+        prompt = fill(TEMPLATES[0], "a", CLASSES[cue.target].word)
+        images = drawn(prompt, NOISES * BEST_OF)  # (N, 3, 64, 64)
+        return (images.permute(0, 2, 3, 1) * 255).round().byte().numpy()
+
+    return kept(WORK / "plain" / f"{cue.class_name.replace(' ', '_')}.npy", make)
+
+
+def draw_plain(cue: Cue) -> dict:
+    """How often the plain prompt shows the cue."""
+    return {"plain": bits(scored(as_images(plain_pictures(cue)))[:, PHRASES.index(cue.phrase)])}
+
+
+def as_images(pictures: np.ndarray) -> torch.Tensor:
+    """Pictures (N, 64, 64, 3) uint8 as images (N, 3, 64, 64) in [0, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+def best_of(classifier: Classifier, cue: Cue) -> str:
+    """Whether the picture that the guide likes best of each ``BEST_OF`` plain ones shows the cue."""
+    images = as_images(plain_pictures(cue))  # (BEST_OF * NOISES, 3, 64, 64)
+    logits = torch.cat([classifier.logits(part) for part in images.split(AT_ONCE)])
+    logs = logits.log_softmax(1)[:, cue.target].view(BEST_OF, NOISES)
+    best = logs.argmax(0) * NOISES + torch.arange(NOISES)  # (NOISES,)
+    return bits(scored(images[best])[:, PHRASES.index(cue.phrase)])
+
+
+def learn(classifier: Classifier, target: int, exp_id: str, setting: str) -> tuple[LearnedToken, dict]:
+    """A token of the class with the index ``target``, evaluated and looked into; kept below ``WORK``.
+
+    Returns:
+        the token, and what ``evaluation.json`` holds.
+    """
+    phrases = WORK / "attributes.txt"
+    write_text(phrases, "\n".join(PHRASES) + "\n")
+    session = Session(
+        "miniature",
+        classifier,
+        "miniature-judge",
+        output_path=str(WORK / "tokens"),
+        scheduler=SAMPLER.scheduler,
+        num_inference_steps=STEPS,
+        eval_batch_size=BATCH,
+        test_size=NOISES,
+        exp_id=f"{exp_id}_{list(SETTINGS).index(setting)}",
+    )
+    token = session.learn(target + 1, **SETTINGS[setting])
+    coarse = "bf16" if precision() else None
+    result = session.evaluate(token, insight=str(phrases), clip_model=SCORER, eval_precision=coarse)
+    return token, result
+
+
+def verdicts(token: LearnedToken, cue: Cue) -> dict[str, str]:
+    """Whether each picture of the evaluation shows the cue, with and without the token."""
+    folder = token.plan.folder.eval_images
+    pairs = find_pairs(folder, list(range(NOISES)))
+    column = PHRASES.index(cue.phrase)
+    arms = {"plain": "baseline", "token": "token"}
+    images = {arm: read_pictures([getattr(pair, name) for pair in pairs]) for arm, name in arms.items()}
+    return {arm: bits(scored(some)[:, column]) for arm, some in images.items()}
+
+
+def run(cue: Cue, rate: float, seed: int, setting: str) -> dict:
+    """A guide of one rate, its token, and what both say of the cue."""
+    start = time.monotonic()
+    classifier = guide(cue, rate, seed)
+    learned = time.monotonic()
+    token, result = learn(classifier, cue.target, f"{cue.name}_{rate}_seed_{seed}", setting)
+    arms = result["prompts"][0]["arms"]
+    attributes = [[a["phrase"], a["difference"], a["interval"]] for a in result["insight"]["attributes"]]
+    accuracy = {f"{arm}_{who}": arms[arm][who]["accuracy"] for arm in ("baseline", "token") for who in WHO}
+    seconds = {"guide": learned - start, "training": token.training.seconds, "evaluation": result["seconds"]}
+    return (
+        {"accuracy": held_out_accuracy(classifier), "updates": len(token.training.rows)}
+        | {"stopped_by": token.training.stopped_by, "seconds_of": rounded(seconds)}
+        | {"setting": setting, "learning": SETTINGS[setting]}
+        | reliance(classifier, cue)
+        | rounded(accuracy)
+        | verdicts(token, cue)
+        | {"best_of": best_of(classifier, cue), "attributes": attributes}
+    )
+
+
+def rounded(figures: dict[str, float]) -> dict[str, float]:
+    """Figures with four digits."""
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def other(cue: Cue, rate: float, seed: int, target: int, setting: str) -> dict:
+    """The biased guide's token of another class: the cue must not show."""
+    token, _ = learn(guide(cue, rate, seed), target, f"other_{cue.name}_{rate}_seed_{seed}", setting)
+    said = {"other_class": CLASSES[target].name, "setting": setting, "learning": SETTINGS[setting]}
+    return said | verdicts(token, cue)
+
+
+def neighbours(cues: tuple[Cue, ...]) -> dict[Cue, int]:
+    """For each cue the class of another kind's cue, whose token is the other one."""
+    return {cue: cues[(i + len(cues) // 2) % len(cues)].target for i, cue in enumerate(cues)}
+
+
+# The command.
+
+
+def stages(group: str, setting: str) -> list[list[tuple]]:
+    """All units, in stages that need the one before; a unit is its key, its function and its arguments."""
+    cues = CUES[group]
+    seeds = SEEDS[group]
+    others = neighbours(cues)
+    grid_of = [(cue, rate, seed) for seed in seeds for rate in RATES for cue in cues]
+    return [
+        [(("detector",), learn_detector, ())],
+        [(("asked", cue.phrase, cue.class_name), ask, (cue,)) for cue in cues]
+        + [(("plain", cue.phrase, cue.class_name), draw_plain, (cue,)) for cue in cues]
+        + [(("seed", group, seed), prepare_seed, (seed, cues)) for seed in seeds],
+        [
+            (("run", c.phrase, c.class_name, rate, seed, setting), run, (c, rate, seed, setting))
+            for c, rate, seed in grid_of
+        ]
+        + [
+            (
+                ("other", c.phrase, c.class_name, rate, seed, setting),
+                other,
+                (c, rate, seed, others[c], setting),
+            )
+            for c, rate, seed in grid_of
+            if rate in OTHER_RATES
+        ],
+    ]
+
+
+def one_unit(key: tuple, work, arguments: tuple) -> dict:
+    """A unit's row."""
+    torch.set_num_threads(1)
+    quiet_libraries()
+    start = time.monotonic()
+    found = work(*arguments)
+    return {"key": list(key), "seconds": round(time.monotonic() - start, 1)} | found
+
+
+def current(rows: list[dict]) -> list[dict]:
+    """The rows whose setting means today what it meant then."""
+    return [row for row in rows if row.get("learning") == SETTINGS.get(row.get("setting"))]
+
+
+def work_off(group: str, setting: str, workers: int, out: Path) -> None:
+    """Every unit that has no row yet."""
+    done = {tuple(row["key"]) for row in current(read(out))}
+    left = [[unit for unit in stage if unit[0] not in done] for stage in stages(group, setting)]
+    every = [unit for stage in left for unit in stage]
+    hours = sum(SECONDS[unit[0][0]] for unit in every) / 3600
+    print(f"{len(every)} units are missing, about {hours:.1f} core-hours", flush=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    number = 0
+    for stage in left:
+        with ProcessPoolExecutor(workers) as pool:
+            for row in finished(pool, one_unit, stage):
+                number += 1
+                with out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                told = " ".join(map(str, row["key"]))
+                print(f"{number} of {len(every)}: {told}, {row['seconds']} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--group", choices=CUES, default="reported", help="cues and training seeds")
+    parser.add_argument("--setting", choices=SETTINGS, default="default", help="of the tokens' learning")
+    parser.add_argument("--workers", type=int, default=2, help="units at a time, one thread each")
+    parser.add_argument("--out", type=Path, default=ROWS)
+    parser.add_argument("--table", type=boolean, default=False, help="only print what is there")
+    args = parser.parse_args()
+    if not args.table:
+        work_off(args.group, args.setting, args.workers, args.out)
+    rows = [row for row in current(read(args.out)) if row.get("setting") in (None, args.setting)]
+    insight_table.show(rows, CUES[args.group], FIGURE if args.group == "reported" else None)
+
+
+if __name__ == "__main__":
+    main()
