@@ -234,8 +234,11 @@ class Options:
         **names_of(tuple(map(str, SEEDS))),
     )
     workers: int = option(2, "processes of one thread each; 1: this one", "experiment", **at_least(1))
-    rows: str = option(
-        str(ROWS), "file of the finished units' rows, from which the same command goes on", "experiment"
+    rows: str | None = option(
+        None,
+        f"file of the finished units' rows, from which the same command goes on; default: {ROWS.name} among "
+        "this program's experiments/results",
+        "experiment",
     )
     table: bool = option(
         False, "print the tables of the rows that are there, draw the figures, and stop", "experiment"

@@ -27,7 +27,7 @@ class Cost:
     """What pictures cost, all together.
 
     Args:
-        seconds: on this machine.
+        seconds: of the processor, in this process.
         forwards: of the UNet, each of one latent under one text.
         backwards: through it.
     """
@@ -60,11 +60,11 @@ def counted(unet) -> Iterator[Cost]:
         cost.backwards += len(inputs[0]) if inputs[0].requires_grad else 0
 
     handle = unet.register_forward_pre_hook(count)
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         yield cost
     finally:
-        cost.seconds = time.perf_counter() - start
+        cost.seconds = time.process_time() - start
         handle.remove()
 
 
@@ -99,7 +99,7 @@ def draw(reader: Reader, arm: Arm, settings: dict, part: Part, candidate: int = 
     with bf16(reader, arm), counted(reader.models.unet) as cost:
         told = encode_prompts(reader, [prompt.text for prompt in part.asked])
         shape = reader.models.latent_shape(None, None)
-        for some in progress(slices(len(seeds)), desc="pictures", unit="batch", leave=False):
+        for some in progress(slices(len(seeds)), desc="pictures", unit="part", leave=False):
             noise = draw_noise(seeds[some], shape)  # (B, 4, h, w)
             prompts = some_of(told, some)
             if "iterations" in settings:

@@ -21,7 +21,7 @@ from discriminative.hub import quiet_libraries
 from discriminative.records.files import told_what_cannot_be_written
 from discriminative.records.locks import alone_in
 from dpt.config import Options
-from dpt.experiment.settings import PARTS, SEEDS
+from dpt.experiment.settings import PARTS, ROWS, SEEDS
 from dpt.experiment.tables import tell
 from dpt.experiment.units import (
     Progress,
@@ -45,7 +45,7 @@ def run_experiment(options: Options) -> int:
     """
     quiet_libraries()
     root = Path(options.output_path) / FOLDER
-    rows = Path(options.rows)
+    rows = Path(options.rows or ROWS)
     progress = Progress(read_rows(rows), partial(has_files, root))
     if options.table:
         tell(progress, rows, root)

@@ -143,8 +143,8 @@ class Arm:
     seeds: int = len(SEEDS)
 
 
-CORRECTIONS = tuple({"factor": factor, "mode": "official"} for factor in (0.5, 2.0, 5.0, 15.0))
-CORRECTIONS += tuple({"factor": factor, "mode": "state"} for factor in (2.0, 5.0, 15.0))
+OFFICIAL = tuple({"factor": factor, "mode": "official"} for factor in (0.5, 2.0, 5.0, 15.0))
+CORRECTIONS = OFFICIAL + tuple({"factor": factor, "mode": "state"} for factor in (2.0, 5.0, 15.0))
 # Steps of the prediction that is scored, and length of the gradient's step.
 STEPS_AND_RATES = ((1, 5.0), (1, 20.0), (1, 80.0), (2, 20.0))
 OPTIMISED = tuple({"steps": steps, "rate": rate} for steps, rate in STEPS_AND_RATES)
@@ -155,7 +155,7 @@ ARMS = {
     "B": Arm("LoRA, denoising alone", training="denoising"),
     "C": Arm("DPT", training="tuned"),
     "D": Arm("DPT with self-correction", "corrected", "tuned", "tuned", CORRECTIONS),
-    "E": Arm("base with stage 1 and self-correction", "corrected", adapter="probe", choices=CORRECTIONS),
+    "E": Arm("base with stage 1 and self-correction", "corrected", adapter="probe", choices=OFFICIAL),
     "H": Arm("base, best by the adapter", "best", adapter="probe"),
     "I": Arm("base, best by a classifier", "best", seeds=0),
     "J": Arm("soft tokens, contrastive", choices=SOFT),

@@ -145,7 +145,7 @@ def arm_table(progress: Progress) -> str:
         "diversity",
         "KID",
     ]
-    return table([*head, "s a picture", "forwards", "ways back"], rows)
+    return table([*head, "CPU s a picture", "forwards", "ways back"], rows)
 
 
 def gain_table(progress: Progress) -> str:

@@ -1,6 +1,6 @@
 """The experiment's trainings, carried out into folders of their own, and models put together from them."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -62,6 +62,29 @@ def load_miniature() -> DiffusionModels:
     return load_models(MODEL, torch.device("cpu"), torch.float32)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A training about to be carried out.
+
+    Args:
+        root: folder of the experiment.
+        seed: of all that is random.
+        folder: of what it writes.
+        models: the miniature, which it may change.
+        stage: its length, losses and sizes.
+        stream: its batches.
+    """
+
+    root: Path
+    training: Training
+    seed: int
+    folder: Path
+    models: DiffusionModels
+    stage: Stage
+    stream: Stream
+    accelerator: Accelerator
+
+
 def carry_out(root: Path, name: str, seed: int) -> dict:
     """Train to the end; what the row says of it."""
     training = TRAININGS[name]
@@ -73,40 +96,47 @@ def carry_out(root: Path, name: str, seed: int) -> dict:
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     with Stream(data_of("train"), Latents(models.vae), share, seed) as stream:
         stream.rows.update(enumerate(kept_rows(root, "train")))
-        rows = STAGES[training.stage](root, training, seed, models, stage, stream, folder, accelerator)
-    last = rows[-max(1, len(rows) // 10) :]
-    means = {key: sum(row[key] for row in last) / len(last) for key in rows[0] if key != "step"}
+        job = Job(root, training, seed, folder, models, stage, stream, accelerator)
+        rows = STAGES[training.stage](job)
     write_json(folder / DONE, {"training": as_json(training), "updates": len(rows)})
-    return {"updates": len(rows), "losses": {key: round(value, 4) for key, value in means.items()}}
+    return {"updates": len(rows), "losses": last_losses(rows)}
 
 
-def run_probe(root, training, seed, models, stage, stream, folder, accelerator) -> list[dict]:
+def last_losses(rows: list[dict]) -> dict:
+    """The mean of each loss over the last tenth of the updates."""
+    last = rows[-max(1, len(rows) // 10) :]
+    names = [name for name in rows[0] if name != "step"]
+    return {name: round(sum(row[name] for row in last) / len(last), 4) for name in names}
+
+
+def run_probe(job: Job) -> list[dict]:
     """Stage 1, on the base or on a tuned model."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        reader = new_reader(models, training.point, MINIATURE_ADAPTER, SIDE)
-    reader.condition.target = training.target
-    if training.on:
-        load_lora(folder_of(root, training.on, seed_of_model(seed)) / LORA, models)
-    return probe(reader, stage, stream, folder, accelerator, SIDE, MODEL)
+        torch.manual_seed(job.seed)
+        reader = new_reader(job.models, job.training.point, MINIATURE_ADAPTER, SIDE)
+    reader.condition.target = job.training.target
+    if job.training.on:
+        load_lora(folder_of(job.root, job.training.on, seed_of_model(job.seed)) / LORA, job.models)
+    return probe(reader, job.stage, job.stream, job.folder, job.accelerator, SIDE, MODEL)
 
 
-def run_tune(root, training, seed, models, stage, stream, folder, accelerator) -> list[dict]:
+def run_tune(job: Job) -> list[dict]:
     """Stage 2."""
-    reader = read_adapter(folder_of(root, training.begins_from, seed), models)
-    trained = prepare(reader, seed, training.only_lora, training.text_encoder)
+    training = job.training
+    reader = read_adapter(folder_of(job.root, training.begins_from, job.seed), job.models)
+    trained = prepare(reader, job.seed, training.only_lora, training.text_encoder)
 
     def after(updates: int) -> None:
         if updates in training.kept:
-            write_lora(kept_at(folder, updates), models)
+            write_lora(kept_at(job.folder, updates), job.models)
 
-    return tune(reader, trained, stage, stream, folder, accelerator, SIDE, MODEL, after)
+    return tune(reader, trained, job.stage, job.stream, job.folder, job.accelerator, SIDE, MODEL, after)
 
 
-def run_soft(root, training, seed, models, stage, stream, folder, accelerator) -> list[dict]:
+def run_soft(job: Job) -> list[dict]:
     """Soft tokens."""
-    reader = new_reader(models, MINIATURE_PROBE, MINIATURE_ADAPTER, SIDE)
-    return learn_tokens(reader, stage, stream, folder, accelerator)
+    reader = new_reader(job.models, MINIATURE_PROBE, MINIATURE_ADAPTER, SIDE)
+    return learn_tokens(reader, job.stage, job.stream, job.folder, job.accelerator)
 
 
 STAGES = {"probe": run_probe, "tune": run_tune, "soft": run_soft}

@@ -237,15 +237,20 @@ def missing(wanted: Iterable[Unit], progress: Progress) -> list[Unit]:
 # How long it takes.
 
 # One thread of an EPYC: seconds a picture, by way; an update, by stage and losses; a scene.
-A_PICTURE = {"plain": 0.13, "corrected": 0.31, "noise": 0.31, "best": 0.04}
-A_COSTLY_PICTURE = 0.45
-AN_UPDATE = {("probe", "itm", "rec"): 1.0, ("probe", "itm"): 0.9, ("probe", "rec"): 0.3, ("soft", "itm"): 1.4}
-AN_UPDATE |= {("tune", "itm", "rec", "mse"): 1.4, ("tune", "mse"): 0.3, ("tune", "itm", "mse"): 1.2}
+A_PICTURE = {"plain": 0.16, "corrected": 0.37, "noise": 0.36, "best": 0.11}
+A_COSTLY_PICTURE = 0.5
+AN_UPDATE = {
+    ("probe", "itm", "rec"): 0.85,
+    ("probe", "itm"): 0.8,
+    ("probe", "rec"): 0.2,
+    ("soft", "itm"): 1.1,
+}
+AN_UPDATE |= {("tune", "itm", "rec", "mse"): 1.5, ("tune", "mse"): 0.25, ("tune", "itm", "mse"): 1.2}
 AN_UPDATE |= {("tune", "rec", "mse"): 0.6}
-A_LARGE_MAP = 2.5  # times as long, at blocks of 16x16
+A_LARGE_MAP = 1.7  # times as long, at blocks of 16x16
 LARGE = ("up1", "up2")
-A_READING = 0.13
-A_SCENE = 0.05
+A_READING = 0.1
+A_SCENE = 0.04
 AN_EXPLANATION = 40.0
 
 

@@ -178,10 +178,10 @@ def scores_by_guide(
     reader: Reader, arm: Arm, candidates: list[Drawn], part: Part
 ) -> tuple[torch.Tensor, Cost]:
     """The classifier's score of each picture's candidates (k, N), and what it cost."""
-    start = time.perf_counter()
+    start = time.process_time()
     guide = load_guide(reader.device)
     scores = [guide_score(guide, images_of(reader, arm, drawn), part.asked) for drawn in candidates]
-    return torch.stack(scores), Cost(time.perf_counter() - start)
+    return torch.stack(scores), Cost(time.process_time() - start)
 
 
 @torch.no_grad()
