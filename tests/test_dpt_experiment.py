@@ -238,6 +238,8 @@ def test_tables_say_what_was_not_run_and_take_their_place_in_the_page():
     page = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
     assert tables.with_tables(page, "new") == f"before\n{tables.BEGIN}\n\nnew\n\n{tables.END}\nafter\n"
     assert tables.with_tables("no marks", "new") == "no marks"
+    assert tables.NOT_RUN in tables.figure_links([])
+    assert "](images/dpt_arms.png)" in tables.figure_links([tables.PAGE.parent / "dpt_arms.png"])
 
 
 def test_a_gain_counts_only_where_its_interval_excludes_0():

@@ -65,13 +65,29 @@ TEXT_TARGET = 0.05  # ITM's text side, fresh probes of C over the base's
 
 def tell(progress: Progress, rows: Path, root: Path) -> None:
     """Print all tables, draw the figures, and put the tables into the page where it is at hand."""
-    text = all_tables(progress)
+    images = PAGE.parent / "images"
+    draw_figures(progress, root, images)
+    # Pictures side by side stay where the drawn ones are no longer at hand.
+    figures = [images / name for name in CAPTIONS if (images / name).is_file()]
+    text = f"{all_tables(progress)}\n\n{figure_links(figures)}"
     print(text)
-    for path in draw_figures(progress, root, PAGE.parent / "images"):
-        print(f"figure: {path}")
     if PAGE.is_file():
         write_text(PAGE, with_tables(PAGE.read_text(encoding="utf-8"), text))
         print(f"tables of {rows} are in {PAGE}")
+
+
+CAPTIONS = {
+    "dpt_strength.png": "Whole captions of the tuning prompts by strength of self-correction",
+    "dpt_updates.png": "Whole captions of the tuning prompts over the updates of stage 2",
+    "dpt_blocks.png": "Matching by the block that is probed, after short trainings; chance is .5",
+    "dpt_arms.png": "A, B, C and D side by side, same noises; green shows all of its caption, by the judge",
+}
+
+
+def figure_links(paths: list[Path]) -> str:
+    """The figures that are there, each with what it shows."""
+    links = [f"{CAPTIONS[path.name]}:\n\n![{CAPTIONS[path.name]}](images/{path.name})" for path in paths]
+    return "\n\n".join(["### Figures", *(links or [NOT_RUN])])
 
 
 def with_tables(page: str, tables: str) -> str:
