@@ -6,6 +6,7 @@ python -m dpt tune --model miniature                      # stage 2: a LoRA
 python -m dpt evaluate --model miniature
 python -m dpt generate --model miniature --prompt "a photo of a red car and a bat"
 python -m dpt mine --coco_root coco --refcoco_root mdetr  # then probe without --model: SD 1.4 on COCO
+python -m dpt experiment                                  # whether tuning helps: hours, resumable
 """
 
 import argparse
@@ -112,10 +113,11 @@ def dispatch(argv: list[str]) -> int:
     validate(command, options)
     # Everything heavy is imported from here on.
     with ended_at_once("dpt"):
+        from dpt.experiment.run import run_experiment
         from dpt.work import work
     try:
         with ended_by_signals():
-            return work(command, options)
+            return run_experiment(options) if command == "experiment" else work(command, options)
     except KeyboardInterrupt as error:
         error.args = (f"{KEPT}, and the same command goes on with a training",)
         raise

@@ -203,14 +203,20 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
 
 
 def similarity(matching: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-    """How well text and image match (B,), in [-1, 1]: the best query's cosine with the pooled text.
+    """How well text and image match (B,), in [-1, 1]: the best query's cosine with the pooled text, or the
+    mean over words of the best query's cosine with each.
 
     In float32 or better, under autocast, too.
 
     Args:
         matching: (B, Qm, D).
-        pooled: (B, D).
+        pooled: (B, D); or words (B, L, D), 0 where there is none.
     """
     # A matrix product would be halved under autocast.
+    if pooled.dim() == 3:
+        cosines = (_unit(matching)[:, :, None] * _unit(pooled)[:, None]).sum(dim=-1)  # (B, Qm, L)
+        best = cosines.amax(dim=1)  # (B, L)
+        is_word = pooled.abs().amax(dim=2) > 0  # (B, L)
+        return (best * is_word).sum(dim=1) / is_word.sum(dim=1).clamp(min=1)  # (B,)
     cosines = (_unit(matching) * _unit(pooled)[:, None]).sum(dim=-1)  # (B, Qm)
     return cosines.amax(dim=1)  # (B,)

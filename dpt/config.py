@@ -11,6 +11,7 @@ from discriminative.command_line import at_least
 from discriminative.errors import UsageError
 from discriminative.seeds import MAX_SEED
 from discriminative.settings import SAMPLERS
+from dpt.experiment.settings import PARTS, REMEDIES, ROWS, SEEDS
 from dpt.settings import LOSSES, MINIATURE_SAMPLES, MINIATURE_STAGES, STAGES, StageSettings
 
 COMMANDS = {
@@ -19,6 +20,7 @@ COMMANDS = {
     "generate": "images of prompts, corrected on their way by the adapter",
     "evaluate": "matching and boxes on samples that training has not seen, with a page to look at",
     "mine": "hard negatives of COCO's captions, which --data coco needs",
+    "experiment": "whether tuning makes the miniature's pictures follow their text: all arms, resumable",
 }
 LEARN = "probe tune"
 READ = "probe tune evaluate"
@@ -202,7 +204,7 @@ class Options:
         "tune generate evaluate",
         heading="Files and machine",
     )
-    output_path: str = option("results/dpt", "folder of everything that is written", ALL)
+    output_path: str = option("results/dpt", "folder of everything that is written", ALL + " experiment")
     seed: int = option(0, "of everything random", READ + " generate", **at_least(0, MAX_SEED))
     device: str = option(
         "auto",
@@ -216,7 +218,31 @@ class Options:
         READ + " generate",
         choices=("auto", "no", "fp16", "bf16"),
     )
-    dry_run: bool = option(False, "print the resolved options and the plan, and stop", ALL)
+    dry_run: bool = option(False, "print the resolved options and the plan, and stop", ALL + " experiment")
+
+    parts: str | None = option(
+        None,
+        f"what to run of {', '.join(PARTS)}; with commas. Default: all, the most important first",
+        "experiment",
+        heading="Experiment",
+        **names_of((*PARTS, *REMEDIES)),
+    )
+    seeds: str | None = option(
+        None,
+        "trainings to run, with commas. Default: all",
+        "experiment",
+        **names_of(tuple(map(str, SEEDS))),
+    )
+    workers: int = option(2, "processes of one thread each; 1: this one", "experiment", **at_least(1))
+    rows: str | None = option(
+        None,
+        f"file of the finished units' rows, from which the same command goes on; default: {ROWS.name} among "
+        "this program's experiments/results",
+        "experiment",
+    )
+    table: bool = option(
+        False, "print the tables of the rows that are there, draw the figures, and stop", "experiment"
+    )
 
     @property
     def is_miniature(self) -> bool:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from discriminative.diffusion.sampler import Walk, chunks, decode, draw_noise
-from discriminative.precision import FIRST_SCALE
+from discriminative.precision import FIRST_SCALE, autocast
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.prompts import tokenize
@@ -107,9 +107,10 @@ def corrected_step(
         return walk.step(i, walk.guided(i, corrected), latents), score
     weight = walk.settings.guidance_weight
     uncond = told.uncond.expand(len(latents), -1, -1)  # (B, L, D)
-    both = reader.models.unet(
-        torch.cat([seen, corrected]), timestep, encoder_hidden_states=torch.cat([uncond, told.cond])
-    ).sample  # (2 * B, 4, h, w)
+    with autocast(reader.models):
+        both = reader.models.unet(
+            torch.cat([seen, corrected]), timestep, encoder_hidden_states=torch.cat([uncond, told.cond])
+        ).sample  # (2 * B, 4, h, w)
     noise_uncond, noise_cond = both.to(seen.dtype).chunk(2)
     noise_pred = noise_uncond + weight * (noise_cond - noise_uncond)  # (B, 4, h, w)
     return walk.step(i, noise_pred, latents), score
@@ -127,7 +128,18 @@ def sample_corrected(
     """
     models = reader.models
     noise = draw_noise(seeds, models.latent_shape(settings.height, settings.width))  # (B, 4, h, w)
-    walk = Walk(models, told.cond, told.uncond, noise, settings)
+    latents, scores = corrected_latents(reader, told, noise, settings, correction)
+    parts = chunks(len(latents), settings.decode_batch_size)
+    return torch.cat([decode(models, latents[part], settings) for part in parts]), scores
+
+
+@torch.no_grad()
+def corrected_latents(
+    reader: Reader, told: Told, noise: torch.Tensor, settings: SamplerSettings, correction: Correction
+) -> tuple[torch.Tensor, dict[int, list[float]]]:
+    """The finished latents (B, 4, h, w) of prompts, from noise of this shape; scores as
+    :func:`sample_corrected` has them."""
+    walk = Walk(reader.models, told.cond, told.uncond, noise, settings)
     latents = walk.start  # (B, 4, h, w)
     scores = {}
     for i in range(len(walk.timesteps)):
@@ -136,5 +148,4 @@ def sample_corrected(
             scores[i] = score.tolist()
         else:
             latents = walk.run(latents, i, i + 1)
-    parts = chunks(len(latents), settings.decode_batch_size)
-    return torch.cat([decode(models, latents[part], settings) for part in parts]), scores
+    return latents, scores

@@ -97,7 +97,9 @@ def outcomes(
     for first in range(0, len(rows), BATCH):
         batch = rows[first : first + BATCH]
         texts = encode_texts(reader, batch)
-        cosines = torch.cosine_similarity(texts[TRUE].pooled, texts[HARD].pooled)  # (B,)
+        cosines = torch.cosine_similarity(
+            texts[TRUE].pooled.flatten(1), texts[HARD].pooled.flatten(1)
+        )  # (B,)
         scores = []
         grounded = []
         for number in range(noises):

@@ -28,7 +28,7 @@ from dpt.adapter import DiscriminativeAdapter
 from dpt.features import ProbePoint
 from dpt.forward import Reader
 from dpt.settings import LORA_RANK, TEXT_TARGETS, UNET_TARGETS, AdapterSettings
-from dpt.text import Condition, PipelineSide, RobertaSide, TextSide
+from dpt.text import TARGETS, Condition, PipelineSide, RobertaSide, TextSide
 
 ADAPTER = "adapter.safetensors"
 RECORD = "adapter.json"
@@ -106,6 +106,7 @@ def write_adapter(folder: Path, reader: Reader, side: str, model: str, facts: di
         "model": model,
         "probe": reader.point.name,
         "text_side": side,
+        "matching_target": reader.condition.target,
         "channels": reader.point.channels,
         "text_width": reader.condition.width,
         "token_width": reader.side.width,
@@ -132,6 +133,8 @@ def read_record(folder: Path) -> dict:
         settings = AdapterSettings(**{f.name: sizes[f.name] for f in fields(AdapterSettings)})
         widths = {name: int(record[name]) for name in ("channels", "text_width", "token_width")}
         texts = {name: str(record[name]) for name in ("model", "probe", "text_side")}
+        # Adapters of before aim at the end token.
+        texts["matching_target"] = TARGETS[TARGETS.index(record.get("matching_target", TARGETS[0]))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"--weights: {path} is no record of an adapter ({one_line(error)})") from error
     return record | widths | texts | {"adapter": settings}
@@ -170,6 +173,7 @@ def read_adapter(folder: Path, models: DiffusionModels) -> Reader:
     given = read_tensors(folder / ADAPTER)
     check_fit(folder / ADAPTER, given, tensors_of(reader), "adapter than its record says")
     put_tensors(reader, given)
+    reader.condition.target = record["matching_target"]
     for module in (reader.adapter, reader.point):
         module.eval().requires_grad_(False)
     return reader

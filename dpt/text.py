@@ -14,13 +14,16 @@ from discriminative.errors import UsageError
 from discriminative.hub import at_revision, check_keys, hub_errors, hub_or_cache, why
 from dpt.data.samples import Span
 
+TARGETS = ("end", "words")  # what matching aims at
+
 
 class Encoded(NamedTuple):
     """Texts as the pipeline's text encoder has them, in float32.
 
     Args:
         states: ``encoder_hidden_states`` (B, L, D).
-        pooled: states of the end tokens (B, D), after the final LayerNorm and without text projection.
+        pooled: what matching aims at: states of the end tokens (B, D), after the final LayerNorm and without
+            text projection; or of all words (B, L, D), 0 elsewhere.
         mask: (B, L), 1 from the begin token to the end token, 0 at padding.
     """
 
@@ -64,12 +67,14 @@ class Condition:
     Attributes:
         trains: gradient flows to the text encoder's LoRA, through the states alone: what matching aims at
             stays a target.
+        target: what that is, one of ``TARGETS``: the state of the end token, or of each word.
     """
 
     def __init__(self, tokenizer: Any, text_encoder: Any):
         self.tokenizer = tokenizer
         self.text_encoder = frozen(text_encoder)
         self.trains = False
+        self.target = TARGETS[0]
 
     @property
     def width(self) -> int:
@@ -92,6 +97,10 @@ class Condition:
         # configurations (SD 1.4), which an added word would be.
         ends = (batch.input_ids == self.tokenizer.eos_token_id).int().argmax(dim=1)  # (B,)
         pooled = states[torch.arange(len(texts), device=states.device), ends].detach()  # (B, D)
+        if self.target == "words":
+            places = torch.arange(limit, device=states.device)  # (L,)
+            is_word = (places > 0) & (places < ends[:, None])  # (B, L), begin and end left out
+            pooled = states.detach() * is_word[..., None]  # (B, L, D)
         return states, pooled, batch.attention_mask
 
 

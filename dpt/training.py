@@ -7,6 +7,7 @@ boxes by which losses are divided.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,8 @@ def train(
     folder: Path,
     accelerator: Accelerator,
     facts: dict,
+    measure: Callable[..., dict[str, torch.Tensor]] = losses_of,
+    after: Callable[[int], None] | None = None,
 ) -> list[dict]:
     """Train to the end, from a checkpoint in the folder where there is one (DPT, section 3.3).
 
@@ -85,6 +88,8 @@ def train(
         trained: parameters by name, in float32; nothing else changes.
         folder: of checkpoint and log.
         facts: that a checkpoint must share with this training, to go on: :func:`facts_of`, and more.
+        measure: the parts of a batch's loss, called as :func:`losses_of` is.
+        after: is told how many updates are done, after each.
 
     Returns:
         a row of losses for each update.
@@ -102,7 +107,7 @@ def train(
         for step in bar:
             # Gradient of the update's batches.
             batches = range(stream.share.accumulation)
-            parts = [accumulate(stage, reader, stream, step, i, accelerator) for i in batches]
+            parts = [accumulate(stage, reader, stream, step, i, accelerator, measure) for i in batches]
             row = mean_row(parts, stage, step, accelerator)
             average_gradients(parameters, accelerator)
             norm = update(optimizer, parameters, stage, step, accelerator)
@@ -111,6 +116,8 @@ def train(
             bar.set_postfix({"loss": f"{row['loss']:.3f}"})
             if (step + 1) % stage.checkpoint_every == 0 and accelerator.is_main_process:
                 write_checkpoint(folder, step + 1, trained, optimizer, accelerator, rows, facts)
+            if after:
+                after(step + 1)
     if accelerator.is_main_process:
         write_lines(folder / LOG, rows)
     return rows
@@ -145,7 +152,13 @@ def facts_of(stage: Stage, reader: Reader, stream: Stream) -> dict:
 
 
 def accumulate(
-    stage: Stage, reader: Reader, stream: Stream, step: int, part: int, accelerator: Accelerator
+    stage: Stage,
+    reader: Reader,
+    stream: Stream,
+    step: int,
+    part: int,
+    accelerator: Accelerator,
+    measure: Callable[..., dict[str, torch.Tensor]] = losses_of,
 ) -> dict[str, torch.Tensor]:
     """Add one batch's gradient; the parts of its loss, scalars without gradient."""
     seed = seed_of(stage.seed, step, part, accelerator.process_index)
@@ -154,7 +167,7 @@ def accumulate(
     rows = stream.batch(step, part)
     generator = torch.Generator().manual_seed(seed)
     noised = draw_noised(reader.models, rows, generator, stage.settings.timestep_power)
-    parts = losses_of(reader, rows, noised, stage.losses, partial(mean_boxes, accelerator=accelerator))
+    parts = measure(reader, rows, noised, stage.losses, partial(mean_boxes, accelerator=accelerator))
     loss = total_loss(parts, stage.weights)
     accelerator.backward(loss / stream.share.accumulation)
     return {name: value.detach().float() for name, value in {"loss": loss, **parts}.items()}

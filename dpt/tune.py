@@ -1,6 +1,7 @@
 """Stage 2, tuning: a LoRA of the UNet learns from the adapter's losses and from denoising (DPT, section
 3.3)."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -44,11 +45,13 @@ def tune(
     accelerator: Accelerator,
     side: str,
     model: str,
+    after: Callable[[int], None] | None = None,
 ) -> list[dict]:
     """Train what :func:`prepare` gave, and write LoRA and adapter to the folder.
 
     Args:
         side: name of the text side. model: that is tuned; both for the record.
+        after: is told how many updates are done, after each.
 
     Returns:
         a row of losses for each update.
@@ -63,7 +66,7 @@ def tune(
     facts |= facts_of(stage, reader, stream)
     reader.autocast = accelerator.autocast
     with channels_last(reader.models):
-        rows = train(stage, reader, trained, stream, folder, accelerator, facts)
+        rows = train(stage, reader, trained, stream, folder, accelerator, facts, after=after)
     reader.condition.trains = False
     for module in (reader.adapter, reader.point, reader.models.unet, reader.models.text_encoder):
         module.eval().requires_grad_(False)

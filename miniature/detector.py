@@ -173,6 +173,15 @@ class Detector:
             for found in self.model(list(part.to(device, torch.float32)))
         ]
 
+    @torch.no_grad()
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The coarsest features of images (N, 3, 64, 64) in [0, 1]: means over places (N, D), on the CPU."""
+        device = next(self.model.parameters()).device
+        mean = torch.tensor(MEAN).view(3, 1, 1)  # (3, 1, 1)
+        std = torch.tensor(STD).view(3, 1, 1)  # (3, 1, 1)
+        parts = [((part - mean) / std).to(device) for part in images.float().cpu().split(AT_ONCE)]
+        return torch.cat([self.model.backbone.body(part)[-1].mean(dim=(2, 3)).cpu() for part in parts])
+
 
 def one_each(boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> list[Seen]:
     """One label for each place: boxes (M, 4) that overlap keep the most certain of their labels (M,)."""

@@ -206,6 +206,15 @@ def test_similarity_is_the_best_querys_cosine():
         assert score == pytest.approx(max(cosines), abs=1e-5)
 
 
+def test_with_words_similarity_is_the_mean_of_the_best_cosines_and_padding_does_not_count():
+    matching = torch.randn(2, 4, 10)
+    words = torch.randn(2, 3, 10)
+    words[1, 2] = 0
+    found = similarity(matching, words)
+    one_by_one = torch.stack([similarity(matching, words[:, i]) for i in range(3)], dim=1)  # (2, 3)
+    assert torch.allclose(found, torch.stack([one_by_one[0].mean(), one_by_one[1, :2].mean()]))
+
+
 def test_similarity_is_float32_under_autocast():
     matching = torch.randn(2, 4, 10)
     pooled = torch.randn(2, 10)

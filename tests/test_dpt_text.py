@@ -123,6 +123,16 @@ def test_a_class_token_stays_trainable_while_texts_are_encoded():
     assert token.vector.requires_grad
 
 
+def test_words_as_a_target_are_all_states_between_begin_and_end(miniature):
+    condition = Condition(miniature.tokenizer, miniature.text_encoder)
+    condition.target = "words"
+    encoded = condition.encode(["a frog", "a photo of a car"])
+    assert torch.equal(encoded.pooled[0, 1:3], encoded.states[0, 1:3])
+    is_word = encoded.pooled.abs().sum(dim=2) > 0
+    assert is_word.sum(dim=1).tolist() == (encoded.mask.sum(dim=1) - 2).tolist()
+    assert not is_word[:, 0].any()
+
+
 def test_each_distinct_text_is_encoded_once(miniature, condition):
     rows = []
     handle = miniature.text_encoder.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))

@@ -260,6 +260,20 @@ def test_only_train_lora_leaves_the_adapter_and_the_base_bit_identical(tmp_path)
     assert all(t.abs().max() > 0 for name, t in lora.items() if "lora_B" in name)
 
 
+def test_a_lora_of_denoising_alone_sees_no_other_loss_and_is_told_of_after_each_update(tmp_path):
+    """The control of the experiment: anything else in its loss would be counted as what tuning brings."""
+    reader = tiny_reader()
+    before = weight_hashes(reader.adapter)
+    trained = prepare(reader, 0, only_lora=True)
+    told = []
+    with stream(reader) as batches:
+        where = (tmp_path, accelerator(), "pipeline", "tiny", told.append)
+        rows = tune(reader, trained, stage(steps=3, losses=("mse",)), batches, *where)
+    assert set(rows[0]) == {"step", "loss", "mse", "gradient_norm"}
+    assert rows[0]["loss"] == rows[0]["mse"]
+    assert told == [1, 2, 3] and weight_hashes(reader.adapter) == before
+
+
 def test_the_text_encoders_lora_learns_where_it_is_asked_for(tmp_path):
     run_tune(tiny_reader(), tmp_path, text_encoder=True)
     lora = load_file(tmp_path / LORA)
@@ -316,6 +330,17 @@ def test_an_adapter_survives_its_file_with_mixers_and_logit_scale(tmp_path, poin
 
 class Killed(BaseException):
     pass
+
+
+def test_an_adapter_keeps_what_its_matching_aims_at_and_one_of_before_aims_at_the_end(tmp_path):
+    reader = tiny_reader()
+    reader.condition.target = "words"
+    write_adapter(tmp_path, reader, "pipeline", "tiny", {})
+    assert read_adapter(tmp_path, reader.models).condition.target == "words"
+    record = json.loads((tmp_path / "adapter.json").read_text())
+    del record["matching_target"]
+    (tmp_path / "adapter.json").write_text(json.dumps(record))
+    assert read_adapter(tmp_path, reader.models).condition.target == "end"
 
 
 def killed_at(monkeypatch, step):

@@ -53,6 +53,7 @@ from miniature.scenes import (
 
 KINDS = ("recolour", "swap colours", "swap things", "invert relation", "count", "object")
 PROMPT_KINDS = ("presence", "count", "attribute", "relation")
+CLAIMS = (*PROMPT_KINDS, "conjunction")  # all that a prompt may claim
 STREAM = 2403  # apart from the streams of miniature.scenes.render
 PROMPT_STREAM = 4321
 
@@ -506,7 +507,7 @@ class Prompt:
 
     text: str
     fact: Fact
-    kind: str  # one of PROMPT_KINDS
+    kind: str  # one of CLAIMS
 
     @property
     def held_out(self) -> bool:
@@ -524,7 +525,8 @@ def _claim(kind: str, rng: np.random.Generator) -> Fact:
         hues = rng.permutation(list(HUES))
         return Fact(tuple(Phrase(str(n), str(h)) for n, h in zip(names, hues, strict=False)))
     names = rng.permutation([c.name for c in CLASSES])[:2]
-    return Fact(tuple(Phrase(str(name)) for name in names), RELATIONS[rng.integers(len(RELATIONS))])
+    relation = RELATIONS[rng.integers(len(RELATIONS))] if kind == "relation" else None
+    return Fact(tuple(Phrase(str(name)) for name in names), relation)
 
 
 def prompts(kind: str, number: int, seed: int) -> list[Prompt]:
@@ -532,18 +534,18 @@ def prompts(kind: str, number: int, seed: int) -> list[Prompt]:
 
     Args:
         kind: "presence" (one thing), "count" (two or three of one class), "attribute" (two things in two
-            tints) or "relation" (two things).
+            tints), "relation" (two things) or "conjunction" (two things, and no more said).
         number: of prompts, 1 or more. None comes twice while there are others.
         seed: 0 or more; the same is the same list, and a longer list begins with the shorter one.
 
     Raises:
         UsageError: an argument outside these.
     """
-    if kind not in PROMPT_KINDS:
-        raise UsageError(f"--prompts: {kind!r} was given; allowed is {', '.join(PROMPT_KINDS)}")
+    if kind not in CLAIMS:
+        raise UsageError(f"--prompts: {kind!r} was given; allowed is {', '.join(CLAIMS)}")
     check_least("prompts", number, 1)
     check_least("seed", seed, 0)
-    rng = np.random.default_rng([PROMPT_STREAM, seed, PROMPT_KINDS.index(kind)])
+    rng = np.random.default_rng([PROMPT_STREAM, seed, CLAIMS.index(kind)])
     found = []
     texts = set()
     again = 0
@@ -556,3 +558,25 @@ def prompts(kind: str, number: int, seed: int) -> list[Prompt]:
             found.append(prompt)
             texts.add(prompt.text)
     return found
+
+
+def draw_fact(fact: Fact, rng: np.random.Generator) -> Image.Image:
+    """A render (RGB, 64x64) that shows a prompt's fact, on any background.
+
+    Raises:
+        WorkError: none was found in ``TRIES``.
+    """
+    cast = [(phrase.name, phrase.colour) for phrase in fact.phrases for _ in range(phrase.number)]
+    for _ in range(TRIES):
+        plan = _plan(cast, _background(rng), fact.relation is not None, rng)
+        image, things = draw(plan)
+        scene = Scene(things, plan.backdrop.colour)
+        tints = [colour for _, colour in cast]
+        if (
+            scene.background not in tints
+            and not hidden(scene)
+            and not crowded(scene)
+            and is_true(fact, scene)
+        ):
+            return image
+    raise WorkError(f"no scene of {fact} was found in {TRIES} tries")
