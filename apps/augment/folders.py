@@ -183,7 +183,7 @@ def match(classes: list[str], root: str, generated: list[str]) -> dict[str, int]
         )
         raise UsageError(
             f"--generated: {listed(lost)} of {root!r} {'fit' if len(lost) > 1 else 'fits'} no class folder of "
-            f"--real ({others}); name folders alike, or remove what is too much"
+            f"--real, or not one alone ({others}); name folders alike, or remove what is too much"
         )
     return found
 

@@ -9,10 +9,10 @@ import timm
 import torch
 
 from apps.augment.options import Options
+from apps.augment.randomness import seeded
 from classifiers import CLASSIFIERS, explained, parse_source
 from discriminative.errors import UsageError
 from discriminative.guides.loaders import TimmModel, find_timm_model
-from apps.augment.randomness import seeded
 
 
 @dataclass

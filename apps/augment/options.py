@@ -1,4 +1,4 @@
-"""The options of python -m apps.augment, and their limits. No torch here: the command line reads them first."""
+"""The options of python -m apps.augment, and their limits. No torch here: the command line comes first."""
 
 import argparse
 from dataclasses import dataclass

@@ -149,8 +149,8 @@ def write_page(path: Path, result: Result, record: dict[str, Any]) -> Path:
 <style>{STYLE}</style></head><body>
 <h1>Generated pictures in training</h1>
 <p><strong>Test accuracy {without:.3f} with real pictures alone, {with_:.3f} with generated ones:
-{text(result.difference)}.</strong> The interval of 95 % is Student's t over {len(result.pairs)} pairs of
-trainings. A pair shares its seed; all have {steps} steps. The interval says what other seeds would do on these
+{text(result.difference)}.</strong> The interval of 95 % is Student's t over {len(result.pairs)} pairs
+of trainings. A pair shares its seed; all have {steps} steps. The interval says what other seeds would do on these
 pictures, not what other pictures would. Classes that lose beyond chance: {losers}. Written {timestamp()} by
 version {VERSION}.</p>
 <ul>{notes}</ul>

@@ -1,4 +1,4 @@
-"""The comparison: the share is chosen on validation pictures, then pairs of trainings are compared on the test."""
+"""The comparison: validation pictures choose the share, then pairs of trainings are compared on the test."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from apps.augment.folders import Data, Pictures, read_data
+from apps.augment.folders import LISTED, Data, Pictures, read_data
 from apps.augment.network import Network, load_network
 from apps.augment.options import Options
 from apps.augment.training import TrainingSettings, logits_of, train
@@ -211,9 +211,8 @@ class Study:
     def run(self) -> Result:
         """All trainings that are missing; what they came to."""
         share, tuning = self.choose_share()
-        pairs = []
-        for seed in range(self.options.seeds):
-            pairs.append((self.row("pair", seed, 0.0), self.row("pair", seed, share)))
+        seeds = range(self.options.seeds)
+        pairs = [(self.row("pair", seed, 0.0), self.row("pair", seed, share)) for seed in seeds]
         return Result(self.data, share, tuning, pairs, self.data.test.labels)
 
 
@@ -253,21 +252,21 @@ def told(result: Result, options: Options) -> list[str]:
     """The comparison in a few lines."""
     without = fmean(result.accuracies(0))
     with_ = fmean(result.accuracies(1))
-    seeds = f"{len(result.pairs)} seeds" if len(result.pairs) > 1 else "1 seed, which says nothing of chance"
+    number = len(result.pairs)
+    seeds = f"{number} seeds" if number > 1 else "1 seed, which says nothing of chance"
     lines = [
-        f"test accuracy {without:.3f} with real pictures alone, {with_:.3f} with {result.share:g} of each batch "
-        f"generated: {result.difference} (95 %, paired, {seeds}; {options.steps} steps each)"
+        f"test accuracy {without:.3f} with real pictures alone, {with_:.3f} with {result.share:g} of each "
+        f"batch generated: {result.difference} (95 %, paired, {seeds}; {options.steps} steps each)"
     ]
     losing = [row for row in result.by_class if row[3].mean < 0]
     if losing:
-        worst = ", ".join(f"{name} {difference}" for name, _, _, difference in losing[:5])
-        lines.append(
-            f"{len(losing)} of {len(result.data.classes)} classes lose, {len(result.losers)} beyond chance: {worst}"
-        )
-    grown = result.grown()[:3]
+        worst = ", ".join(f"{name} {difference}" for name, _, _, difference in losing[:LISTED])
+        beyond = f"{len(result.losers)} beyond chance"
+        lines.append(f"{len(losing)} of {len(result.data.classes)} classes lose, {beyond}: {worst}")
+    grown = result.grown()[:LISTED]
     if grown:
         taken = ", ".join(f"{a} for {b} {x:.2f} -> {y:.2f}" for a, b, x, y in grown)
-        lines.append(f"taken more often: {taken}")
+        lines.append(f"mistaken more often: {taken}")
     return lines
 
 

@@ -137,8 +137,8 @@ def find_timm(source: Source) -> Parts:
     found = find_timm_model(source.place)
     if not found.weights:
         raise ValueError(
-            f"timm has no weights for {found.architecture!r}; allowed is a name of timm.list_pretrained(), or "
-            "<name>@<file>"
+            f"timm has no weights for {found.architecture!r}; allowed is a name of timm.list_pretrained(), "
+            "or <name>@<file>"
         )
     labels = timm_labels(found.config)
 

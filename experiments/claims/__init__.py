@@ -1,0 +1,1 @@
+"""The paper's three claims, each by one command."""
