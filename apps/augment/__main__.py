@@ -110,7 +110,7 @@ def dispatch(argv: list[str]) -> int:
     validate(options)
     # Everything heavy is imported from here on.
     with ended_at_once("apps.augment"):
-        from apps.augment.study import work
+        from apps.augment.work import work
     try:
         with ended_by_signals():
             return work(options)

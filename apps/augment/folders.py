@@ -75,9 +75,14 @@ class VisibleClasses(ImageFolder):
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         """The names of the folders, in order, and their numbers."""
-        found = sorted(p.name for p in Path(directory).iterdir() if p.is_dir())
-        names = [name for name in found if not name.startswith((".", "__"))]
+        names = class_folders(directory)
         return names, {name: i for i, name in enumerate(names)}
+
+
+def class_folders(root: str) -> list[str]:
+    """The names of the folders that are not hidden, in order."""
+    found = sorted(p.name for p in Path(root).iterdir() if p.is_dir())
+    return [name for name in found if not name.startswith((".", "__"))]
 
 
 def read_folder(flag: str, root: str) -> dict[str, list[Path]]:
@@ -86,12 +91,12 @@ def read_folder(flag: str, root: str) -> dict[str, list[Path]]:
     Raises:
         UsageError: there is no class folder, or one without a picture.
     """
-    found = VisibleClasses(root, allow_empty=True)
-    if len(found.classes) < 1:
+    if not class_folders(root):
         raise UsageError(
             f"--{flag}: {root!r} was given, which holds no folder; allowed is one with a folder of pictures "
             "for each class"
         )
+    found = VisibleClasses(root, allow_empty=True)
     pictures: dict[str, list[Path]] = {name: [] for name in found.classes}
     for path, label in found.samples:
         pictures[found.classes[label]].append(Path(path))
@@ -181,9 +186,10 @@ def match(classes: list[str], root: str, generated: list[str]) -> dict[str, int]
         others = (
             f"left of --real {'are' if len(free) > 1 else 'is'} {listed(free)}" if free else "none is left"
         )
+        fit = "fit" if len(lost) > 1 else "fits"
         raise UsageError(
-            f"--generated: {listed(lost)} of {root!r} {'fit' if len(lost) > 1 else 'fits'} no class folder of "
-            f"--real, or not one alone ({others}); name folders alike, or remove what is too much"
+            f"--generated: {listed(lost)} of {root!r} {fit} no class folder of --real, or not one alone "
+            f"({others}); name folders alike, or remove what is too much"
         )
     return found
 

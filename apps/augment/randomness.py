@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within the block Python's, NumPy's and torch's random numbers follow a seed; then they go on as before."""
+    """Within the block all random numbers follow a seed; behind it they go on as before."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm draws there)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002

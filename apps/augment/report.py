@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from apps.augment.study import Difference, Result
+from apps.augment.result import Difference, Result
 from discriminative import VERSION
 from discriminative.records.environment import timestamp
 from discriminative.records.files import write_text
@@ -150,9 +150,9 @@ def write_page(path: Path, result: Result, record: dict[str, Any]) -> Path:
 <h1>Generated pictures in training</h1>
 <p><strong>Test accuracy {without:.3f} with real pictures alone, {with_:.3f} with generated ones:
 {text(result.difference)}.</strong> The interval of 95 % is Student's t over {len(result.pairs)} pairs
-of trainings. A pair shares its seed; all have {steps} steps. The interval says what other seeds would do on these
-pictures, not what other pictures would. Classes that lose beyond chance: {losers}. Written {timestamp()} by
-version {VERSION}.</p>
+of trainings. A pair shares its seed; all have {steps} steps. The interval says what other seeds
+would do on these pictures, not what other pictures would. Classes that lose beyond chance: {losers}.
+Written {timestamp()} by version {VERSION}.</p>
 <ul>{notes}</ul>
 <h2>Where it helps and where it hurts</h2>{figure(result)}{classes(result)}
 <h2>Confusions that grow</h2>{confusions(result)}

@@ -1,11 +1,11 @@
-"""Claim (ii): do a class token's pictures help where real ones are few? Eight ambiguous classes, 1 to 16 shots.
+"""Claim (ii): do a class token's pictures help where real ones are few? Eight ambiguous classes.
 
     python -m experiments.claims.augmentation --workers 2      # goes on where it broke off
-    python -m experiments.claims.augmentation --table True     # only the tables and the figure of what is there
+    python -m experiments.claims.augmentation --table True     # only the tables and the figure
 
-Expect about six core-hours: 320 tokens by clean guides and 64 by the full one, 320 inverted words, 25,000
-pictures, 700 trainings of a small network from scratch, by the same function as ``python -m apps.augment``.
-Everything is made below ``--output_path``; a finished unit is a line of ``--out``. The targets are printed
+Expect about six core-hours, for 1, 2, 4, 8 and 16 shots: 320 tokens by clean guides and 64 by the full
+one, 320 inverted words, 35,000 pictures, 700 trainings of a small network from scratch, by the same function
+as ``python -m apps.augment``. Everything is made below ``--output_path``; a finished unit is a line of ``--out``. The targets are printed
 with met or missed.
 
 Training, validation and test pictures are renders of separate random streams. All arms have the same number
@@ -31,7 +31,7 @@ from statistics import fmean
 import torch
 
 from apps.augment.network import Network
-from apps.augment.study import Difference, paired_difference
+from apps.augment.result import Difference, paired_difference
 from apps.augment.training import TrainingSettings, logits_of, train
 from discriminative.hub import quiet_libraries
 from discriminative.records.files import write_tensors
@@ -385,9 +385,8 @@ def print_targets(found: dict) -> None:
             else:
                 verdict = "met" if difference.mean >= 0 else "missed"
             wanted = "interval above 0" if is_above else "at least equal"
-            print(
-                f"| {shots} {'shots' if shots > 1 else 'shot'}, {ARMS[arm]} over {ARMS[other]}: {wanted} | {cell(difference)} | {verdict} |"
-            )
+            compares = f"{shots} {'shot' if shots == 1 else 'shots'}, {ARMS[arm]} over {ARMS[other]}"
+            print(f"| {compares}: {wanted} | {cell(difference)} | {verdict} |")
 
 
 def draw_figure(found: dict, path: Path) -> None:

@@ -189,9 +189,8 @@ def learn_token(place: Place, source: str, shots: int, seed: int, c: SceneClass)
     guide = guide_of(place, source, shots, seed, c)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            training = learn(
-                config.learning(**VALIDATION), token, [guide], c.word, RunFolder(folder, "c", "e")
-            )
+            settings = config.learning(**VALIDATION)
+            training = learn(settings, token, [guide], c.word, RunFolder(folder, "c", "e"))
             cost = {"images": training.images, "updates": len(training.rows), "ended": training.stopped_by}
         except WorkError as error:
             cost = {"images": 5 * config.max_epochs, "updates": config.max_epochs, "ended": str(error)}
@@ -301,7 +300,7 @@ def from_pool(place: Place, seed: int, guidance: float, c: SceneClass, number: i
 def at_equal_cost(
     place: Place, source: str, shots: int, seed: int, guidance: float, c: SceneClass
 ) -> list[Path]:
-    """As many of the plain prompt's pictures as the token costs: those of its learning, and those it draws."""
+    """As many of the plain prompt's pictures as the token's learning took, and those that it draws."""
     number = DRAWN + images_of_learning(place.token(source, shots, seed, c))
     return from_pool(place, seed, guidance, c, number)
 
