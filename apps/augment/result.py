@@ -1,4 +1,4 @@
-"""What a comparison came to: differences of pairs with their intervals, class by class, and new confusions."""
+"""What a comparison came to: differences of pairs with their intervals, class by class, and confusions."""
 
 from collections import Counter
 from collections.abc import Sequence

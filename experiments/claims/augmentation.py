@@ -5,8 +5,8 @@
 
 Expect about six core-hours, for 1, 2, 4, 8 and 16 shots: 320 tokens by clean guides and 64 by the full
 one, 320 inverted words, 35,000 pictures, 700 trainings of a small network from scratch, by the same function
-as ``python -m apps.augment``. Everything is made below ``--output_path``; a finished unit is a line of ``--out``. The targets are printed
-with met or missed.
+as ``python -m apps.augment``. Everything is made below ``--output_path``; a finished unit is a line of
+``--out``. The targets are printed with met or missed.
 
 Training, validation and test pictures are renders of separate random streams. All arms have the same number
 of steps, the same eight seeds (shots, weights and order of the pictures), and five settings that are tried
