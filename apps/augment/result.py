@@ -139,7 +139,7 @@ def told(result: Result, options: Options) -> list[str]:
         lines.append(f"{len(losing)} of {len(result.data.classes)} classes lose, {beyond}: {worst}")
     grown = result.grown()[:LISTED]
     if grown:
-        taken = ", ".join(f"{a} for {b} {x:.2f} -> {y:.2f}" for a, b, x, y in grown)
+        taken = ", ".join(f"{a} as {b} {x:.2f} -> {y:.2f}" for a, b, x, y in grown)
         lines.append(f"mistaken more often: {taken}")
     return lines
 

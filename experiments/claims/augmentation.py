@@ -50,7 +50,7 @@ BATCH = 16
 # first value is where it starts.
 RECIPE = {"learning_rate": (3e-3, 1e-3), "cutmix": (0.5, 0.0), "magnitude": (9, 5, 3)}
 PLAIN_RECIPE = {"learning_rate": (3e-3, 1e-3), "weight_decay": (0.05, 0.2), "smoothing": (0.1, 0.0, 0.2)}
-DRAWING = {"share": (0.5, 0.25, 0.75), "number": (32, 8), "guidance": (2.0, 5.0)}
+DRAWING = {"share": (0.5, 0.25, 0.75), "number": (24, 8), "guidance": (2.0, 5.0)}
 SEARCH = {"real": PLAIN_RECIPE, "strong": RECIPE, "twice": RECIPE}
 ARMS = {
     "real": "real",
@@ -69,7 +69,7 @@ WORDS_OF = {"filtered": ("token",), "inversion": ("inversion",), "token": ("toke
 WORDS_OF |= {"distilled": ("full",), "full": ("full",), "plain": ()}
 FROM_POOL = ("plain", "filtered", "distilled")
 # Core-seconds of a unit on the machine of docs/results.md, until rows say better.
-SECONDS = {"renders": 20.0, "guide": 8.0, "words": 20.0, "drawing": 4.0, "training": 8.0}
+SECONDS = {"renders": 10.0, "guide": 9.0, "words": 17.0, "drawing": 5.5, "training": 9.0}
 
 Setting = tuple[tuple[str, float], ...]
 
@@ -440,17 +440,16 @@ def tell(rows: list[dict], output_path: Path, figure: Path) -> None:
 
 
 def whole() -> dict[str, int]:
-    """Units of the whole experiment, about: of drawings a fifth is of the guidance that is not chosen."""
+    """Units of the whole experiment, about: where seeds draw at both guidances depends on what is chosen."""
     cells = len(SHOTS) * len(SEEDS)
     classes = len(TAKEN)
-    pools = len(SEEDS) * len(WORDS) * made.POOL / made.DRAWN
-    tried = len(TUNING_SEEDS) * len(SHOTS) * len(ARMS) * 4
+    of_words = 2 * cells * classes
     return {
         "renders": 1,
         "guide": cells,
-        "words": 2 * cells * classes + len(SEEDS) * classes,
-        "drawing": round(1.2 * (2 * cells * classes + len(SEEDS) * classes + pools)),
-        "training": cells * len(ARMS) + tried,
+        "words": of_words + len(SEEDS) * classes,
+        "drawing": round(1.25 * of_words) + 2 * len(SEEDS) * (classes + len(WORDS)),
+        "training": len(ARMS) * (cells + 4 * len(TUNING_SEEDS) * len(SHOTS)),
     }
 
 

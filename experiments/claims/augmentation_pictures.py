@@ -51,10 +51,10 @@ SEEDS = tuple(range(8))
 VAL_PICTURES = 25  # of each class
 TEST_PICTURES = 50
 FIRST_SCENE = 3_000_000  # beyond all that guides and judges of the miniature have seen
-DRAWN = 32  # pictures of each class
-POOL = 288  # of a word's plain prompt, for each seed
+DRAWN = 24  # pictures of each class
+POOL = 264  # of a word's plain prompt, for each seed
 STEPS = 12  # of the sampler
-BATCH = 16
+BATCH = 12
 ARCHITECTURE = "test_efficientnet"
 # Of a class token: bounded, as a guide of few shots may never call it right.
 LEARNING = {"max_epochs": 20}
