@@ -63,7 +63,8 @@ def test_what_validation_finds_best_is_what_is_measured(carried_out):
 def test_nothing_is_made_twice_and_the_full_guides_tokens_are_shared_by_the_shots(carried_out):
     order, *_ = carried_out
     assert max(Counter(order).values()) == 1
-    seeds, classes = len(claim.SEEDS), len(claim.TAKEN)
+    seeds = len(claim.SEEDS)
+    classes = len(claim.TAKEN)
     number = Counter((job.kind, job.name) for job in order)
     assert number["words", "token"] == 2 * seeds * classes
     assert number["words", "full"] == seeds * classes

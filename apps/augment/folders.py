@@ -47,7 +47,14 @@ class Pictures:
 
     def of_class(self, label: int) -> list[Path]:
         """The pictures of one class."""
-        return [path for path, its in zip(self.paths, self.labels, strict=True) if its == label]
+        return self.by_class().get(label, [])
+
+    def by_class(self) -> dict[int, list[Path]]:
+        """The pictures of each class that has some."""
+        found = defaultdict(list)
+        for path, label in zip(self.paths, self.labels, strict=True):
+            found[label].append(path)
+        return dict(found)
 
 
 @dataclass
@@ -264,12 +271,11 @@ def held_out(real: Pictures, classes: list[str]) -> tuple[Pictures, Pictures]:
     """
     fit = Pictures()
     val = Pictures()
-    for label, name in enumerate(classes):
-        paths = real.of_class(label)
+    for label, paths in real.by_class().items():
         if len(paths) < 2:
             raise UsageError(
-                f"--real: {name!r} has 1 picture, too few to hold one out for validation; give --val DIR, or "
-                "a single --shares"
+                f"--real: {classes[label]!r} has 1 picture, too few to hold one out for validation; "
+                "give --val DIR, or a single --shares"
             )
         random.Random(SPLIT_SEED).shuffle(paths)
         number = max(1, round(HELD_OUT * len(paths)))
@@ -306,7 +312,8 @@ def read_data(options: Options) -> tuple[Data, str]:
         flag: as_pictures(these, matched if flag == "generated" else numbers)
         for flag, these in folders.items()
     }
-    fit, val = sets["real"], sets.get("val", Pictures())
+    fit = sets["real"]
+    val = sets.get("val", Pictures())
     if not val and len(options.shares) > 1:
         fit, val = held_out(sets["real"], classes)
     hashes = digests(sets)

@@ -1,6 +1,6 @@
 """What a comparison came to: differences of pairs with their intervals, class by class, and confusions."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -75,8 +75,15 @@ class Result:
 
     def of_class(self, label: int, arm: int) -> list[float]:
         """Accuracy on one class of each seed."""
-        places = [i for i, true in enumerate(self.truth) if true == label]
-        return [fmean(pair[arm]["predicted"][i] == label for i in places) for pair in self.pairs]
+        return [fmean(pair[arm]["predicted"][i] == label for i in self.places[label]) for pair in self.pairs]
+
+    @cached_property
+    def places(self) -> dict[int, list[int]]:
+        """Where the test's pictures of each class stand."""
+        found = defaultdict(list)
+        for i, label in enumerate(self.truth):
+            found[label].append(i)
+        return found
 
     @cached_property
     def by_class(self) -> list[tuple[str, float, float, Difference]]:
@@ -85,14 +92,8 @@ class Result:
         for label, name in enumerate(self.data.classes):
             without = self.of_class(label, 0)
             with_ = self.of_class(label, 1)
-            found.append(
-                (
-                    name,
-                    fmean(without),
-                    fmean(with_),
-                    paired_difference([b - a for a, b in zip(without, with_, strict=True)]),
-                )
-            )
+            difference = paired_difference([b - a for a, b in zip(without, with_, strict=True)])
+            found.append((name, fmean(without), fmean(with_), difference))
         return sorted(found, key=lambda row: row[3].mean)
 
     def confusions(self, arm: int) -> Counter:

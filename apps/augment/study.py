@@ -59,14 +59,14 @@ class Study:
         there = [row for row in self.rows if key.items() <= row.items()]
         if there:
             return there[0]
-        real, measured = (
-            (self.data.fit, self.data.val) if kind == "tuning" else (self.data.real, self.data.test)
-        )
+        tunes = kind == "tuning"
+        real = self.data.fit if tunes else self.data.real
+        measured = self.data.val if tunes else self.data.test
         row = key | self.measure(real, measured, seed, share)
         self.rows.append(row)
         write_lines(self.folder / ROWS, self.rows)
         what = f"{share:g} of each batch generated" if share else "real pictures alone"
-        on = "validation" if kind == "tuning" else "test"
+        on = "validation" if tunes else "test"
         print(f"{kind} seed {seed}, {what}: {on} {row['accuracy']:.3f} in {row['seconds']} s", flush=True)
         return row
 
