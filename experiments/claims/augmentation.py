@@ -3,7 +3,7 @@
     python -m experiments.claims.augmentation --workers 2      # goes on where it broke off
     python -m experiments.claims.augmentation --table True     # only the tables and the figure
 
-Expect about six core-hours, for 1, 2, 4, 8 and 16 shots: 320 tokens by clean guides and 64 by the full
+Expect six to seven core-hours, for 1, 2, 4, 8 and 16 shots: 320 tokens by clean guides and 64 by the full
 one, 320 inverted words, 35,000 pictures, 700 trainings of a small network from scratch, by the same function
 as ``python -m apps.augment``. Everything is made below ``--output_path``; a finished unit is a line of
 ``--out``. The targets are printed with met or missed.
@@ -69,7 +69,7 @@ WORDS_OF = {"filtered": ("token",), "inversion": ("inversion",), "token": ("toke
 WORDS_OF |= {"distilled": ("full",), "full": ("full",), "plain": ()}
 FROM_POOL = ("plain", "filtered", "distilled")
 # Core-seconds of a unit on the machine of docs/results.md, until rows say better.
-SECONDS = {"renders": 10.0, "guide": 9.0, "words": 17.0, "drawing": 5.5, "training": 9.0}
+SECONDS = {"renders": 10.0, "guide": 10.0, "words": 16.0, "drawing": 5.0, "training": 10.0}
 
 Setting = tuple[tuple[str, float], ...]
 
