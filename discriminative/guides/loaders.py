@@ -40,13 +40,54 @@ class Parts:
     load: Callable[[], tuple[torch.nn.Module, Recipe]]
 
 
-def find_timm(source: Source) -> Parts:
-    """A timm classifier: a registered name, ``hf-hub:<id>``, a folder as timm exports it, or
-    ``<name>@<checkpoint file>``."""
+@dataclass
+class TimmModel:
+    """A timm model that was found, before its weights are read.
+
+    Args:
+        config: its configuration, as timm's ``pretrained_cfg``.
+        model_args: further arguments of ``timm.create_model``.
+        weights: finds or fetches their file; None where there are none.
+    """
+
+    architecture: str
+    config: dict[str, Any]
+    model_args: dict[str, Any]
+    weights: Callable[[], Path] | None
+
+    def load(self, num_classes: int) -> torch.nn.Module:
+        """The model with its weights, whose head has ``num_classes``; 0 where it has no head.
+
+        Raises:
+            ValueError: a weight is missing.
+        """
+        import timm
+
+        # A file: else timm falls back to pickles.
+        where = {"file": str(self.weights()), "source": "", "custom_load": False}
+        size = {"num_classes": num_classes}
+        settings = self.model_args | size | {"pretrained_cfg": self.config | where | size}
+        try:
+            return timm.create_model(self.architecture, pretrained=True, pretrained_strict=True, **settings)
+        except TypeError as error:
+            if "pretrained_strict" not in str(error):
+                raise
+            raise ValueError(
+                f"timm fills in missing weights of {self.architecture!r} at random and cannot be told not to"
+            ) from error
+
+
+def find_timm_model(place: str) -> TimmModel:
+    """A registered name, ``hf-hub:<id>``, a folder as timm exports it, or ``<name>@<checkpoint file>``.
+
+    Raises:
+        ValueError: timm has no such model, or a file of another kind was named.
+        FileNotFoundError: the folder has no config.json.
+    """
     import timm
     from timm.models._hub import load_model_config_from_path
 
-    name = source.place
+    name = place
     file = ""
     revision = None
     if name.startswith("hf-hub:"):
@@ -77,31 +118,32 @@ def find_timm(source: Source) -> Parts:
     config = config or timm.get_pretrained_cfg(architecture).to_dict()
     if file:
         config["num_classes"] = head_size(Path(file), config["classifier"]) - config.get("label_offset", 0)
-    if not (file or folder.is_dir() or config.get("hf_hub_id")):
+
+    def weights() -> Path:
+        if name.startswith("hf-hub:"):
+            return fetch(repository, "model.safetensors", revision)
+        if file or folder.is_dir():
+            return Path(file or folder / "model.safetensors")
+        return fetch(config["hf_hub_id"], "model.safetensors")
+
+    has_weights = file or folder.is_dir() or config.get("hf_hub_id")
+    return TimmModel(architecture, config, model_args, weights if has_weights else None)
+
+
+def find_timm(source: Source) -> Parts:
+    """A timm classifier, named as :func:`find_timm_model` takes it."""
+    import timm
+
+    found = find_timm_model(source.place)
+    if not found.weights:
         raise ValueError(
-            f"timm has no weights for {architecture!r}; allowed is a name of timm.list_pretrained(), or "
-            "<name>@<file>"
+            f"timm has no weights for {found.architecture!r}; allowed is a name of timm.list_pretrained(), "
+            "or <name>@<file>"
         )
-    labels = timm_labels(config)
+    labels = timm_labels(found.config)
 
     def load() -> tuple[torch.nn.Module, Recipe]:
-        weights = Path(file or folder / "model.safetensors")
-        if name.startswith("hf-hub:"):
-            weights = fetch(repository, "model.safetensors", revision)
-        elif not file and not folder.is_dir():
-            weights = fetch(config["hf_hub_id"], "model.safetensors")
-        # A file: else timm falls back to pickles.
-        where = {"file": str(weights), "source": "", "custom_load": False}
-        size = {"num_classes": len(labels)}
-        settings = model_args | size | {"pretrained_cfg": config | where | size}
-        try:
-            model = timm.create_model(architecture, pretrained=True, pretrained_strict=True, **settings)
-        except TypeError as error:
-            if "pretrained_strict" not in str(error):
-                raise
-            raise ValueError(
-                f"timm fills in missing weights of {architecture!r} at random and cannot be told not to"
-            ) from error
+        model = found.load(len(labels))
         return model, timm_recipe(timm.data.resolve_model_data_config(model), source.crop_pct)
 
     return Parts(labels, load)
