@@ -163,7 +163,7 @@ def loop(
         figures, norm, images, trouble = update(objective, run, epoch)
 
         # Where that led nowhere, step where many images say.
-        measured = run.look(epoch)
+        measured = {} if trouble else run.look(epoch)
 
         # Keep the best token.
         found = {} if trouble else keeper.look(epoch, figures["loss"], figures["accuracy"], sampled_with)
