@@ -17,8 +17,6 @@ from pathlib import Path
 
 import timm
 import torch
-import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -38,6 +36,7 @@ from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.drawing import in_batches
 from discriminative.tokens.prompts import TEMPLATES, fill
+from experiments.claims.rivals import denoising_loss, encoded
 from miniature.scenes import CLASSES, SIZE, SceneClass, render
 from trainer import train as learn
 
@@ -204,11 +203,8 @@ def invert_word(place: Place, shots: int, seed: int, c: SceneClass) -> dict:
     token.load(token.start_vector("class", c.word))
     paths = pictures_in(place.shots(seed), shots).of_class(TAKEN.index(c))
     rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        real = torch.stack([read_image(path) for path in paths])  # (n, 3, 64, 64)
-        both = torch.cat([real, real.flip(3)]) * 2 - 1
-        encoded = token.models.vae.encode(both).latent_dist.mode()
-        latents = encoded * token.models.vae.config.scaling_factor  # (2n, 4, 16, 16)
+    real = torch.stack([read_image(path) for path in paths])  # (n, 3, 64, 64)
+    latents, _ = encoded(token.models, real)  # (2n, 4, 16, 16)
     optimizer = torch.optim.AdamW([token.vector], lr=INVERSION_RATE * token.word_rms, weight_decay=0.01)
     for _ in range(INVERSION_STEPS):
         optimizer.zero_grad()
@@ -221,17 +217,11 @@ def invert_word(place: Place, shots: int, seed: int, c: SceneClass) -> dict:
 
 
 def inversion_loss(token: ClassToken, latents: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """The loss of diffusers' textual_inversion.py: the squared error of predicted noise, at random times."""
-    scheduler = DDPMScheduler.from_config(token.models.scheduler.config)
-    pick = torch.randint(len(latents), (INVERSION_BATCH,), generator=rng)
-    clean = latents[pick]  # (B, 4, 16, 16)
-    noise = torch.randn(clean.shape, generator=rng)
-    times = torch.randint(scheduler.config.num_train_timesteps, (len(clean),), generator=rng)
-    which = torch.randint(len(TEMPLATES), (len(clean),), generator=rng).tolist()
-    cond = token.encode([fill(TEMPLATES[i], WORD, "").strip() for i in which])  # (B, L, D)
-    noisy = scheduler.add_noise(clean, noise, times)
-    predicted = token.models.unet(noisy, times, encoder_hidden_states=cond).sample
-    return F.mse_loss(predicted.float(), noise)
+    """The loss of diffusers' textual_inversion.py on a batch of latents (N, 4, 16, 16), a scalar."""
+    picked = torch.randint(len(latents), (INVERSION_BATCH,), generator=rng)  # (B,)
+    which = torch.randint(len(TEMPLATES), (INVERSION_BATCH,), generator=rng).tolist()
+    prompts = [fill(TEMPLATES[i], WORD, "").strip() for i in which]
+    return denoising_loss(token, prompts, latents[picked], rng)
 
 
 def save_vector(path: Path, token: ClassToken, images: int) -> None:
