@@ -272,7 +272,8 @@ class Running:
         if not curriculum.looks_after(epoch):
             return {}
         vector = self.token.vector.detach().clone()
-        gains = measured_step(self.keeper.objective, vector, self.pool, curriculum.looks)
+        place = (curriculum.looks, curriculum.in_vain)
+        gains = measured_step(self.keeper.objective, vector, self.pool, *place)
         curriculum.looked(bool(gains))
         if not gains:
             return {"measured_gain": 0.0}

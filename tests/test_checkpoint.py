@@ -53,7 +53,7 @@ def trained(root, settings, *, killed_after: int = 0, seconds: float = 0.0):
 
 SETTINGS = {
     "through stages and starts": {"validate_every": 1, "attempt_patience": 1, "max_epochs": 9},
-    "to measured steps": {"validate_every": 1, "attempt_patience": 1, "max_epochs": 16, "jump_at": "0.5"},
+    "to measured steps": {"validate_every": 1, "attempt_patience": 1, "max_epochs": 10, "jump_at": "0.5"},
     "the paper's rule": {"choose_by": "loss", "max_epochs": 6, "noise_pool": 1, "gradient_mode": "last:2"},
     "augmented": {"augment": True, "validate_every": 2, "max_epochs": 4},
 }

@@ -80,7 +80,7 @@ def test_a_gradient_that_is_not_finite_or_zero_leads_nowhere():
     pool.add(1, torch.zeros(1, 16))
     assert pool.directions() == []
     landscape = Landscape(lambda vector: 0.0)
-    assert measured_step(landscape, START, pool, 0) == []
+    assert measured_step(landscape, START, pool, 0, 0) == []
     assert torch.equal(landscape.token.vector, START)
 
 
@@ -95,14 +95,20 @@ def test_a_pool_goes_through_a_checkpoint():
 def test_candidates_lie_a_few_words_norms_along_each_direction():
     landscape = Landscape(lambda vector: 0.0)
     pool = Pool({0: [one_hot(1)], 1: [one_hot(2)]})
-    found = candidates(landscape, START, pool)
+    found = candidates(landscape, START, pool, 0)
     lengths = [(vector - START).norm().item() / landscape.token.word_norm for vector in found]
     assert lengths == pytest.approx([*LENGTHS, *LENGTHS])
 
 
+def test_after_a_look_in_vain_steps_are_half_as_long():
+    landscape = Landscape(lambda vector: 0.0)
+    longest = [candidates(landscape, START, Pool({0: [one_hot(1)]}), in_vain)[-1] for in_vain in (0, 1)]
+    assert (longest[1] - START).norm() == pytest.approx((longest[0] - START).norm().item() / 2)
+
+
 def test_candidates_stay_as_short_as_tokens_do():
     landscape = Landscape(lambda vector: 0.0, limit=1.0)
-    found = candidates(landscape, START, Pool({0: [one_hot(1)]}))
+    found = candidates(landscape, START, Pool({0: [one_hot(1)]}), 0)
     assert max(vector.norm().item() for vector in found) <= landscape.token.word_norm * 1.0001
 
 
@@ -110,7 +116,7 @@ def test_the_token_takes_the_best_candidate():
     """The longest way along the second direction here, however the noises fall."""
     landscape = Landscape(lambda vector: vector[0, 2], luck=lambda seed: seed % 7)
     pool = Pool({0: [one_hot(1)], 1: [one_hot(2, -1.0)]})
-    gains = measured_step(landscape, START, pool, 3)
+    gains = measured_step(landscape, START, pool, 3, 0)
     step = LENGTHS[-1] * landscape.token.word_norm
     assert torch.allclose(landscape.token.vector, START + one_hot(2, step))
     assert gains == pytest.approx([step] * HALVINGS[-1][0])
@@ -119,27 +125,27 @@ def test_the_token_takes_the_best_candidate():
 @pytest.mark.parametrize("slope", [-1.0, 0.0])
 def test_where_no_candidate_is_better_the_token_stays_bit_for_bit(slope):
     landscape = Landscape(lambda vector: slope * vector[0, 2])
-    assert measured_step(landscape, START, Pool({0: [one_hot(2, -1.0)]}), 0) == []
+    assert measured_step(landscape, START, Pool({0: [one_hot(2, -1.0)]}), 0, 0) == []
     assert torch.equal(landscape.token.vector, START)
 
 
 def test_a_gain_within_chance_is_no_step():
     """Of an error of its mean that is as large."""
     landscape = Landscape(lambda vector: 0.05 * vector[0, 0], luck=lambda seed: seed % 2 - 0.5)
-    assert measured_step(landscape, START, Pool({0: [one_hot(0, -1.0)]}), 0) == []
+    assert measured_step(landscape, START, Pool({0: [one_hot(0, -1.0)]}), 0, 0) == []
 
 
 def test_the_last_noises_chose_nothing():
     """A candidate that is lucky on the first noises is not taken for a better one."""
     lucky = set(measuring_seeds(0, NOISES - HALVINGS[-1][0]))
     landscape = Landscape(lambda vector: 0.0, luck=lambda seed: 5.0 if seed in lucky else 0.0)
-    assert measured_step(landscape, START, Pool({0: [one_hot(0, -1.0)]}), 0) == []
+    assert measured_step(landscape, START, Pool({0: [one_hot(0, -1.0)]}), 0, 0) == []
 
 
 def test_candidates_and_the_token_are_drawn_on_the_same_noises_the_better_ones_on_more():
     landscape = Landscape(lambda vector: vector[0, 2])
     pool = Pool({stage: [one_hot(stage, -1.0)] for stage in range(3)})
-    measured_step(landscape, START, pool, 0)
+    measured_step(landscape, START, pool, 0, 0)
     drawn = [seeds for _, seeds in landscape.asked]
     assert [len(seeds) for seeds in drawn] == [6] * 10 + [12] * 7 + [24] * 3
     assert len(set(drawn)) == 3

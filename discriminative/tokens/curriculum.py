@@ -37,6 +37,12 @@ class Step(Enum):
     STOP = "stop"
 
 
+def is_a_gain(gains: list[float]) -> bool:
+    """Whether gains in log-probability, noise by noise, are more than chance in the mean."""
+    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return fmean(gains) > MIN_GAIN * error
+
+
 @dataclass(frozen=True)
 class Score:
     """What a validation makes of a token.
@@ -65,9 +71,7 @@ class Score:
         if nearly_right[0] != nearly_right[1]:
             return nearly_right[0] > nearly_right[1]
         pairs = zip(self.log_probabilities, other.log_probabilities, strict=False)
-        gains = [mine - its for mine, its in pairs]
-        error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-        return fmean(gains) > MIN_GAIN * error
+        return is_a_gain([mine - its for mine, its in pairs])
 
 
 @dataclass

@@ -6,18 +6,18 @@ bear it out. Which stage's gradient says most is measured with it.
 """
 
 import math
-from statistics import fmean, stdev
 
 import torch
 
 from discriminative.seeds import measuring_seeds
+from discriminative.tokens.curriculum import is_a_gain
 from discriminative.tokens.objective import Objective
 
 LENGTHS = (0.3, 0.8, 1.6)  # of a step, in words' norms
+SHORTER = 0.5  # times as long after each look in vain: the directions are better known, and near the top
 # Successive halving (Karnin et al. 2013): noises that candidates are drawn on, and how many of them go on.
 HALVINGS = ((6, 6), (12, 2), (24, 1))
 NOISES = sum(noises for noises, _ in HALVINGS)
-MIN_GAIN = 1.5  # standard errors that the best candidate's mean gain has to be above 0
 LEAST_ERROR = 1e-3  # of the mean standard error, that a coordinate is divided by
 
 
@@ -61,10 +61,11 @@ class Pool:
         return [way / way.norm() for way in found if way.norm() > 0]
 
 
-def candidates(objective: Objective, vector: torch.Tensor, pool: Pool) -> list[torch.Tensor]:
-    """Where a step from ``vector`` (N, width) may lead: along each direction, as far as each length."""
+def candidates(objective: Objective, vector: torch.Tensor, pool: Pool, in_vain: int) -> list[torch.Tensor]:
+    """Where a step from ``vector`` (N, width) may lead: along each direction, as far as each length, after
+    ``in_vain`` looks in vain."""
     token = objective.token
-    step = token.word_norm * math.sqrt(len(vector))  # of a word's norm for each of N vectors
+    step = token.word_norm * math.sqrt(len(vector)) * SHORTER**in_vain  # for each of N vectors alike
     found = []
     for way in pool.directions():
         for length in LENGTHS:
@@ -74,7 +75,9 @@ def candidates(objective: Objective, vector: torch.Tensor, pool: Pool) -> list[t
     return found
 
 
-def measured_step(objective: Objective, vector: torch.Tensor, pool: Pool, look: int) -> list[float]:
+def measured_step(
+    objective: Objective, vector: torch.Tensor, pool: Pool, look: int, in_vain: int
+) -> list[float]:
     """Look for a step from ``vector`` (N, width) that gives the class more probability. The token holds the
     best candidate then, and ``vector`` where none is better.
 
@@ -82,13 +85,14 @@ def measured_step(objective: Objective, vector: torch.Tensor, pool: Pool, look: 
 
     Args:
         look: number of this look, from 0; each has noises of its own.
+        in_vain: looks with this pool so far.
 
     Returns:
         gain in log-probability on each noise of the last halving, on which nothing was chosen; empty where no
         step was made.
     """
     seeds = measuring_seeds(look, NOISES)
-    left = candidates(objective, vector, pool)
+    left = candidates(objective, vector, pool, in_vain)
     known = [0.0] * len(left)
     gains = []
     for noises, number in HALVINGS:
@@ -101,6 +105,6 @@ def measured_step(objective: Objective, vector: torch.Tensor, pool: Pool, look: 
         gains = [after - first for after, first in zip(found[order[0]], before, strict=True)] if order else []
         left = [left[i] for i in order]
         known = [known[i] for i in order]
-    is_better = bool(gains) and fmean(gains) > MIN_GAIN * stdev(gains) / math.sqrt(len(gains))
+    is_better = bool(gains) and is_a_gain(gains)
     objective.token.load(left[0] if is_better else vector)
     return gains if is_better else []
