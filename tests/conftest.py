@@ -154,7 +154,6 @@ def few_final_noises(request):
     with pytest.MonkeyPatch.context() as patch:
         if request.module.__name__ != "test_measured":
             patch.setattr("discriminative.tokens.measured.HALVINGS", ((1, 2), (2, 1)))
-            patch.setattr("discriminative.tokens.measured.WORDS", 2)
             patch.setattr("discriminative.tokens.curriculum.POOLED_UPDATES", 2)
         if request.module.__name__ not in ("test_objective", "test_trainer"):
             patch.setattr("discriminative.tokens.objective.FINAL_SIZE", 4)

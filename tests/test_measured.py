@@ -21,7 +21,7 @@ from discriminative.seeds import (
 )
 from discriminative.tokens import curriculum, measured
 from discriminative.tokens.class_token import ClassToken
-from discriminative.tokens.measured import HALVINGS, LENGTHS, NOISES, WORDS, Pool, candidates, measured_step
+from discriminative.tokens.measured import HALVINGS, LENGTHS, NOISES, Pool, candidates, measured_step
 from discriminative.tokens.objective import Objective
 
 
@@ -95,20 +95,20 @@ def test_a_pool_goes_through_a_checkpoint():
 def test_candidates_lie_a_few_words_norms_along_each_direction():
     landscape = Landscape(lambda vector: 0.0)
     pool = Pool({0: [one_hot(1)], 1: [one_hot(2)]})
-    found = candidates(landscape, START, pool, 1, 0)
+    found = candidates(landscape, START, pool, 0)
     lengths = [(vector - START).norm().item() / landscape.token.word_norm for vector in found]
     assert lengths == pytest.approx([*LENGTHS, *LENGTHS])
 
 
 def test_after_a_look_in_vain_steps_are_half_as_long():
     landscape = Landscape(lambda vector: 0.0)
-    longest = [candidates(landscape, START, Pool({0: [one_hot(1)]}), 1, in_vain)[-1] for in_vain in (0, 1)]
+    longest = [candidates(landscape, START, Pool({0: [one_hot(1)]}), in_vain)[-1] for in_vain in (0, 1)]
     assert (longest[1] - START).norm() == pytest.approx((longest[0] - START).norm().item() / 2)
 
 
 def test_candidates_stay_as_short_as_tokens_do():
     landscape = Landscape(lambda vector: 0.0, limit=1.0)
-    found = candidates(landscape, START, Pool({0: [one_hot(1)]}), 1, 0)
+    found = candidates(landscape, START, Pool({0: [one_hot(1)]}), 0)
     assert max(vector.norm().item() for vector in found) <= landscape.token.word_norm * 1.0001
 
 
@@ -151,33 +151,6 @@ def test_candidates_and_the_token_are_drawn_on_the_same_noises_the_better_ones_o
     assert [len(seeds) for seeds in drawn] == [4] * 19 + [6] * 17 + [12] * 7 + [24] * 3
     assert len(set(drawn)) == 4
     assert all(torch.equal(landscape.asked[i][0], START) for i in (0, 19, 36, 43))
-
-
-def test_the_words_are_tried_of_which_the_gradients_promise_most():
-    words = torch.eye(16)
-    pool = Pool({0: [one_hot(3, -1.0) + one_hot(5, -0.5)], 2: [one_hot(5, -1.0) + one_hot(7, -0.5)]})
-    found = pool.promised(words, 2)
-    assert sorted(found.argmax(1).tolist()) == [3, 5, 7]
-    assert len(Pool().promised(words, 2)) == 0
-
-
-def test_words_are_candidates_of_the_first_look_alone():
-    landscape = Landscape(lambda vector: 0.0)
-    pool = Pool({0: [one_hot(1)]})
-    first = candidates(landscape, START, pool, 0, 0)
-    later = candidates(landscape, START, pool, 1, 0)
-    words = {tuple(word.tolist()) for word in landscape.token.words}
-    tried = [tuple(vector[0].tolist()) for vector in first[len(later) :]]
-    assert 0 < len(tried) <= WORDS
-    assert set(tried) <= words
-
-
-def test_a_word_that_is_better_is_taken_over():
-    landscape = Landscape(lambda vector: 0.0)
-    word = landscape.token.words[4]
-    landscape.height = lambda vector: float(torch.equal(vector[0], word))
-    assert measured_step(landscape, START, Pool({0: [-word[None]]}), 0, 0)
-    assert torch.equal(landscape.token.vector[0], word)
 
 
 def test_each_look_has_noises_of_its_own_that_no_other_use_has():

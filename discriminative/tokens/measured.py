@@ -15,9 +15,8 @@ from discriminative.tokens.objective import Objective
 
 LENGTHS = (0.3, 0.8, 1.6)  # of a step, in words' norms
 SHORTER = 0.5  # times as long after each look in vain: the directions are better known, and near the top
-WORDS = 40  # of each stage that are tried in the token's place, in the first look
 # Successive halving (Karnin et al. 2013): noises that candidates are drawn on, and how many of them go on.
-HALVINGS = ((2, 48), (4, 16), (6, 6), (12, 2), (24, 1))
+HALVINGS = ((4, 16), (6, 6), (12, 2), (24, 1))
 NOISES = sum(noises for noises, _ in HALVINGS)
 LEAST_ERROR = 1e-3  # of the mean standard error, that a coordinate is divided by
 
@@ -61,34 +60,10 @@ class Pool:
                 found.append(-mean / (error + LEAST_ERROR * error.mean()))
         return [way / way.norm() for way in found if way.norm() > 0]
 
-    def promised(self, words: torch.Tensor, number: int) -> torch.Tensor:
-        """The words of which each stage's mean gradient promises most in the token's place, to first order
-        (HotFlip, Ebrahimi et al. 2018), each once.
 
-        Args:
-            words: embeddings (W, width).
-            number: of each stage.
-
-        Returns:
-            their embeddings (P, width).
-        """
-        means = [
-            torch.stack(of_stage).mean(0).sum(0) for of_stage in self.gradients.values()
-        ]  # (width,) each
-        best = [(-words @ mean).topk(min(number, len(words))).indices for mean in means]
-        return words[torch.cat(best).unique()] if best else words[:0]
-
-
-def candidates(
-    objective: Objective, vector: torch.Tensor, pool: Pool, look: int, in_vain: int
-) -> list[torch.Tensor]:
-    """Where a step from ``vector`` (N, width) may lead: along each direction, as far as each length; in the
-    first look also to words, in each vector's place.
-
-    Args:
-        look: number of this look, from 0.
-        in_vain: looks with this pool so far.
-    """
+def candidates(objective: Objective, vector: torch.Tensor, pool: Pool, in_vain: int) -> list[torch.Tensor]:
+    """Where a step from ``vector`` (N, width) may lead: along each direction, as far as each length, after
+    ``in_vain`` looks in vain."""
     token = objective.token
     step = token.word_norm * math.sqrt(len(vector)) * SHORTER**in_vain  # for each of N vectors alike
     found = []
@@ -97,8 +72,6 @@ def candidates(
             token.load(vector + length * step * way)
             token.bound(objective.settings.optimizer.max_token_norm)
             found.append(token.vector.detach().clone())
-    if look == 0:
-        found += [word.expand_as(vector).clone() for word in pool.promised(token.words, WORDS)]
     return found
 
 
@@ -119,7 +92,7 @@ def measured_step(
         step was made.
     """
     seeds = measuring_seeds(look, NOISES)
-    left = candidates(objective, vector, pool, look, in_vain)
+    left = candidates(objective, vector, pool, in_vain)
     known = [0.0] * len(left)
     gains = []
     for noises, number in HALVINGS:
