@@ -123,4 +123,6 @@ def draw_changes(
         pictures[attribute.phrase] = f"{place.name}/{name}"
     if pictures:
         replace_folder(unfinished, place)
+    else:
+        shutil.rmtree(place, ignore_errors=True)  # of an earlier insight
     return pictures

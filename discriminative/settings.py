@@ -146,8 +146,7 @@ class OptimizerSettings:
         max_grad_norm: the gradient is clipped to this norm; 0 turns it off.
         max_token_norm: the vectors are kept no longer than this many words' norms; 0 turns it off.
         relative_rate: step size for each image of an update over the root mean square of a word's embedding.
-        fine_rate: the step size is multiplied with this once the token is nearly right, and in every round
-            through the stages but the first; 1 turns it off.
+        fine_rate: the step size is multiplied with this once the token is nearly right; 1 turns it off.
         adam_beta1: decay of the first moment.
         adam_beta2: decay of the second moment.
         adam_epsilon: added to the denominator.

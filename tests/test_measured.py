@@ -66,6 +66,14 @@ def test_the_mean_gradient_and_what_the_images_agree_on_say_where_to():
     assert agreed.norm() == pytest.approx(1)
 
 
+def test_gradients_that_are_all_the_same_have_one_direction():
+    """They come back with a pool of noises; over an error of 0 the other would not be finite."""
+    way = torch.full((1, 16), 0.5)
+    found = Pool({0: [way, way, way]}).directions()
+    assert len(found) == 1
+    assert torch.allclose(found[0], -way / way.norm())
+
+
 def test_each_stage_has_its_own_directions():
     pool = Pool()
     for stage in (0, 2):

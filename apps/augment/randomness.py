@@ -11,13 +11,15 @@ import torch
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Within the block all random numbers follow a seed; behind it they go on as before."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm draws there)
+    of_python = random.getstate()
+    of_numpy = np.random.get_state()  # noqa: NPY002 (timm draws there)
+    of_torch = torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        torch.set_rng_state(before[2])
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        torch.set_rng_state(of_torch)

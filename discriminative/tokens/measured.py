@@ -49,14 +49,16 @@ class Pool:
 
     def directions(self) -> list[torch.Tensor]:
         """Ways down (N, width), of norm 1: of each stage minus the mean gradient, and the same with each
-        coordinate over its standard error, so that those count that the images agree on."""
+        coordinate over its standard error, so that those count that the images agree on. Gradients that are
+        all the same, as of a pool of noises, have no error."""
         found = []
         for of_stage in self.gradients.values():
             gradients = torch.stack(of_stage)  # (U, N, width)
             mean = gradients.mean(0)  # (N, width)
             found.append(-mean)
-            if len(gradients) > 1:
-                error = gradients.std(0) / math.sqrt(len(gradients))  # (N, width)
+            spread = gradients.std(0, correction=min(1, len(gradients) - 1))  # (N, width); of one gradient 0
+            error = spread / math.sqrt(len(gradients))  # (N, width)
+            if error.mean() > 0:
                 found.append(-mean / (error + LEAST_ERROR * error.mean()))
         return [way / way.norm() for way in found if way.norm() > 0]
 

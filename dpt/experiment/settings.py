@@ -179,5 +179,13 @@ CONTROL = {"C text": "B text", "C words": "B", "C up0": "B", "C heavier": "B", "
 
 # A fresh probe of a tuned model has the seed of the next training, so it is not the one that tuned.
 FRESH = {"probe": "base", "fresh probe of denoising": "B", "fresh probe of tuned": "C"}
+
+
+def seed_of_model(seed: int) -> int:
+    """The seed of the tuned model that a fresh probe reads: another than the probe's own, so that it is not
+    the one with which the model was tuned."""
+    return SEEDS[(SEEDS.index(seed) - 1) % len(SEEDS)]
+
+
 # What a run is made of, the most important first.
 PARTS = (*ARMS, "probes", "why", "remedies", "course", "blocks")

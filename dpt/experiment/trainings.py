@@ -10,7 +10,7 @@ from discriminative.diffusion.models import DiffusionModels, load_models
 from discriminative.errors import UsageError
 from discriminative.records.files import read_json, write_json
 from dpt.experiment.scenes import data_of, kept_rows
-from dpt.experiment.settings import SEEDS, TRAININGS, Training
+from dpt.experiment.settings import TRAININGS, Training, seed_of_model
 from dpt.experiment.soft_tokens import learn_tokens, put_tokens
 from dpt.files import LORA, load_lora, new_reader, read_adapter, write_lora
 from dpt.forward import Reader
@@ -49,12 +49,6 @@ def as_json(training: Training) -> dict:
     """A training's settings as JSON gives them back."""
     told = asdict(training)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
-
-
-def seed_of_model(seed: int) -> int:
-    """The seed of the tuned model that a fresh probe reads: another than the probe's own, so that it is not
-    the one with which the model was tuned."""
-    return SEEDS[(SEEDS.index(seed) - 1) % len(SEEDS)]
 
 
 def load_miniature() -> DiffusionModels:

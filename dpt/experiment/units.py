@@ -18,6 +18,7 @@ from dpt.experiment.settings import (
     SCENES,
     SEEDS,
     TRAININGS,
+    seed_of_model,
 )
 
 TUNING_PARTS = sum(map(sum, QUOTAS["tuning"].values())) // PART
@@ -152,7 +153,7 @@ def needs(unit: Unit, progress: Progress) -> list[Unit]:
         if training.begins_from:
             found.append(Unit("train", training.begins_from, unit.seed))
         if training.on:
-            found.append(Unit("train", training.on, SEEDS[(SEEDS.index(unit.seed) - 1) % len(SEEDS)]))
+            found.append(Unit("train", training.on, seed_of_model(unit.seed)))
         return found
     if unit.kind == "read":
         return [Unit("scenes"), Unit("train", unit.name, unit.seed)]

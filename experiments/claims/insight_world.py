@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
+from scipy.stats import mannwhitneyu
 
 from discriminative.guides.classifier import Classifier
 from discriminative.guides.preprocess import Recipe
@@ -387,8 +388,7 @@ def error_rates() -> dict[str, list[float]]:
 
 def auc(positive: torch.Tensor, negative: torch.Tensor) -> float:
     """How often a value of the first (N,) is above one of the second (M,); ties count half."""
-    above = (positive[:, None] > negative[None]).double() + (positive[:, None] == negative[None]).double() / 2
-    return above.mean().item()
+    return float(mannwhitneyu(positive.numpy(), negative.numpy()).statistic) / (len(positive) * len(negative))
 
 
 def cue_alone(cue: Cue, rng: np.random.Generator) -> Plan:
