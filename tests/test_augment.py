@@ -214,7 +214,7 @@ def break_folders(folders: Path, case: str) -> None:
         ("", ("--classifier", "timm:nothing_of_timm"), "timm has no model 'nothing_of_timm'"),
         ("", ("--classifier", "hf:some/model"), "what is trained here is timm:<name>, or inet, miniature"),
         ("", ("--steps", "0"), "--steps: 0 was given; allowed is 1 or more"),
-        ("", ("--shares", "0.5,1"), "--shares: (0.5, 1.0) was given; allowed is numbers above 0 and below 1"),
+        ("", ("--shares", "0.5,1"), "--shares: 0.5,1.0 was given; allowed is numbers above 0 and below 1"),
         ("", ("--shares", "half"), "'half' was given; allowed are numbers with commas"),
         ("", ("--shares", "0.01"), "of a batch of 4 pictures each share has to leave one"),
         ("", ("--batch_size", "5"), "an even number"),

@@ -84,7 +84,8 @@ def validate(options: Options) -> None:
     for name, (check, allowed) in LIMITS.items():
         value = getattr(options, name)
         if not check(value):
-            raise UsageError(f"--{name}: {value} was given; allowed is {allowed}")
+            given = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            raise UsageError(f"--{name}: {given} was given; allowed is {allowed}")
     if options.layers == "head" and options.from_scratch:
         raise UsageError("--layers: 'head' was given with --from_scratch, where the other layers are random")
     if any(not round(share * options.batch_size) for share in options.shares) or any(
