@@ -75,6 +75,7 @@ PROBE = Training("probe")
 TUNE = Training("tune", "probe", ("itm", "rec", "mse"), MINIATURE_STAGES["tune"])
 LONGER = replace(MINIATURE_STAGES["tune"], steps=600)
 COURSE = (75, 150, 300, 450)
+FASTER = replace(MINIATURE_STAGES["tune"], learning_rate=2e-3)
 # Five times the weight of all that discriminates.
 HEAVIER = replace(MINIATURE_WEIGHTS, mse=0.2)
 SOFT_TOKENS = 8  # a layer
@@ -111,6 +112,8 @@ TRAININGS = {
     "heavier": replace(TUNE, weights=HEAVIER),
     "longer": replace(TUNE, settings=LONGER, kept=COURSE),
     "longer, denoising": replace(TUNE, settings=LONGER, losses=("mse",), only_lora=True, kept=COURSE),
+    "faster": replace(TUNE, settings=FASTER),
+    "faster, denoising": replace(TUNE, settings=FASTER, losses=("mse",), only_lora=True),
     **{f"block {name}": replace(PROBE, losses=("itm",), settings=SHORT, point=name) for name in BLOCKS},
 }
 
@@ -173,9 +176,12 @@ REMEDIES = {
     "C heavier": Arm("DPT, discriminative losses weigh five times", training="heavier", seeds=1),
     "C longer": Arm("DPT, four times stage 2", training="longer", seeds=1),
     "B longer": Arm("its control", training="longer, denoising", seeds=1),
+    "C faster": Arm("DPT, four times the rate", training="faster", seeds=1),
+    "B faster": Arm("its control", training="faster, denoising", seeds=1),
 }
 ALL_ARMS = ARMS | REMEDIES
 CONTROL = {"C text": "B text", "C words": "B", "C up0": "B", "C heavier": "B", "C longer": "B longer"}
+CONTROL |= {"C faster": "B faster"}
 
 # A fresh probe of a tuned model has the seed of the next training, so it is not the one that tuned.
 FRESH = {"probe": "base", "fresh probe of denoising": "B", "fresh probe of tuned": "C"}
