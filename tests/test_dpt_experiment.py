@@ -5,6 +5,7 @@ pytest tests/test_dpt_experiment.py
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from dpt.experiment import (
     figures,
     gains,
     judging,
+    own_errors,
     rivals,
     run,
     soft_tokens,
@@ -33,9 +35,11 @@ from dpt.experiment import settings as s
 from dpt.experiment.drawing import draw
 from dpt.experiment.prompts import chosen, is_for_tuning, meaning, part_of
 from dpt.experiment.units import PRICED, Progress, Unit, missing, needs, tuning_units, units_of
+from dpt.forward import Noised
 from dpt.settings import StageSettings
 
 CPU = torch.device("cpu")
+NO_BOXES = SimpleNamespace(expression="a thing")
 
 
 def without_files(unit, settings):
@@ -180,8 +184,11 @@ def test_the_control_never_sees_a_discriminative_loss_and_shares_all_else_with_d
     assert s.TRAININGS["probe without REC"].losses == ("itm",)
     assert s.TRAININGS["tuned without ITM"].losses == ("rec", "mse")
     for name, over in s.CONTROL.items():
-        a, b = (s.TRAININGS[s.REMEDIES.get(n, s.ARMS.get(n)).training] for n in (name, over))
-        assert a.settings == b.settings and b.losses == ("mse",)
+        control = s.TRAININGS[s.ALL_ARMS[over].training]
+        assert control.losses == ("mse",)
+        arm = s.ALL_ARMS[name]
+        for choice in arm.choices:
+            assert s.TRAININGS[choice.get("training", arm.training)].settings == control.settings
 
 
 # Judging and figures.
@@ -302,6 +309,25 @@ def test_soft_tokens_leave_the_empty_prompt_alone_and_are_few(reader):
     assert torch.equal(before[1], after[1])
     assert not torch.allclose(before[0], after[0])
     assert sum(p.numel() for p in soft.parameters()) < 1e6
+
+
+def test_own_errors_are_those_of_each_text_with_the_right_one_first(reader):
+    texts = ["a frog", "a red car", "two pizzas", "a cactus"]
+    rows = [SimpleNamespace(captions=(t, f"{t} here", "a bat"), grounding=NO_BOXES) for t in texts]
+    noised = Noised(
+        torch.randn(4, 3, 4, 16, 16), torch.tensor([900, 500, 300, 100]), torch.randn(4, 4, 16, 16)
+    )
+    with torch.no_grad():
+        errors = own_errors.errors_by_text(reader, rows, noised)
+        losses = own_errors.contrast(reader, rows, noised)
+        for column, captions in ((0, texts), (2, ["a bat"] * 4), (3, texts[-1:] + texts[:-1])):
+            states = reader.condition.encode(captions).states
+            found = reader.models.unet(noised.latents[:, 0], noised.timesteps, encoder_hidden_states=states)
+            alone = (found.sample - noised.target).square().flatten(1).mean(1)
+            assert torch.allclose(errors[:, column], alone, atol=1e-4)
+    assert losses["mse"] == errors[:, 0].mean()
+    expected = torch.nn.functional.cross_entropy(-1000 * errors, torch.zeros(4).long())
+    assert torch.allclose(losses["i2t"], expected, rtol=1e-4)
 
 
 # The command.

@@ -45,7 +45,7 @@ class Training:
     """One training.
 
     Args:
-        stage: "probe", "tune", or "soft" for soft tokens.
+        stage: "probe", "tune", "soft" for soft tokens, or "errors" for a LoRA by the UNet's own errors.
         begins_from: the training whose adapter it takes up.
         losses: which of "itm", "rec" and "mse".
         settings: its length and sizes.
@@ -75,6 +75,7 @@ PROBE = Training("probe")
 TUNE = Training("tune", "probe", ("itm", "rec", "mse"), MINIATURE_STAGES["tune"])
 LONGER = replace(MINIATURE_STAGES["tune"], steps=600)
 COURSE = (75, 150, 300, 450)
+ERROR_WEIGHTS = (0.002, 0.01, 0.05)
 FASTER = replace(MINIATURE_STAGES["tune"], learning_rate=2e-3)
 # Five times the weight of all that discriminates.
 HEAVIER = replace(MINIATURE_WEIGHTS, mse=0.2)
@@ -112,6 +113,17 @@ TRAININGS = {
     "heavier": replace(TUNE, weights=HEAVIER),
     "longer": replace(TUNE, settings=LONGER, kept=COURSE),
     "longer, denoising": replace(TUNE, settings=LONGER, losses=("mse",), only_lora=True, kept=COURSE),
+    # The same scenes, updates and forwards of the UNet as in "tuned".
+    **{
+        f"own errors {weight:g}": Training(
+            "errors",
+            losses=("itm", "mse"),
+            settings=TUNE.settings,
+            weights=LossWeights(i2t=weight),
+            only_lora=True,
+        )
+        for weight in ERROR_WEIGHTS
+    },
     "faster": replace(TUNE, settings=FASTER),
     "faster, denoising": replace(TUNE, settings=FASTER, losses=("mse",), only_lora=True),
     **{f"block {name}": replace(PROBE, losses=("itm",), settings=SHORT, point=name) for name in BLOCKS},
@@ -152,6 +164,7 @@ CORRECTIONS = OFFICIAL + tuple({"factor": factor, "mode": "state"} for factor in
 STEPS_AND_RATES = ((1, 5.0), (1, 20.0), (1, 80.0), (2, 20.0))
 OPTIMISED = tuple({"steps": steps, "rate": rate} for steps, rate in STEPS_AND_RATES)
 SOFT = tuple({"training": f"soft tokens {rate:g}"} for rate in SOFT_RATES)
+OWN_ERRORS = tuple({"training": f"own errors {weight:g}"} for weight in ERROR_WEIGHTS)
 
 ARMS = {
     "A": Arm("base", seeds=0),
@@ -177,11 +190,12 @@ REMEDIES = {
     "C longer": Arm("DPT, four times stage 2", training="longer", seeds=1),
     "B longer": Arm("its control", training="longer, denoising", seeds=1),
     "C faster": Arm("DPT, four times the rate", training="faster", seeds=1),
+    "C errors": Arm("no adapter: the right text is to err least", choices=OWN_ERRORS, seeds=1),
     "B faster": Arm("its control", training="faster, denoising", seeds=1),
 }
 ALL_ARMS = ARMS | REMEDIES
 CONTROL = {"C text": "B text", "C words": "B", "C up0": "B", "C heavier": "B", "C longer": "B longer"}
-CONTROL |= {"C faster": "B faster"}
+CONTROL |= {"C faster": "B faster", "C errors": "B"}
 
 # A fresh probe of a tuned model has the seed of the next training, so it is not the one that tuned.
 FRESH = {"probe": "base", "fresh probe of denoising": "B", "fresh probe of tuned": "C"}

@@ -6,7 +6,6 @@ predicted under its own text and under others, and the right text is to err leas
 guidance has no tokens.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +16,10 @@ from torch import nn
 
 from discriminative.precision import channels_last
 from discriminative.records.files import write_tensors
+from dpt.experiment.own_errors import FIRST_SCALE, errors_by_text
 from dpt.experiment.settings import SOFT_TOKENS
 from dpt.files import check_fit, read_tensors
-from dpt.forward import HARD, RANDOM, TRUE, Noised, Reader, encode_texts
+from dpt.forward import Noised, Reader
 from dpt.latents import Row, Stream
 from dpt.losses import ranking_loss
 from dpt.training import Stage, facts_of, forget_checkpoint, seed_of, train
@@ -27,8 +27,6 @@ from dpt.training import Stage, facts_of, forget_checkpoint, seed_of, train
 FILE = "soft_tokens.safetensors"
 STREAM = 47  # of their first values
 FIRST_STD = 0.02
-FIRST_SCALE = math.log(1000)  # about the numbers of a latent: errors are means over these
-SHIFTS = (1, 2, 3)  # samples further on in the batch, whose captions are also held against a picture
 
 
 class SoftTokens(nn.Module):
@@ -88,16 +86,7 @@ def contrast(soft: SoftTokens) -> Callable[..., dict[str, torch.Tensor]]:
     """The contrastive loss of a batch, called as :func:`forward.losses_of` is."""
 
     def measure(reader: Reader, rows: list[Row], noised: Noised, *_) -> dict[str, torch.Tensor]:
-        texts = encode_texts(reader, rows)
-        own = texts[TRUE].states  # (B, L, D)
-        others = [own.roll(shift, dims=0) for shift in SHIFTS]
-        states = torch.cat([own, texts[HARD].states, texts[RANDOM].states, *others])  # (6 * B, L, D)
-        times = len(states) // len(rows)
-        latents = noised.latents[:, TRUE].repeat(times, 1, 1, 1)  # (6 * B, 4, h, w)
-        timesteps = noised.timesteps.repeat(times)  # (6 * B,)
-        predicted = reader.models.unet(latents, timesteps, encoder_hidden_states=states).sample
-        errors = (predicted - noised.target.repeat(times, 1, 1, 1)).square().flatten(1).mean(dim=1)
-        return {"i2t": ranking_loss(-errors.view(times, -1).T, soft.logit_scale)}
+        return {"i2t": ranking_loss(-errors_by_text(reader, rows, noised), soft.logit_scale)}
 
     return measure
 

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from discriminative.diffusion.models import DiffusionModels, load_models
 from discriminative.errors import UsageError
 from discriminative.records.files import read_json, write_json
+from dpt.experiment.own_errors import learn_lora
 from dpt.experiment.scenes import data_of, kept_rows
 from dpt.experiment.settings import TRAININGS, Training, seed_of_model
 from dpt.experiment.soft_tokens import learn_tokens, put_tokens
@@ -133,7 +134,13 @@ def run_soft(job: Job) -> list[dict]:
     return learn_tokens(reader, job.stage, job.stream, job.folder, job.accelerator)
 
 
-STAGES = {"probe": run_probe, "tune": run_tune, "soft": run_soft}
+def run_errors(job: Job) -> list[dict]:
+    """A LoRA by the UNet's own errors."""
+    reader = new_reader(job.models, MINIATURE_PROBE, MINIATURE_ADAPTER, SIDE)
+    return learn_lora(reader, job.stage, job.stream, job.folder, job.accelerator)
+
+
+STAGES = {"probe": run_probe, "tune": run_tune, "soft": run_soft, "errors": run_errors}
 
 
 def kept_at(folder: Path, updates: int) -> Path:

@@ -247,7 +247,7 @@ AN_UPDATE = {
     ("soft", "itm"): 1.1,
 }
 AN_UPDATE |= {("tune", "itm", "rec", "mse"): 1.5, ("tune", "mse"): 0.25, ("tune", "itm", "mse"): 1.2}
-AN_UPDATE |= {("tune", "rec", "mse"): 0.6}
+AN_UPDATE |= {("tune", "rec", "mse"): 0.6, ("errors", "itm", "mse"): 1.1}
 A_LARGE_MAP = 1.7  # times as long, at blocks of 16x16
 LARGE = ("up1", "up2")
 A_READING = 0.1
