@@ -77,8 +77,11 @@ LONGER = replace(MINIATURE_STAGES["tune"], steps=600)
 COURSE = (75, 150, 300, 450)
 ERROR_WEIGHTS = (0.002, 0.01, 0.05)
 FASTER = replace(MINIATURE_STAGES["tune"], learning_rate=2e-3)
+LONGEST = replace(MINIATURE_STAGES["tune"], steps=2400)
 # Five times the weight of all that discriminates.
 HEAVIER = replace(MINIATURE_WEIGHTS, mse=0.2)
+# Gradients about as long as those of matching, which else are thousands of times as long.
+BALANCED = replace(MINIATURE_WEIGHTS, mse=1000)
 SOFT_TOKENS = 8  # a layer
 SOFT_RATES = (5e-4, 5e-3, 2e-2)
 SHORT = replace(MINIATURE_STAGES["probe"], steps=200)
@@ -113,6 +116,9 @@ TRAININGS = {
     "heavier": replace(TUNE, weights=HEAVIER),
     "longer": replace(TUNE, settings=LONGER, kept=COURSE),
     "longer, denoising": replace(TUNE, settings=LONGER, losses=("mse",), only_lora=True, kept=COURSE),
+    "balanced": replace(TUNE, settings=LONGER, weights=BALANCED),
+    "longest": replace(TUNE, settings=LONGEST),
+    "longest, denoising": replace(TUNE, settings=LONGEST, losses=("mse",), only_lora=True),
     # The same scenes, updates and forwards of the UNet as in "tuned".
     **{
         f"own errors {weight:g}": Training(
@@ -189,13 +195,16 @@ REMEDIES = {
     "C heavier": Arm("DPT, discriminative losses weigh five times", training="heavier", seeds=1),
     "C longer": Arm("DPT, four times stage 2", training="longer", seeds=1),
     "B longer": Arm("its control", training="longer, denoising", seeds=1),
+    "C balanced": Arm("DPT, four times stage 2, denoising weighs as much", training="balanced", seeds=1),
+    "C longest": Arm("DPT, sixteen times stage 2", training="longest", seeds=1),
+    "B longest": Arm("its control", training="longest, denoising", seeds=1),
     "C faster": Arm("DPT, four times the rate", training="faster", seeds=1),
     "C errors": Arm("no adapter: the right text is to err least", choices=OWN_ERRORS, seeds=1),
     "B faster": Arm("its control", training="faster, denoising", seeds=1),
 }
 ALL_ARMS = ARMS | REMEDIES
 CONTROL = {"C text": "B text", "C words": "B", "C up0": "B", "C heavier": "B", "C longer": "B longer"}
-CONTROL |= {"C faster": "B faster", "C errors": "B"}
+CONTROL |= {"C balanced": "B longer", "C longest": "B longest", "C faster": "B faster", "C errors": "B"}
 
 # A fresh probe of a tuned model has the seed of the next training, so it is not the one that tuned.
 FRESH = {"probe": "base", "fresh probe of denoising": "B", "fresh probe of tuned": "C"}
