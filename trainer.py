@@ -272,8 +272,7 @@ class Running:
         if not curriculum.looks_after(epoch):
             return {}
         vector = self.token.vector.detach().clone()
-        place = (curriculum.looks, curriculum.in_vain)
-        gains = measured_step(self.keeper.objective, vector, self.pool, *place)
+        gains = measured_step(self.keeper.objective, vector, self.pool, curriculum.looks, curriculum.in_vain)
         curriculum.looked(bool(gains))
         if not gains:
             return {"measured_gain": 0.0}

@@ -314,6 +314,7 @@ def test_soft_tokens_leave_the_empty_prompt_alone_and_are_few(reader):
 def test_own_errors_are_those_of_each_text_with_the_right_one_first(reader):
     texts = ["a frog", "a red car", "two pizzas", "a cactus"]
     rows = [SimpleNamespace(captions=(t, f"{t} here", "a bat"), grounding=NO_BOXES) for t in texts]
+    torch.manual_seed(0)
     noised = Noised(
         torch.randn(4, 3, 4, 16, 16), torch.tensor([900, 500, 300, 100]), torch.randn(4, 4, 16, 16)
     )
@@ -327,7 +328,7 @@ def test_own_errors_are_those_of_each_text_with_the_right_one_first(reader):
             assert torch.allclose(errors[:, column], alone, atol=1e-4)
     assert losses["mse"] == errors[:, 0].mean()
     expected = torch.nn.functional.cross_entropy(-1000 * errors, torch.zeros(4).long())
-    assert torch.allclose(losses["i2t"], expected, rtol=1e-4)
+    assert torch.allclose(losses["i2t"], expected, rtol=1e-4, atol=1e-3)  # logits of -1000
 
 
 # The command.

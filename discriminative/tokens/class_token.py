@@ -159,20 +159,15 @@ class ClassToken:
         )
 
     @property
-    def words(self) -> torch.Tensor:
-        """Embeddings (W, width) of the vocabulary's whole words."""
-        # Sorted: the last bits of a mean follow the order.
+    def vocabulary_mean(self) -> torch.Tensor:
+        """Mean embedding (1, width) of the vocabulary's whole words."""
+        # Sorted: the mean's last bits follow the order.
         whole = sorted(
             i
             for word, i in self.models.tokenizer.get_vocab().items()
             if WHOLE_WORD.fullmatch(word) and i < self.first_id
         )
-        return self.table[whole]
-
-    @property
-    def vocabulary_mean(self) -> torch.Tensor:
-        """Mean embedding (1, width) of the vocabulary's whole words."""
-        return self.words.mean(0, keepdim=True)
+        return self.table[whole].mean(0, keepdim=True)
 
     def start_vector(self, start: str, class_name: str) -> torch.Tensor:
         """A vector (N, width) to start learning from.

@@ -44,7 +44,12 @@ def contrast(reader: Reader, rows: list[Row], noised: Noised, *_) -> dict[str, t
 def learn_lora(
     reader: Reader, stage: Stage, stream: Stream, folder: Path, accelerator: Accelerator
 ) -> list[dict]:
-    """Train a LoRA of the UNet and write it to the folder; a row of losses for each update."""
+    """Train a LoRA of the UNet and write it to the folder; a row of losses for each update.
+
+    Raises:
+        UsageError: the folder has a checkpoint of another training.
+        WorkError: a loss is not finite.
+    """
     trained = prepare(reader, stage.seed, only_lora=True)
     facts = {"stage": "errors"} | facts_of(stage, reader, stream)
     with channels_last(reader.models):

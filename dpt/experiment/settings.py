@@ -80,7 +80,7 @@ FASTER = replace(MINIATURE_STAGES["tune"], learning_rate=2e-3)
 LONGEST = replace(MINIATURE_STAGES["tune"], steps=2400)
 # Five times the weight of all that discriminates.
 HEAVIER = replace(MINIATURE_WEIGHTS, mse=0.2)
-# Gradients about as long as those of matching, which else are thousands of times as long.
+# Denoising's gradient is then of the length of matching's, which else is thousands of times as long.
 BALANCED = replace(MINIATURE_WEIGHTS, mse=1000)
 SOFT_TOKENS = 8  # a layer
 SOFT_RATES = (5e-4, 5e-3, 2e-2)
@@ -195,12 +195,12 @@ REMEDIES = {
     "C heavier": Arm("DPT, discriminative losses weigh five times", training="heavier", seeds=1),
     "C longer": Arm("DPT, four times stage 2", training="longer", seeds=1),
     "B longer": Arm("its control", training="longer, denoising", seeds=1),
-    "C balanced": Arm("DPT, four times stage 2, denoising weighs as much", training="balanced", seeds=1),
+    "C balanced": Arm("DPT, four times stage 2, denoising weighs 1000", training="balanced", seeds=1),
     "C longest": Arm("DPT, sixteen times stage 2", training="longest", seeds=1),
     "B longest": Arm("its control", training="longest, denoising", seeds=1),
     "C faster": Arm("DPT, four times the rate", training="faster", seeds=1),
-    "C errors": Arm("no adapter: the right text is to err least", choices=OWN_ERRORS, seeds=1),
     "B faster": Arm("its control", training="faster, denoising", seeds=1),
+    "C errors": Arm("no adapter: the right text is to err least", choices=OWN_ERRORS, seeds=1),
 }
 ALL_ARMS = ARMS | REMEDIES
 CONTROL = {"C text": "B text", "C words": "B", "C up0": "B", "C heavier": "B", "C longer": "B longer"}
