@@ -80,7 +80,7 @@ FASTER = replace(MINIATURE_STAGES["tune"], learning_rate=2e-3)
 LONGEST = replace(MINIATURE_STAGES["tune"], steps=2400)
 # Five times the weight of all that discriminates.
 HEAVIER = replace(MINIATURE_WEIGHTS, mse=0.2)
-# Denoising's gradient is then of the length of matching's, which else is thousands of times as long.
+# Denoising's gradient is then of the order of matching's, which else is thousands of times as long.
 BALANCED = replace(MINIATURE_WEIGHTS, mse=1000)
 SOFT_TOKENS = 8  # a layer
 SOFT_RATES = (5e-4, 5e-3, 2e-2)
