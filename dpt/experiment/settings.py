@@ -107,6 +107,7 @@ TRAININGS = {
     },
     "fresh probe of tuned": replace(PROBE, on="tuned"),
     "fresh probe of denoising": replace(PROBE, on="denoising"),
+    "fresh probe of longest": replace(PROBE, on="longest"),
     "text encoder": replace(TUNE, text_encoder=True),
     "text encoder, denoising": replace(TUNE, losses=("mse",), only_lora=True, text_encoder=True),
     "probe of words": replace(PROBE, target="words"),
@@ -208,6 +209,8 @@ CONTROL |= {"C balanced": "B longer", "C longest": "B longest", "C faster": "B f
 
 # A fresh probe of a tuned model has the seed of the next training, so it is not the one that tuned.
 FRESH = {"probe": "base", "fresh probe of denoising": "B", "fresh probe of tuned": "C"}
+FRESH |= {"fresh probe of longest": "C longest"}
+THAT_TUNED = {"tuned": "C, the adapter that tuned it", "longest": "C longest, the adapter that tuned it"}
 
 
 def seed_of_model(seed: int) -> int:

@@ -26,6 +26,7 @@ from dpt.experiment.settings import (
     FRESH,
     LONGER,
     QUOTAS,
+    THAT_TUNED,
 )
 from dpt.experiment.units import COURSE_OF, Progress, Unit, share_of, tuning_units
 
@@ -225,7 +226,7 @@ def probe_table(progress: Progress) -> str:
     """Matching and boxes by adapters that learned anew on each model, and by the one that tuned."""
     base = read_rows_of(progress, "probe")
     rows = []
-    for name, told in {**FRESH, "tuned": "C, the adapter that tuned it"}.items():
+    for name, told in (FRESH | THAT_TUNED).items():
         found = read_rows_of(progress, name)
         if found:
             columns = ("text", "picture", "hit@1", "hit@5")

@@ -191,7 +191,13 @@ def units_of(part: str, seeds: Sequence[int]) -> list[Unit]:
         every = [
             Unit("read", name, seed) for name in ("probe", "fresh probe of tuned", "tuned") for seed in seeds
         ]
-        return [*every, Unit("read", "fresh probe of denoising", CHOOSING_SEED)]
+        of_longest = next(seed for seed in SEEDS if seed_of_model(seed) == CHOOSING_SEED)
+        return [
+            *every,
+            Unit("read", "fresh probe of denoising", CHOOSING_SEED),
+            Unit("read", "fresh probe of longest", of_longest),
+            Unit("read", "longest", CHOOSING_SEED),
+        ]
     if part == "course":
         before = [Unit("draw", "A", 0, "tuning", i, 0) for i in range(TUNING_PARTS)]
         return before + [unit for name in COURSE_OF for unit in units_of_course(name)]
