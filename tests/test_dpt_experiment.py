@@ -401,7 +401,7 @@ def small(monkeypatch, request):
     monkeypatch.setitem(s.SCENES, "test", 6)
     for quota in s.QUOTAS:
         monkeypatch.setitem(s.QUOTAS, quota, {"relation": (1, 1), "count": (2, 0)})
-    for module in (s, units, prompts_of):
+    for module in (s, units, prompts_of, figures):
         monkeypatch.setattr(module, "PART", 4)
     for module in (units, tables, figures):
         monkeypatch.setattr(module, "COURSE", (1,))

@@ -17,7 +17,17 @@ from dpt.experiment.drawing import kept, path_of
 from dpt.experiment.gains import by_prompt, read_level
 from dpt.experiment.judging import from_digits
 from dpt.experiment.prompts import part_of
-from dpt.experiment.settings import ALL_ARMS, BLOCKS, CHEAP, CHOOSING_SEED, COURSE, LONGER, NOISES, SHORT
+from dpt.experiment.settings import (
+    ALL_ARMS,
+    BLOCKS,
+    CHEAP,
+    CHOOSING_SEED,
+    COURSE,
+    LONGER,
+    NOISES,
+    PART,
+    SHORT,
+)
 from dpt.experiment.trainings import load_miniature
 from dpt.experiment.units import COURSE_OF, Progress, Unit, tuning_units
 from dpt.report import enlarged, labelled, sheet_of
@@ -50,7 +60,8 @@ def strength(progress: Progress, root: Path, folder: Path) -> Path | None:
                     units = [unit for unit in tuning_units(name) if unit.choice == i]
                     points[choice["factor"]] = share_of_units(progress, units)
             lines[f"{name}, {mode}"] = points
-    return plot(lines, folder / "dpt_strength.png", "strength of self-correction (0: none)", log=True)
+    what = ("strength of self-correction (0: none)", "whole captions")
+    return plot(lines, folder / "dpt_strength.png", *what, log=True)
 
 
 def over_updates(progress: Progress, root: Path, folder: Path) -> Path | None:
@@ -66,7 +77,7 @@ def over_updates(progress: Progress, root: Path, folder: Path) -> Path | None:
             points[after] = share_of_units(progress, units)
         points[LONGER.steps] = share_of_units(progress, tuning_units(f"{name} longer"))
         lines[ALL_ARMS[name].told] = points
-    return plot(lines, folder / "dpt_updates.png", "updates of stage 2")
+    return plot(lines, folder / "dpt_updates.png", "updates of stage 2", "whole captions")
 
 
 def blocks(progress: Progress, root: Path, folder: Path) -> Path | None:
@@ -78,10 +89,11 @@ def blocks(progress: Progress, root: Path, folder: Path) -> Path | None:
         label: {name: read_level({0: rows[name]}, column) for name in places}
         for label, column in told.items()
     }
-    return plot(lines, folder / "dpt_blocks.png", f"block that is probed, {SHORT.steps} updates")
+    what = (f"block that is probed, {SHORT.steps} updates", "told right")
+    return plot(lines, folder / "dpt_blocks.png", *what)
 
 
-def plot(lines: dict[str, dict], path: Path, label: str, log: bool = False) -> Path | None:
+def plot(lines: dict[str, dict], path: Path, label: str, share: str, log: bool = False) -> Path | None:
     """Shares with intervals over what they depend on, a line each; None where nothing is there but zeros.
 
     Args:
@@ -94,13 +106,13 @@ def plot(lines: dict[str, dict], path: Path, label: str, log: bool = False) -> P
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for name, points in known.items():
-        shares = np.array([f["share"] for f in points.values()])
-        error = np.abs([[f["low"] for f in points.values()], [f["high"] for f in points.values()]] - shares)
-        axes.errorbar(list(points), shares, yerr=error, capsize=3, marker="o", label=name)
+        low, middle, high = ([f[key] for f in points.values()] for key in ("low", "share", "high"))
+        (line,) = axes.plot(list(points), middle, marker="o", label=name)
+        axes.fill_between(list(points), low, high, color=line.get_color(), alpha=0.12, linewidth=0)
     if log:
         axes.set_xscale("symlog", linthresh=0.5)
     axes.set_xlabel(label, color=INK)
-    axes.set_ylabel("share, with intervals of 95 %", color=INK)
+    axes.set_ylabel(f"{share}, share with interval of 95 %", color=INK)
     axes.legend()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -118,10 +130,12 @@ def pictures(progress: Progress, root: Path, folder: Path) -> Path | None:
     drawn = {name: kept(path_of(root, name, 0, "table", 0), row["settings"]) for name, row in rows.items()}
     if None in drawn.values():
         return None
-    places = [NOISES * i for i in range(SHOWN_PROMPTS)]
+    shown = range(0, PART, PART // SHOWN_PROMPTS)[:SHOWN_PROMPTS]  # some of every kind
+    places = [NOISES * i for i in shown]
     images = {name: decoded(one.latents[places]) for name, one in drawn.items()}
     right = {name: from_digits(row["full"])[places] == 1 for name, row in rows.items()}
-    texts = [prompt.text for prompt in part_of("table", 0).prompts[:SHOWN_PROMPTS]]
+    prompts = part_of("table", 0).prompts
+    texts = [prompts[i].text for i in shown]
     cells = [row_of(text, i, images, right) for i, text in enumerate(texts)]
     write_image(folder / "dpt_arms.png", sheet_of(cells))
     return folder / "dpt_arms.png"
