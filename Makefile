@@ -21,7 +21,7 @@ demo: .venv/ready
 # A minute: the same noises plain, and with LoRA and self-correction.
 demo-dpt: .venv/ready
 	$(BIN)/python -m dpt generate --model miniature --weights $(DPT_WEIGHTS) --prompt "$(DPT_PROMPT)" --compare \
-	  --num_images 8 --device cpu
+	  --num_images 8 --correction_factor 0.5 --device cpu
 
 test: .venv/ready
 	$(BIN)/python -m pytest

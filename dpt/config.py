@@ -12,12 +12,20 @@ from discriminative.errors import UsageError
 from discriminative.seeds import MAX_SEED
 from discriminative.settings import SAMPLERS
 from dpt.experiment.settings import PARTS, REMEDIES, ROWS, SEEDS
-from dpt.settings import LOSSES, MINIATURE_SAMPLES, MINIATURE_STAGES, STAGES, StageSettings
+from dpt.settings import (
+    CORRECTION_FACTOR,
+    LOSSES,
+    MINIATURE_CORRECTION_FACTOR,
+    MINIATURE_SAMPLES,
+    MINIATURE_STAGES,
+    STAGES,
+    StageSettings,
+)
 
 COMMANDS = {
     "probe": "stage 1: train the adapter on a frozen UNet's features",
     "tune": "stage 2: train a LoRA of the UNet, and the adapter with it",
-    "generate": "images of prompts, corrected on their way by the adapter",
+    "generate": "images of prompts, corrected on their way or chosen by the adapter",
     "evaluate": "matching and boxes on samples that training has not seen, with a page to look at",
     "mine": "hard negatives of COCO's captions, which --data coco needs",
     "experiment": "whether tuning makes the miniature's pictures follow their text: all arms, resumable",
@@ -153,15 +161,24 @@ class Options:
         heading="Images",
     )
     num_images: int = option(4, "images of each prompt", "generate", **at_least(1))
+    best_of: int = option(
+        1,
+        "pictures drawn for each image, of which the adapter keeps the one that fits best",
+        "generate",
+        **at_least(1),
+    )
     compare: bool = option(
-        False, "draw the same noises without LoRA and correction, too, in the grid's first row", "generate"
+        False,
+        "draw the first noises without LoRA, correction and choice, too, in the grid's first row",
+        "generate",
     )
     token_path: str | None = option(
         None, "a class token's file, as run.py writes it (learned_embeds.safetensors)", "generate"
     )
-    correction_factor: float = option(
-        0.5,
-        "how far latents go along the gradient of the matching score at each step; 0 is plain generation",
+    correction_factor: float | None = option(
+        None,
+        "how far latents go along the gradient of the matching score at each step; 0 is plain generation. "
+        f"Default: {CORRECTION_FACTOR:g}, with the miniature {MINIATURE_CORRECTION_FACTOR:g}",
         DRAW,
         check=lambda value: 0 <= value < math.inf,
         allowed="0 or more",
@@ -250,6 +267,12 @@ class Options:
         return self.model == "miniature"
 
     @property
+    def factor(self) -> float:
+        """Of self-correction, with the default that belongs to the model."""
+        default = MINIATURE_CORRECTION_FACTOR if self.is_miniature else CORRECTION_FACTOR
+        return default if self.correction_factor is None else self.correction_factor
+
+    @property
     def data_name(self) -> str:
         """The data set."""
         return self.data or ("miniature" if self.is_miniature else "coco")
@@ -281,7 +304,7 @@ def validate(command: str, options: Options) -> None:
     if command == "generate":
         check_generate(options)
     if command in DRAW.split():
-        check_steps(options)
+        check_correction(options)
     if command == "evaluate" and options.data_name == "coco":
         if options.split == "test":
             raise UsageError("--split: 'test' was given; allowed for coco is validation")
@@ -301,11 +324,19 @@ def check_generate(options: Options) -> None:
         raise UsageError(f"--token_path: there is no token at {options.token_path}")
 
 
-def check_steps(options: Options) -> None:
-    """Raises UsageError where the range of corrected steps is empty."""
+def check_correction(options: Options) -> None:
+    """Raises UsageError where it is told how to correct, and nothing would be; or no step is left."""
     if options.correction_steps:
         first, stop = map(int, options.correction_steps.split(":"))
         if not first < stop:
             raise UsageError(
                 f"--correction_steps: {options.correction_steps!r} was given; allowed is FIRST < STOP"
             )
+    if options.correction_factor is None and not options.factor:
+        for name, plain in (("correction", "official"), ("correction_steps", None)):
+            given = getattr(options, name)
+            if given != plain:
+                raise UsageError(
+                    f"--{name}: {given!r} was given; with {options.model} it needs --correction_factor, "
+                    "which is 0 there by default"
+                )

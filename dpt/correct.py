@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from discriminative.diffusion.sampler import Walk, chunks, decode, draw_noise
+from discriminative.diffusion.sampler import Walk, decode_in_parts, draw_noise
 from discriminative.precision import FIRST_SCALE, autocast
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
@@ -129,8 +129,7 @@ def sample_corrected(
     models = reader.models
     noise = draw_noise(seeds, models.latent_shape(settings.height, settings.width))  # (B, 4, h, w)
     latents, scores = corrected_latents(reader, told, noise, settings, correction)
-    parts = chunks(len(latents), settings.decode_batch_size)
-    return torch.cat([decode(models, latents[part], settings) for part in parts]), scores
+    return decode_in_parts(models, latents, settings), scores
 
 
 @torch.no_grad()

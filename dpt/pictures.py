@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from discriminative.diffusion.sampler import decode_in_parts
 from discriminative.progress import progress
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
 from dpt.alignment import Detector, Judged, alignment_figures, alignments
-from dpt.correct import Correction, encode_prompts, sample_corrected
+from dpt.choose import NONE, Candidate, Choice, best_of, candidates_of
+from dpt.correct import Correction, encode_prompts
 from dpt.data.scenes import PROMPT_KINDS, Prompt, prompts
 from dpt.evaluate import mean_share
 from dpt.files import without_lora
@@ -23,14 +25,25 @@ NOISES = 2  # pictures of each prompt that is judged
 PLAIN = "plain"
 TUNED = "LoRA"
 CORRECTED = "corrected"
+TOLD = ("seeds", "scores", "candidates")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images (N, 3, H, W) in [0, 1], and of each the matching score at every corrected step."""
+    """Pictures, each with what is known of it.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        seeds: of their noises.
+        scores: of each the matching score at every corrected step.
+        candidates: of each how well it and those that were not kept fit, by seed; empty where none was
+            chosen.
+    """
 
     images: torch.Tensor
+    seeds: list[int]
     scores: list[list[float]]
+    candidates: list[dict[int, float]]
 
 
 def draw_all(
@@ -41,29 +54,44 @@ def draw_all(
     correction: Correction,
     told: str,
     token: ClassToken | None = None,
+    choice: Choice = NONE,
 ) -> Drawn:
     """One image of each text, from its seed, batch by batch.
 
     Args:
         told: what the progress bar says.
         token: a class token that texts hold.
+        choice: of how many pictures each is the best.
 
     Raises:
         UsageError: a text is longer than the text encoder takes.
     """
     with torch.no_grad():
         encoded = encode_prompts(reader, list(texts), token)
-    images = []
-    scores = []
+    parts = []
     with progress(total=len(seeds), desc=told, unit="image", leave=False) as bar:
         for first in range(0, len(seeds), DRAWN_AT_ONCE):
             part = slice(first, first + DRAWN_AT_ONCE)
             some = encoded._replace(cond=encoded.cond[part], pooled=encoded.pooled[part])
-            drawn, found = sample_corrected(reader, some, list(seeds[part]), settings, correction)
-            images.append(drawn.float().cpu())
-            scores += [[row[i] for row in found.values()] for i in range(len(drawn))]
-            bar.update(len(drawn))
-    return Drawn(torch.cat(images), scores)
+            found = candidates_of(reader, some, list(seeds[part]), settings, correction, choice)
+            parts.append(best_drawn(reader, found, settings))
+            bar.update(len(parts[-1].seeds))
+    images = torch.cat([drawn.images for drawn in parts])
+    told_of = [sum((getattr(drawn, name) for drawn in parts), []) for name in TOLD]
+    return Drawn(images, *told_of)
+
+
+@torch.no_grad()
+def best_drawn(reader: Reader, found: list[Candidate], settings: SamplerSettings) -> Drawn:
+    """Of each picture's candidates the best, as an image."""
+    fits = torch.stack([candidate.fits for candidate in found])  # (k, B)
+    latents = best_of(torch.stack([candidate.latents for candidate in found]), fits)  # (B, 4, h, w)
+    images = decode_in_parts(reader.models, latents, settings).float().cpu()
+    best = [found[k] for k in fits.argmax(dim=0)]
+    seeds = [candidate.seeds[i] for i, candidate in enumerate(best)]
+    scores = [[row[i] for row in candidate.scores.values()] for i, candidate in enumerate(best)]
+    by_seed = [{one.seeds[i]: one.fits[i].item() for one in found} for i in range(len(best))]
+    return Drawn(images, seeds, scores, by_seed if len(found) > 1 else [{} for _ in best])
 
 
 @dataclass(frozen=True)

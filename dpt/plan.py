@@ -176,6 +176,8 @@ def describe(plan: Plan) -> str:
         "prompts": list(plan.prompts),
     }
     told = {key: value for key, value in told.items() if value not in (None, [])}
+    if plan.command in commands_of("correction_factor"):
+        told["correction_factor"] = plan.options.factor
     if plan.command in STAGES:
         told["stage"] = asdict(plan.options.stage(plan.command))
     if plan.adapter:

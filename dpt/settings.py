@@ -145,8 +145,12 @@ LORA_RANK = 4  # and alpha, so that the scale is 1
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
+CORRECTION_FACTOR = 0.5
+MINIATURE_CORRECTION_FACTOR = 0.0  # no strength gains anything there: docs/dpt.md
+
 EVALUATION_TIMESTEP = 500
 MINIATURE_EVALUATION_TIMESTEP = 200
+CHOICE_NOISES = 2  # under which finished pictures are scored, to keep the best
 HIT_RANKS = (1, 5, 10)
 HIT_OVERLAP = 0.5  # IoU, or GIoU, from which a box is found
 

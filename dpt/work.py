@@ -21,6 +21,7 @@ from discriminative.records.files import clear, grid, to_pil, write_image, write
 from discriminative.records.locks import alone_in
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
+from dpt.choose import Choice
 from dpt.config import Options
 from dpt.correct import Correction
 from dpt.data.coco import NEGATIVES_FILE, Coco, mine_coco
@@ -316,7 +317,7 @@ def tell_evaluation(told: dict, found: list[Outcome]) -> None:
 def how_to_draw(options: Options) -> tuple[Correction, SamplerSettings]:
     """Self-correction and sampling as the options say."""
     first, stop = map(int, options.correction_steps.split(":")) if options.correction_steps else (0, None)
-    correction = Correction(options.correction_factor, options.correction, first, stop)
+    correction = Correction(options.factor, options.correction, first, stop)
     return correction, SamplerSettings(options.num_inference_steps, options.guidance_scale)
 
 
@@ -349,7 +350,8 @@ def draw(
 ) -> None:
     """The images of one prompt, singly and as a grid, with the scores at each corrected step.
 
-    With ``--compare`` the same noises without LoRA and correction are the grid's first row.
+    With ``--compare`` the first noises without LoRA, correction and choice are the grid's first row. With
+    ``--best_of 3`` and four images the first is chosen from seeds 0, 4 and 8; its file has the seed's name.
     """
     seeds = list(range(options.seed, options.seed + options.num_images))
     texts = [prompt] * len(seeds)
@@ -359,12 +361,15 @@ def draw(
             plain = draw_all(reader, texts, seeds, settings, Correction(0.0), f"{prompt}, plain", token)
         write_images(folder / "plain", seeds, plain.images)
         rows.append(plain.images)
-    drawn = draw_all(reader, texts, seeds, settings, correction, prompt, token)
+    choice = Choice(options.best_of, options.num_images, evaluation_timestep(options))
+    drawn = draw_all(reader, texts, seeds, settings, correction, prompt, token, choice)
+    seeds = drawn.seeds
     write_images(folder, seeds, drawn.images)
     columns = len(seeds) if options.compare else min(COLUMNS, len(seeds))
     write_image(folder / "grid.png", grid(torch.cat([*rows, drawn.images]), columns=columns))
     told = {"prompt": prompt, "seeds": seeds, "correction_factor": correction.factor}
     told |= {"correction": correction.mode, "scores": dict(zip(seeds, drawn.scores, strict=True))}
+    told |= {"best_of": options.best_of, "candidates": dict(zip(seeds, drawn.candidates, strict=True))}
     told |= {"model": model_id(options.model), "guidance_scale": settings.guidance_scale}
     told |= {"num_inference_steps": settings.num_inference_steps}
     told["environment"] = environment(reader.models.device)

@@ -114,12 +114,15 @@ def test_defaults_are_the_papers_and_the_miniature_has_its_own():
         (["generate", *MINI, "--prompt", "a {token} bat"], "--token_path: nothing was given"),
         (["generate", *MINI, "--prompt", "x", "--token_path", "no.safetensors"], "there is no token at"),
         (["generate", *MINI, "--prompt", "x", "--correction_steps", "9:3"], "allowed is FIRST < STOP"),
+        (["generate", *MINI, "--prompt", "x", "--correction_steps", "0:3"], "needs --correction_factor"),
+        (["evaluate", *MINI, "--correction", "state"], "needs --correction_factor, which is 0 there"),
         (["evaluate", *MINI, "--correction_steps", "9:3"], "allowed is FIRST < STOP"),
         (
             ["evaluate", "--coco_root", "c", "--refcoco_root", "r", "--prompts", "2"],
             "--prompts: 2 was given; allowed for coco is 0",
         ),
         (["generate", *MINI, "--prompt", "x", "--correction_factor", "-1"], "allowed is 0 or more"),
+        (["generate", *MINI, "--prompt", "x", "--best_of", "0"], "0 was given; allowed is 1 or more"),
         (["evaluate", *MINI, "--data", "coco", "--coco_root", "a", "--refcoco_root", "b", "--split", "test"],
          "allowed for coco is validation"),
     ],
@@ -199,6 +202,14 @@ def test_a_loss_that_is_not_finite_is_one_line_and_leaves_nothing(capsys, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("argv", "factor"),
+    [([], 0.5), (["--model", "miniature"], 0), (["--model", "miniature", "--correction_factor", "2"], 2)],
+)
+def test_pictures_of_the_miniature_are_corrected_only_where_asked(argv, factor):
+    assert parse(["generate", "--prompt", "x", *argv])[1].factor == factor
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, tmp_path):
     assert main(["probe", *MINI, "--probe", "all", "--dry_run", "--output_path", str(tmp_path / "out")]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -236,7 +247,7 @@ def test_every_command_runs_on_the_miniature(capsys, tmp_path, monkeypatch):
     run("probe", *few)
     assert "LoRA:" in run("tune", *few)
     assert set(load_file(tmp_path / "tune" / ADAPTER)) == set(load_file(tmp_path / "probe" / ADAPTER))
-    one = ("--prompts", 1, "--num_inference_steps", 4)
+    one = ("--prompts", 1, "--num_inference_steps", 4, "--correction_factor", 0.5)
     out = run("evaluate", "--samples", 6, "--noises", 1, *one)
     assert "right picture" in out and all(arm in out for arm in ("plain", "LoRA", "corrected"))
     record = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
@@ -244,12 +255,28 @@ def test_every_command_runs_on_the_miniature(capsys, tmp_path, monkeypatch):
     assert "Generated pictures" in (tmp_path / "evaluation" / "report.html").read_text()
     assert (tmp_path / "evaluation" / "pictures.png").is_file()
     two = ("--num_images", 2, "--num_inference_steps", 4)
-    run("generate", "--prompt", "a photo of a bat", *two, "--compare")
-    assert len(list((tmp_path / "images").glob("*.png"))) == 3
+    run("generate", "--prompt", "a photo of a bat", *two, "--compare", "--best_of", 2)
+    listed = [path.name for path in (tmp_path / "images").glob("*.png")]
+    assert len(listed) == 3
     assert len(list((tmp_path / "images" / "plain").glob("*.png"))) == 2
+    told = json.loads((tmp_path / "images" / "prompt.json").read_text())
+    assert all(f"{seed:04d}.png" in listed for seed in told["seeds"])
+    for seed, fits in told["candidates"].items():
+        assert seed == max(fits, key=fits.get) and len(fits) == 2
     save_file({"newclas": torch.randn(2, 128)}, tmp_path / "learned_embeds.safetensors")
     token = ("--token_path", tmp_path / "learned_embeds.safetensors", "--prompt", "a photo of {token} bat")
-    out = run("generate", *token, "--num_images", 1, "--num_inference_steps", 4, "--correction", "state")
+    out = run(
+        "generate",
+        *token,
+        "--num_images",
+        1,
+        "--num_inference_steps",
+        4,
+        "--correction",
+        "state",
+        "--correction_factor",
+        2,
+    )
     assert "a photo of newclas bat" in out
     table = run("probe", "--probe", "all", *few)
     assert all(block in table for block in ("bottom0", "mid", "up2"))

@@ -11,6 +11,7 @@ import torch
 from discriminative.settings import SamplerSettings
 from dpt import pictures
 from dpt.alignment import Alignment
+from dpt.choose import Choice
 from dpt.correct import Correction
 from dpt.data.facts import Fact, Phrase
 from dpt.data.scenes import PROMPT_KINDS, Prompt
@@ -69,6 +70,19 @@ def test_each_image_has_the_scores_of_its_corrected_steps(reader):
     steps = {len(scores) for scores in drawn.scores}
     assert len(drawn.scores) == 3 and steps.pop() >= 2 and not steps
     assert draw_all(reader, TEXTS, [1, 2, 3], FEW, Correction(0.0), "draw").scores == [[]] * 3
+
+
+def test_of_several_pictures_that_is_kept_which_fits_best_as_its_own_seed_draws_it(reader):
+    every = [draw_all(reader, TEXTS, [n, n + 1, n + 2], FEW, Correction(0.5), "draw") for n in (1, 4, 7)]
+    choice = Choice(number=3, stride=3, timestep=200)
+    best = draw_all(reader, TEXTS, [1, 2, 3], FEW, Correction(0.5), "draw", choice=choice)
+    for i, fits in enumerate(best.candidates):
+        assert list(fits) == [i + 1, i + 4, i + 7] and len(set(fits.values())) == 3
+        assert best.seeds[i] == max(fits, key=fits.get)
+        own = every[(best.seeds[i] - 1) // 3]
+        assert torch.equal(best.images[i], own.images[i]) and best.scores[i] == own.scores[i]
+    assert len({seed - i for i, seed in enumerate(best.seeds)}) > 1  # not all of one round
+    assert every[0].seeds == [1, 2, 3] and every[0].candidates == [{}] * 3
 
 
 def test_plain_pictures_are_those_of_the_model_before_its_lora(reader):

@@ -15,10 +15,11 @@ from discriminative.diffusion.sampler import draw_noise
 from discriminative.precision import bf16_without_gradient, trains_in_bf16
 from discriminative.progress import progress
 from discriminative.records.files import write_tensors
+from dpt.choose import adapter_score
 from dpt.correct import Correction, Told, corrected_latents, encode_prompts
 from dpt.experiment.prompts import Part
-from dpt.experiment.rivals import adapter_score, optimised_noise
-from dpt.experiment.settings import AT_ONCE, CHEAP, SCORE_NOISES, Arm
+from dpt.experiment.rivals import optimised_noise
+from dpt.experiment.settings import AT_ONCE, CHEAP, SCORE_NOISES, SCORE_TIMESTEP, Arm
 from dpt.forward import Reader
 
 
@@ -111,17 +112,15 @@ def draw(reader: Reader, arm: Arm, settings: dict, part: Part, candidate: int = 
 @torch.no_grad()
 def scores_by_adapter(reader: Reader, candidates: list[Drawn], part: Part) -> tuple[torch.Tensor, Cost]:
     """The adapter's score of each picture's candidates (k, N), and what scoring cost."""
+
+    def score(latents: torch.Tensor, some: slice) -> torch.Tensor:
+        seeds = list(part.seeds[some])
+        return adapter_score(reader, latents, some_of(told, some), seeds, SCORE_TIMESTEP, SCORE_NOISES)
+
     with counted(reader.models.unet) as cost:
         told = encode_prompts(reader, [prompt.text for prompt in part.asked])
         scores = [
-            torch.cat(
-                [
-                    adapter_score(
-                        reader, drawn.latents[s], some_of(told, s), list(part.seeds[s]), SCORE_NOISES
-                    )
-                    for s in slices(len(part.seeds))
-                ]
-            )
+            torch.cat([score(drawn.latents[some], some) for some in slices(len(part.seeds))])
             for drawn in candidates
         ]
     return torch.stack(scores), cost

@@ -4,34 +4,21 @@ import math
 
 import torch
 
-from discriminative.diffusion.sampler import Walk, draw_noise
+from discriminative.diffusion.sampler import Walk
 from discriminative.guides.classifier import Classifier
 from discriminative.guides.loaders import Source, find_timm
 from discriminative.hub import MINIATURE
 from discriminative.settings import SamplerSettings
+from dpt.choose import adapter_score
 from dpt.correct import Told
 from dpt.data.scenes import INDEX, Prompt
 from dpt.experiment.settings import CHEAP, SCORE_TIMESTEP
-from dpt.forward import Reader, add_noise
+from dpt.forward import Reader
 
 # Noise, in the manner of ReNO (Eyring et al. 2024).
 MOST_GRADIENT = 0.1  # norm to which a picture's gradient is cut
 MOMENTUM = 0.9
 REGULARISER = 0.01  # weight of the log-likelihood of the noise's norm
-
-
-def adapter_score(
-    reader: Reader, latents: torch.Tensor, told: Told, seeds: list[int], noises: int
-) -> torch.Tensor:
-    """How well finished latents (B, 4, h, w) match their texts by the adapter, (B,): at one timestep, the
-    mean over noises that follow from the pictures' seeds."""
-    timesteps = torch.full((len(latents),), SCORE_TIMESTEP, device=latents.device)  # (B,)
-    scores = []
-    for number in range(1, noises + 1):
-        noise = draw_noise(seeds, latents.shape[1:], number).to(latents)  # (B, 4, h, w)
-        noisy, _ = add_noise(reader.models.scheduler, latents, noise, timesteps)
-        scores.append(reader.score(noisy, timesteps, told.cond, told.pooled))
-    return torch.stack(scores).mean(dim=0)  # (B,)
 
 
 # Best of k.
@@ -50,12 +37,6 @@ def guide_score(guide: Classifier, images: torch.Tensor, asked: list[Prompt]) ->
     log_p = guide.logits(images).log_softmax(dim=1)  # (B, K)
     named = [[INDEX[phrase.name] for phrase in prompt.fact.phrases] for prompt in asked]
     return torch.stack([log_p[i, classes].sum() for i, classes in enumerate(named)])
-
-
-def best_of(candidates: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Of each picture's candidates (k, B, ...) the one of the highest score (k, B), the first of equals."""
-    best = scores.argmax(dim=0)  # (B,)
-    return candidates[best, torch.arange(len(best))]  # (B, ...)
 
 
 # A better noise.
@@ -87,7 +68,7 @@ def optimised_noise(
             z = noise.detach().requires_grad_()  # (B, 4, h, w)
             walk = Walk(reader.models, told.cond, told.uncond, z, few)
             latents = walk.run(walk.start, 0, len(walk.timesteps))
-            score = adapter_score(reader, latents, told, seeds, 1)  # (B,)
+            score = adapter_score(reader, latents, told, seeds, SCORE_TIMESTEP, 1)  # (B,)
             wanted = score + REGULARISER * log_likelihood_of_norm(z)  # (B,)
             gradient = torch.autograd.grad(wanted.sum(), z)[0]  # (B, 4, h, w)
         better = score.detach() > best_score  # (B,)

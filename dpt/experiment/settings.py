@@ -5,7 +5,15 @@ from pathlib import Path
 
 from discriminative.seeds import VALIDATION_BASE
 from discriminative.settings import SamplerSettings
-from dpt.settings import MINIATURE_PROBE, MINIATURE_STAGES, MINIATURE_WEIGHTS, LossWeights, StageSettings
+from dpt.settings import (
+    CHOICE_NOISES,
+    MINIATURE_EVALUATION_TIMESTEP,
+    MINIATURE_PROBE,
+    MINIATURE_STAGES,
+    MINIATURE_WEIGHTS,
+    LossWeights,
+    StageSettings,
+)
 
 ROWS = Path(__file__).parents[2] / "experiments" / "results" / "dpt_experiment.jsonl"
 SEEDS = (0, 1, 2)  # of trainings
@@ -33,8 +41,8 @@ AT_ONCE = 20  # pictures
 SCENES = {"train": 4000, "test": 600}
 SCENE_SEED = 0
 READ_NOISES = 2
-SCORE_TIMESTEP = 200
-SCORE_NOISES = 2
+SCORE_TIMESTEP = MINIATURE_EVALUATION_TIMESTEP
+SCORE_NOISES = CHOICE_NOISES
 
 
 # Trainings.

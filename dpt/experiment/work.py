@@ -9,6 +9,7 @@ import torch
 
 from discriminative.diffusion.sampler import decode
 from discriminative.records.environment import commit
+from dpt.choose import best_of
 from dpt.experiment import reading, scenes, trainings
 from dpt.experiment.drawing import (
     Cost,
@@ -23,7 +24,7 @@ from dpt.experiment.drawing import (
 )
 from dpt.experiment.judging import judged
 from dpt.experiment.prompts import Part, part_of
-from dpt.experiment.rivals import best_of, guide_score, load_guide
+from dpt.experiment.rivals import guide_score, load_guide
 from dpt.experiment.settings import ALL_ARMS, ARMS, TRAININGS, Arm
 from dpt.experiment.units import COURSE_OF, Unit
 from dpt.forward import Reader
