@@ -265,18 +265,8 @@ def test_every_command_runs_on_the_miniature(capsys, tmp_path, monkeypatch):
         assert seed == max(fits, key=fits.get) and len(fits) == 2
     save_file({"newclas": torch.randn(2, 128)}, tmp_path / "learned_embeds.safetensors")
     token = ("--token_path", tmp_path / "learned_embeds.safetensors", "--prompt", "a photo of {token} bat")
-    out = run(
-        "generate",
-        *token,
-        "--num_images",
-        1,
-        "--num_inference_steps",
-        4,
-        "--correction",
-        "state",
-        "--correction_factor",
-        2,
-    )
+    one = ("--num_images", 1, "--num_inference_steps", 4)
+    out = run("generate", *token, *one, "--correction", "state", "--correction_factor", 2)
     assert "a photo of newclas bat" in out
     table = run("probe", "--probe", "all", *few)
     assert all(block in table for block in ("bottom0", "mid", "up2"))
