@@ -126,6 +126,7 @@ TRAININGS = {
     "longer": replace(TUNE, settings=LONGER, kept=COURSE),
     "longer, denoising": replace(TUNE, settings=LONGER, losses=("mse",), only_lora=True, kept=COURSE),
     "balanced": replace(TUNE, settings=LONGER, weights=BALANCED),
+    "LoRA alone": replace(TUNE, settings=LONGER, only_lora=True),
     "longest": replace(TUNE, settings=LONGEST),
     "longest, denoising": replace(TUNE, settings=LONGEST, losses=("mse",), only_lora=True),
     # The same scenes, updates and forwards of the UNet as in "tuned".
@@ -205,6 +206,7 @@ REMEDIES = {
     "C longer": Arm("DPT, four times stage 2", training="longer", seeds=1),
     "B longer": Arm("its control", training="longer, denoising", seeds=1),
     "C balanced": Arm("DPT, four times stage 2, denoising weighs 1000", training="balanced", seeds=1),
+    "C alone": Arm("DPT, four times stage 2, adapter frozen", training="LoRA alone", seeds=1),
     "C longest": Arm("DPT, sixteen times stage 2", training="longest", seeds=1),
     "B longest": Arm("its control", training="longest, denoising", seeds=1),
     "C faster": Arm("DPT, four times the rate", training="faster", seeds=1),
@@ -213,7 +215,13 @@ REMEDIES = {
 }
 ALL_ARMS = ARMS | REMEDIES
 CONTROL = {"C text": "B text", "C words": "B", "C up0": "B", "C heavier": "B", "C longer": "B longer"}
-CONTROL |= {"C balanced": "B longer", "C longest": "B longest", "C faster": "B faster", "C errors": "B"}
+CONTROL |= {
+    "C balanced": "B longer",
+    "C alone": "B longer",
+    "C longest": "B longest",
+    "C faster": "B faster",
+    "C errors": "B",
+}
 
 # A fresh probe of a tuned model has the seed of the next training, so it is not the one that tuned.
 FRESH = {"probe": "base", "fresh probe of denoising": "B", "fresh probe of tuned": "C"}
