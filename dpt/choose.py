@@ -1,6 +1,7 @@
 """The best of several pictures of a prompt, by the adapter's score of the finished ones."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -26,24 +27,22 @@ class Choice:
     timestep: int = 0
 
 
-NONE = Choice()
+NO_CHOICE = Choice()
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One picture of each prompt.
+class Kept(NamedTuple):
+    """What is known of a picture that was kept.
 
     Args:
-        seeds: of B pictures.
-        latents: finished ones (B, 4, h, w).
-        scores: of each picture before every corrected step, by step.
-        fits: how well it fits its text by the adapter, (B,).
+        seed: of its noise.
+        scores: the matching score before every corrected step.
+        candidates: how well it and the others fit their text by the adapter, by seed; empty where none was
+            chosen.
     """
 
-    seeds: list[int]
-    latents: torch.Tensor
-    scores: dict[int, list[float]]
-    fits: torch.Tensor
+    seed: int
+    scores: list[float]
+    candidates: dict[int, float]
 
 
 def adapter_score(
@@ -60,30 +59,38 @@ def adapter_score(
     return torch.stack(scores).mean(dim=0)  # (B,)
 
 
-def best_of(candidates: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Of each picture's candidates (k, B, ...) the one of the highest score (k, B), the first of equals."""
-    best = scores.argmax(dim=0)  # (B,)
+def pick(candidates: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """Of each picture's candidates (k, B, ...) the one of number ``best`` (B,)."""
     return candidates[best, torch.arange(len(best))]  # (B, ...)
 
 
 @torch.no_grad()
-def candidates_of(
+def best_latents(
     reader: Reader,
     told: Told,
     seeds: list[int],
     settings: SamplerSettings,
     correction: Correction,
     choice: Choice,
-) -> list[Candidate]:
-    """All pictures of which one is chosen; all of one prompt are scored under the same noises."""
+) -> tuple[torch.Tensor, list[Kept]]:
+    """The finished latents (B, 4, h, w) that are kept, one for each prompt, and what is known of them.
+
+    All candidates of a prompt are scored under the same noises.
+    """
     shape = reader.models.latent_shape(settings.height, settings.width)
-    found = []
-    for number in range(choice.number):
-        some = [seed + number * choice.stride for seed in seeds]
-        noise = draw_noise(some, shape)  # (B, 4, h, w)
-        latents, scores = corrected_latents(reader, told, noise, settings, correction)
-        fits = torch.zeros(len(latents))  # (B,)
-        if choice.number > 1:
-            fits = adapter_score(reader, latents, told, seeds, choice.timestep, CHOICE_NOISES)
-        found.append(Candidate(some, latents, scores, fits.float().cpu()))
-    return found
+    rounds = [[seed + number * choice.stride for seed in seeds] for number in range(choice.number)]
+    drawn = [
+        corrected_latents(reader, told, draw_noise(some, shape), settings, correction) for some in rounds
+    ]
+    candidates = torch.stack([latents for latents, _ in drawn])  # (k, B, 4, h, w)
+    fits = torch.zeros(candidates.shape[:2])  # (k, B)
+    if choice.number > 1:
+        scored = (told, seeds, choice.timestep, CHOICE_NOISES)
+        fits = torch.stack([adapter_score(reader, latents, *scored) for latents in candidates]).float().cpu()
+    best = fits.argmax(dim=0)  # (B,)
+    kept = []
+    for i, number in enumerate(best.tolist()):
+        scores = [row[i] for row in drawn[number][1].values()]
+        by_seed = {some[i]: fit[i].item() for some, fit in zip(rounds, fits, strict=True)}
+        kept.append(Kept(rounds[number][i], scores, by_seed if choice.number > 1 else {}))
+    return pick(candidates, best), kept

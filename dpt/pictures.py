@@ -13,7 +13,7 @@ from discriminative.progress import progress
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
 from dpt.alignment import Detector, Judged, alignment_figures, alignments
-from dpt.choose import NONE, Candidate, Choice, best_of, candidates_of
+from dpt.choose import NO_CHOICE, Choice, Kept, best_latents
 from dpt.correct import Correction, encode_prompts
 from dpt.data.scenes import PROMPT_KINDS, Prompt, prompts
 from dpt.evaluate import mean_share
@@ -25,25 +25,14 @@ NOISES = 2  # pictures of each prompt that is judged
 PLAIN = "plain"
 TUNED = "LoRA"
 CORRECTED = "corrected"
-TOLD = ("seeds", "scores", "candidates")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures, each with what is known of it.
-
-    Args:
-        images: (N, 3, H, W) in [0, 1].
-        seeds: of their noises.
-        scores: of each the matching score at every corrected step.
-        candidates: of each how well it and those that were not kept fit, by seed; empty where none was
-            chosen.
-    """
+    """Images (N, 3, H, W) in [0, 1], and what is known of each."""
 
     images: torch.Tensor
-    seeds: list[int]
-    scores: list[list[float]]
-    candidates: list[dict[int, float]]
+    kept: list[Kept]
 
 
 def draw_all(
@@ -54,7 +43,7 @@ def draw_all(
     correction: Correction,
     told: str,
     token: ClassToken | None = None,
-    choice: Choice = NONE,
+    choice: Choice = NO_CHOICE,
 ) -> Drawn:
     """One image of each text, from its seed, batch by batch.
 
@@ -68,30 +57,17 @@ def draw_all(
     """
     with torch.no_grad():
         encoded = encode_prompts(reader, list(texts), token)
-    parts = []
+    images = []
+    kept = []
     with progress(total=len(seeds), desc=told, unit="image", leave=False) as bar:
         for first in range(0, len(seeds), DRAWN_AT_ONCE):
             part = slice(first, first + DRAWN_AT_ONCE)
             some = encoded._replace(cond=encoded.cond[part], pooled=encoded.pooled[part])
-            found = candidates_of(reader, some, list(seeds[part]), settings, correction, choice)
-            parts.append(best_drawn(reader, found, settings))
-            bar.update(len(parts[-1].seeds))
-    images = torch.cat([drawn.images for drawn in parts])
-    told_of = [sum((getattr(drawn, name) for drawn in parts), []) for name in TOLD]
-    return Drawn(images, *told_of)
-
-
-@torch.no_grad()
-def best_drawn(reader: Reader, found: list[Candidate], settings: SamplerSettings) -> Drawn:
-    """Of each picture's candidates the best, as an image."""
-    fits = torch.stack([candidate.fits for candidate in found])  # (k, B)
-    latents = best_of(torch.stack([candidate.latents for candidate in found]), fits)  # (B, 4, h, w)
-    images = decode_in_parts(reader.models, latents, settings).float().cpu()
-    best = [found[k] for k in fits.argmax(dim=0)]
-    seeds = [candidate.seeds[i] for i, candidate in enumerate(best)]
-    scores = [[row[i] for row in candidate.scores.values()] for i, candidate in enumerate(best)]
-    by_seed = [{one.seeds[i]: one.fits[i].item() for one in found} for i in range(len(best))]
-    return Drawn(images, seeds, scores, by_seed if len(found) > 1 else [{} for _ in best])
+            latents, found = best_latents(reader, some, list(seeds[part]), settings, correction, choice)
+            images.append(decode_in_parts(reader.models, latents, settings).float().cpu())
+            kept += found
+            bar.update(len(found))
+    return Drawn(torch.cat(images), kept)
 
 
 @dataclass(frozen=True)

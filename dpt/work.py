@@ -363,13 +363,13 @@ def draw(
         rows.append(plain.images)
     choice = Choice(options.best_of, options.num_images, evaluation_timestep(options))
     drawn = draw_all(reader, texts, seeds, settings, correction, prompt, token, choice)
-    seeds = drawn.seeds
+    seeds = [one.seed for one in drawn.kept]
     write_images(folder, seeds, drawn.images)
     columns = len(seeds) if options.compare else min(COLUMNS, len(seeds))
     write_image(folder / "grid.png", grid(torch.cat([*rows, drawn.images]), columns=columns))
     told = {"prompt": prompt, "seeds": seeds, "correction_factor": correction.factor}
-    told |= {"correction": correction.mode, "scores": dict(zip(seeds, drawn.scores, strict=True))}
-    told |= {"best_of": options.best_of, "candidates": dict(zip(seeds, drawn.candidates, strict=True))}
+    told |= {"correction": correction.mode, "scores": {one.seed: one.scores for one in drawn.kept}}
+    told |= {"best_of": options.best_of, "candidates": {one.seed: one.candidates for one in drawn.kept}}
     told |= {"model": model_id(options.model), "guidance_scale": settings.guidance_scale}
     told |= {"num_inference_steps": settings.num_inference_steps}
     told["environment"] = environment(reader.models.device)

@@ -13,7 +13,7 @@ import torch
 
 from dpt.__main__ import main
 from dpt.alignment import MEASURES
-from dpt.choose import best_of
+from dpt.choose import pick
 from dpt.config import Options
 from dpt.data.facts import Fact, Phrase
 from dpt.data.scenes import CLAIMS, draw_fact, prompts
@@ -261,7 +261,7 @@ def test_a_gain_counts_only_where_its_interval_excludes_0():
 def test_the_highest_score_is_chosen_and_the_first_of_equals():
     candidates = torch.arange(6.0).view(3, 2, 1)
     scores = torch.tensor([[0.1, 0.5], [0.9, 0.5], [0.2, 0.4]])
-    assert best_of(candidates, scores).flatten().tolist() == [2, 1]
+    assert pick(candidates, scores.argmax(dim=0)).flatten().tolist() == [2, 1]
 
 
 @pytest.fixture

@@ -60,8 +60,8 @@ def strength(progress: Progress, root: Path, folder: Path) -> Path | None:
                     units = [unit for unit in tuning_units(name) if unit.choice == i]
                     points[choice["factor"]] = share_of_units(progress, units)
             lines[f"{name}, {mode}"] = points
-    what = ("strength of self-correction (0: none)", "whole captions")
-    return plot(lines, folder / "dpt_strength.png", *what, log=True)
+    label = "strength of self-correction (0: none)"
+    return plot(lines, folder / "dpt_strength.png", label, "whole captions", log=True)
 
 
 def over_updates(progress: Progress, root: Path, folder: Path) -> Path | None:
@@ -89,14 +89,16 @@ def blocks(progress: Progress, root: Path, folder: Path) -> Path | None:
         label: {name: read_level({0: rows[name]}, column) for name in places}
         for label, column in told.items()
     }
-    what = (f"block that is probed, {SHORT.steps} updates", "told right")
-    return plot(lines, folder / "dpt_blocks.png", *what)
+    label = f"block that is probed, {SHORT.steps} updates"
+    return plot(lines, folder / "dpt_blocks.png", label, "told right")
 
 
 def plot(lines: dict[str, dict], path: Path, label: str, share: str, log: bool = False) -> Path | None:
     """Shares with intervals over what they depend on, a line each; None where nothing is there but zeros.
 
     Args:
+        label: of what they depend on.
+        share: of what they are.
         log: from the first value above 0 on, the axis is logarithmic.
     """
     known = {name: {x: f for x, f in points.items() if f} for name, points in lines.items()}

@@ -214,8 +214,12 @@ REMEDIES = {
     "C errors": Arm("no adapter: the right text is to err least", choices=OWN_ERRORS, seeds=1),
 }
 ALL_ARMS = ARMS | REMEDIES
-CONTROL = {"C text": "B text", "C words": "B", "C up0": "B", "C heavier": "B", "C longer": "B longer"}
-CONTROL |= {
+CONTROL = {
+    "C text": "B text",
+    "C words": "B",
+    "C up0": "B",
+    "C heavier": "B",
+    "C longer": "B longer",
     "C balanced": "B longer",
     "C alone": "B longer",
     "C longest": "B longest",
@@ -224,8 +228,12 @@ CONTROL |= {
 }
 
 # A fresh probe of a tuned model has the seed of the next training, so it is not the one that tuned.
-FRESH = {"probe": "base", "fresh probe of denoising": "B", "fresh probe of tuned": "C"}
-FRESH |= {"fresh probe of longest": "C longest"}
+FRESH = {
+    "probe": "base",
+    "fresh probe of denoising": "B",
+    "fresh probe of tuned": "C",
+    "fresh probe of longest": "C longest",
+}
 THAT_TUNED = {"tuned": "C, the adapter that tuned it", "longest": "C longest, the adapter that tuned it"}
 
 

@@ -9,7 +9,7 @@ import torch
 
 from discriminative.diffusion.sampler import decode
 from discriminative.records.environment import commit
-from dpt.choose import best_of
+from dpt.choose import pick
 from dpt.experiment import reading, scenes, trainings
 from dpt.experiment.drawing import (
     Cost,
@@ -171,7 +171,7 @@ def chosen(root: Path, reader: Reader, unit: Unit, arm: Arm, settings: dict, par
         scores, cost = scores_by_adapter(reader, candidates, part)
     else:
         scores, cost = scores_by_guide(reader, arm, candidates, part)
-    latents = best_of(torch.stack([drawn.latents for drawn in candidates]), scores)
+    latents = pick(torch.stack([drawn.latents for drawn in candidates]), scores.argmax(dim=0))
     return Drawn(latents, sum((drawn.cost for drawn in candidates), cost))
 
 
