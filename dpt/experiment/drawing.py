@@ -19,8 +19,9 @@ from dpt.choose import adapter_score
 from dpt.correct import Correction, Told, corrected_latents, encode_prompts
 from dpt.experiment.prompts import Part
 from dpt.experiment.rivals import optimised_noise
-from dpt.experiment.settings import AT_ONCE, CHEAP, SCORE_NOISES, SCORE_TIMESTEP, Arm
+from dpt.experiment.settings import AT_ONCE, CHEAP, Arm
 from dpt.forward import Reader
+from dpt.settings import CHOICE_NOISES, MINIATURE_EVALUATION_TIMESTEP
 
 
 @dataclass
@@ -115,7 +116,8 @@ def scores_by_adapter(reader: Reader, candidates: list[Drawn], part: Part) -> tu
 
     def score(latents: torch.Tensor, some: slice) -> torch.Tensor:
         seeds = list(part.seeds[some])
-        return adapter_score(reader, latents, some_of(told, some), seeds, SCORE_TIMESTEP, SCORE_NOISES)
+        told_of = some_of(told, some)
+        return adapter_score(reader, latents, told_of, seeds, MINIATURE_EVALUATION_TIMESTEP, CHOICE_NOISES)
 
     with counted(reader.models.unet) as cost:
         told = encode_prompts(reader, [prompt.text for prompt in part.asked])

@@ -9,13 +9,19 @@ from discriminative.progress import progress
 from dpt.data.scenes import KINDS
 from dpt.evaluate import outcomes
 from dpt.experiment.scenes import kept_rows
-from dpt.experiment.settings import READ_NOISES, SCENE_SEED, SCORE_TIMESTEP, TRAININGS
+from dpt.experiment.settings import READ_NOISES, SCENE_SEED, TRAININGS
 from dpt.experiment.trainings import folder_of, load_miniature, reader_of
 from dpt.files import read_adapter
 from dpt.forward import HARD, TRUE, Reader, draw_noised, encode_texts, losses_of
 from dpt.latents import Row
 from dpt.losses import total_loss
-from dpt.settings import HIT_RANKS, LOSSES, MINIATURE_STAGES, MINIATURE_WEIGHTS
+from dpt.settings import (
+    HIT_RANKS,
+    LOSSES,
+    MINIATURE_EVALUATION_TIMESTEP,
+    MINIATURE_STAGES,
+    MINIATURE_WEIGHTS,
+)
 from dpt.training import seed_of
 from dpt.tune import prepare
 
@@ -28,7 +34,7 @@ def read(root: Path, name: str, seed: int, noises: int = READ_NOISES) -> dict:
     is_base = training.stage == "probe" and not training.on
     reader = reader_of(root, "" if is_base else name, name, seed)
     rows = kept_rows(root, "test")
-    waiting = outcomes(reader, rows, noises, SCENE_SEED, SCORE_TIMESTEP)
+    waiting = outcomes(reader, rows, noises, SCENE_SEED, MINIATURE_EVALUATION_TIMESTEP)
     found = list(progress(waiting, "read", len(rows), unit="scene", leave=False))
     told = {
         "text": "".join(str(int(o.text_is_right)) for o in found),

@@ -12,8 +12,9 @@ from discriminative.settings import SamplerSettings
 from dpt.choose import adapter_score
 from dpt.correct import Told
 from dpt.data.scenes import INDEX, Prompt
-from dpt.experiment.settings import CHEAP, SCORE_TIMESTEP
+from dpt.experiment.settings import CHEAP
 from dpt.forward import Reader
+from dpt.settings import MINIATURE_EVALUATION_TIMESTEP
 
 # Noise, in the manner of ReNO (Eyring et al. 2024).
 MOST_GRADIENT = 0.1  # norm to which a picture's gradient is cut
@@ -68,7 +69,7 @@ def optimised_noise(
             z = noise.detach().requires_grad_()  # (B, 4, h, w)
             walk = Walk(reader.models, told.cond, told.uncond, z, few)
             latents = walk.run(walk.start, 0, len(walk.timesteps))
-            score = adapter_score(reader, latents, told, seeds, SCORE_TIMESTEP, 1)  # (B,)
+            score = adapter_score(reader, latents, told, seeds, MINIATURE_EVALUATION_TIMESTEP, 1)  # (B,)
             wanted = score + REGULARISER * log_likelihood_of_norm(z)  # (B,)
             gradient = torch.autograd.grad(wanted.sum(), z)[0]  # (B, 4, h, w)
         better = score.detach() > best_score  # (B,)

@@ -6,8 +6,6 @@ from pathlib import Path
 from discriminative.seeds import VALIDATION_BASE
 from discriminative.settings import SamplerSettings
 from dpt.settings import (
-    CHOICE_NOISES,
-    MINIATURE_EVALUATION_TIMESTEP,
     MINIATURE_PROBE,
     MINIATURE_STAGES,
     MINIATURE_WEIGHTS,
@@ -41,8 +39,6 @@ AT_ONCE = 20  # pictures
 SCENES = {"train": 4000, "test": 600}
 SCENE_SEED = 0
 READ_NOISES = 2
-SCORE_TIMESTEP = MINIATURE_EVALUATION_TIMESTEP
-SCORE_NOISES = CHOICE_NOISES
 
 
 # Trainings.
