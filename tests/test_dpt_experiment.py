@@ -249,6 +249,13 @@ def test_tables_say_what_was_not_run_and_take_their_place_in_the_page():
     assert "](images/dpt_arms.png)" in tables.figure_links([tables.PAGE.parent / "dpt_arms.png"])
 
 
+def test_the_time_is_the_sum_of_what_the_rows_took():
+    rows = [row_of(Unit("draw", "A", 0, "table", part), {}, took=1800.0) for part in range(3)]
+    trained = row_of(Unit("train", "probe", 0), {}, took=3600.0)
+    told = tables.time_table(progress_of(*rows, trained)).splitlines()
+    assert told[2:] == ["| draw | 3 | 1.5 |", "| train | 1 | 1.0 |", "| all | 4 | 2.5 |"]
+
+
 def test_a_gain_counts_only_where_its_interval_excludes_0():
     assert tables.verdict({"share": 0.2, "low": -0.01, "high": 0.4}, 0.1) == "no gain shown"
     assert tables.verdict({"share": 0.2, "low": 0.01, "high": 0.4}, 0.1) == "met"

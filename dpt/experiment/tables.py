@@ -339,6 +339,17 @@ def remedy_table(progress: Progress) -> str:
     return table(["", "remedy", "control", "whole captions over the control"], rows)
 
 
+def time_table(progress: Progress) -> str:
+    """What the rows took, by kind of unit; each unit ran on one thread."""
+    took: dict[str, list[float]] = {}
+    for row in progress.rows.values():
+        took.setdefault(row["kind"], []).append(row["took"])
+    every = [seconds for some in took.values() for seconds in some]
+    rows = [[kind, str(len(some)), f"{sum(some) / 3600:.1f}"] for kind, some in sorted(took.items())]
+    total = ["all", str(len(every)), f"{sum(every) / 3600:.1f}"]
+    return table(["units", "number", "core-hours"], [*rows, total] if rows else [])
+
+
 TABLES = {
     "Targets": target_table,
     "Arms": arm_table,
@@ -352,4 +363,5 @@ TABLES = {
     "Why": why_table,
     "Remedies": remedy_table,
     "The cheap sampler": sampler_table,
+    "Time": time_table,
 }
