@@ -52,6 +52,9 @@ COMPARED = (
     ("K", "A"),
     ("C", "F"),
     ("C", "G"),
+    ("C longer", "A"),
+    ("C alone", "A"),
+    ("B longer", "A"),
 )
 SIDES: dict[str, Callable[[Prompt], bool] | None] = {
     "all": None,
