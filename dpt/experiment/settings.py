@@ -90,6 +90,8 @@ SOFT_TOKENS = 8  # a layer
 SOFT_RATES = (5e-4, 5e-3, 2e-2)
 SHORT = replace(MINIATURE_STAGES["probe"], steps=200)
 BLOCKS = ("bottom0", "bottom1", "bottom2", "mid", "up0", "up1", "up2", MINIATURE_PROBE)
+# Remedies whose features are asked by a fresh probe, too.
+PROBED_REMEDIES = {"longest": "C longest", "longer": "C longer", "LoRA alone": "C alone"}
 
 TRAININGS = {
     "probe": PROBE,
@@ -111,7 +113,7 @@ TRAININGS = {
     },
     "fresh probe of tuned": replace(PROBE, on="tuned"),
     "fresh probe of denoising": replace(PROBE, on="denoising"),
-    "fresh probe of longest": replace(PROBE, on="longest"),
+    **{f"fresh probe of {name}": replace(PROBE, on=name) for name in PROBED_REMEDIES},
     "text encoder": replace(TUNE, text_encoder=True),
     "text encoder, denoising": replace(TUNE, losses=("mse",), only_lora=True, text_encoder=True),
     "probe of words": replace(PROBE, target="words"),
@@ -228,7 +230,7 @@ FRESH = {
     "probe": "base",
     "fresh probe of denoising": "B",
     "fresh probe of tuned": "C",
-    "fresh probe of longest": "C longest",
+    **{f"fresh probe of {name}": told for name, told in PROBED_REMEDIES.items()},
 }
 THAT_TUNED = {"tuned": "C, the adapter that tuned it", "longest": "C longest, the adapter that tuned it"}
 

@@ -13,6 +13,7 @@ from dpt.experiment.settings import (
     COURSE,
     NOISES,
     PART,
+    PROBED_REMEDIES,
     QUOTAS,
     REMEDIES,
     SCENES,
@@ -191,11 +192,11 @@ def units_of(part: str, seeds: Sequence[int]) -> list[Unit]:
         every = [
             Unit("read", name, seed) for name in ("probe", "fresh probe of tuned", "tuned") for seed in seeds
         ]
-        of_longest = next(seed for seed in SEEDS if seed_of_model(seed) == CHOOSING_SEED)
+        of_remedies = next(seed for seed in SEEDS if seed_of_model(seed) == CHOOSING_SEED)
         return [
             *every,
             Unit("read", "fresh probe of denoising", CHOOSING_SEED),
-            Unit("read", "fresh probe of longest", of_longest),
+            *(Unit("read", f"fresh probe of {name}", of_remedies) for name in PROBED_REMEDIES),
             Unit("read", "longest", CHOOSING_SEED),
         ]
     if part == "course":
