@@ -479,7 +479,8 @@ def tuned_rows(name: str, rows: list[dict]) -> list[dict]:
 def told(row: dict) -> str:
     """A row in one line."""
     right = " / ".join(f"{row[who] / row['images']:.2f}" for who in ("guide", "judge"))
-    said = ", ".join(f"{name} {value}" for name, value in row["said"].items())
+    values = {n: f"{v:.3g}" if isinstance(v, float) else v for n, v in row["said"].items()}
+    said = ", ".join(f"{name} {value}" for name, value in values.items())
     where = f"{row['method']}, class {row['class_index']} ({row['name']}), seed {row['seed']}"
     return f"{where}: {right} in {row['took']:.0f} s" + (f" ({said})" if said else "")
 
