@@ -5,6 +5,7 @@
     python -m experiments.real_guides --group tuning --workers 2     # learn and measure what is missing
     python -m experiments.real_guides --group reporting --seeds 35 36 37 --guide lite0
     python -m experiments.real_guides --table True                   # only print what is there
+    python -m experiments.real_guides --sheet True                   # pictures of a guide's reporting pairs
 
 The pairs are found by a rule, on seeds of their own (``find_pairs``). One half, by a hash, is for tuning, the
 other for reporting; lite2 guides for reporting alone. Tokens are measured on the evaluation's first 50 seeds,
@@ -23,9 +24,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import RunConfig, with_preset
+from discriminative.errors import WorkError
 from discriminative.guides.classifier import Classifier, Guide
 from discriminative.guides.preprocess import Recipe
 from discriminative.records.files import grid, read_json, write_image, write_json
@@ -37,12 +40,15 @@ from discriminative.tokens.drawing import draw_all
 from discriminative.tokens.prompts import TEMPLATES, fill
 from experiments import real_guides_table
 from experiments.method import finished, read
+from experiments.sheets import sheet_of
 from miniature.scenes import CLASSES, GROUPS, HUES, TINTABLE, with_article
 from run import boolean
 
 RESULTS = Path(__file__).parent / "results"
 SURVEY = RESULTS / "real_guides_pairs.json"
 ROWS = RESULTS / "real_guides.jsonl"
+STRIPS = Path("results/real_guides")  # the first images of each token
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 NAMES = ("lite0", "lite1", "lite2")
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -238,7 +244,7 @@ def without_token(prompt: str, class_index: int) -> dict:
     return {"prompt": prompt, "class_index": class_index, "seen": seen(images, class_index)}
 
 
-def one_run(pair: Pair, guide: str, seed: int, setting: str, strips: Path) -> dict:
+def one_run(pair: Pair, guide: str, seed: int, setting: str) -> dict:
     """Learn a token and measure it; the figures as one row."""
     from discriminative.hub import quiet_libraries
     from trainer import train
@@ -256,8 +262,7 @@ def one_run(pair: Pair, guide: str, seed: int, setting: str, strips: Path) -> di
         training = train(learning, token, target, pair.word, RunFolder(folder, "c", "e"))
     prompt = fill(TEMPLATES[0], token.placeholder, pair.word)
     images = draw_all(token, prompt, list(SEEDS), config.sampler, len(SEEDS))  # (N, 3, 64, 64)
-    name = f"{pair.word.replace(' ', '_')}_{pair.class_index:04d}_{guide}_{seed}_{setting.replace(' ', '_')}"
-    write_image(strips / f"{name}.png", grid(images[:SHOWN], columns=SHOWN))
+    write_image(strip_of(pair, guide, seed, setting), grid(images[:SHOWN], columns=SHOWN))
     return key_of(pair, guide, seed, setting) | {
         "updates": len(training.rows),
         "kept": training.kept_updates,
@@ -268,6 +273,37 @@ def one_run(pair: Pair, guide: str, seed: int, setting: str, strips: Path) -> di
         "norm": round(token.norm(), 3),
         "seen": seen(images, pair.class_index),
     }
+
+
+def strip_of(pair: Pair, guide: str, seed: int, setting: str) -> Path:
+    """Where the first images of a token lie."""
+    name = f"{pair.word}_{pair.class_index:04d}_{guide}_{seed}_{setting}".replace(" ", "_")
+    return STRIPS / f"{name}.png"
+
+
+def sheet(guide: str, seed: int) -> Image.Image:
+    """The same seeds of a guide's reporting pairs: the plain prompt, the token, and the best prompt.
+
+    Raises:
+        WorkError: no token's pictures are there.
+    """
+    torch.set_num_threads(1)
+    rows = []
+    for pair in known_pairs():
+        strip = strip_of(pair, guide, seed, "default")
+        if pair.use == "reporting" and strip.exists():
+            plain, best = (drawn_strip(p) for p in (fill(TEMPLATES[0], "a", pair.word), pair.ceiling_prompt))
+            rows.append((f"{pair.word}\n{pair.label.split(',')[0]}", [plain, strip, best]))
+    if not rows:
+        raise WorkError(f"{STRIPS} has no pictures of {guide}'s tokens of seed {seed}; learn them first")
+    return sheet_of(rows, ("plain prompt", "with the token", "best prompt"))
+
+
+@cache
+def drawn_strip(prompt: str) -> Image.Image:
+    """The first images of a prompt that holds no token."""
+    images = draw_all(new_token(), prompt, list(SEEDS)[:SHOWN], RunConfig().sampler, SHOWN)
+    return grid(images, columns=SHOWN)
 
 
 def key_of(pair: Pair, guide: str, seed: int, setting: str) -> dict:
@@ -300,7 +336,7 @@ def learn(args: argparse.Namespace) -> None:
     rows = read(args.out)
     keys = [{name: r.get(name) for name in KEY} for r in rows]
     jobs = [
-        (pair, args.guide, seed, setting, args.out.with_suffix(""))
+        (pair, args.guide, seed, setting)
         for seed in args.seeds
         for setting in args.settings
         for pair in pairs
@@ -335,7 +371,18 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, default=ROWS)
     parser.add_argument("--table", type=boolean, default=False, help="only print what is there")
+    parser.add_argument(
+        "--sheet", type=boolean, default=False, help="only show the first seed's pictures, in docs/images"
+    )
     args = parser.parse_args()
+    if args.sheet:
+        path = IMAGES / f"real_guides_{args.guide}.jpg"
+        try:
+            sheet(args.guide, args.seeds[0]).save(path, quality=88)
+        except WorkError as error:
+            raise SystemExit(f"real_guides.py: {error}") from error
+        print(path)
+        return
     if args.survey:
         survey(args.workers)
         return

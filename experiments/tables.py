@@ -14,13 +14,14 @@ import math
 from pathlib import Path
 from statistics import mean, median
 
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy.stats import binomtest
 
 from discriminative.errors import UsageError
 from discriminative.records.files import write_image, write_lines
 from discriminative.records.summary import read as read_summary
 from experiments.paired import difference, pairs, ratio
+from experiments.sheets import sheet_of
 
 WHO = ("guide", "judge")
 GOOD = {"guide": 0.90, "judge": 0.85}  # the least share of right images of a token that passes
@@ -325,20 +326,8 @@ def figure(rows: list[dict], path: Path) -> None:
 
 def sheet(rows: list[dict], strips: list[tuple[Path, Path]]) -> Image.Image:
     """For each class the same seeds without (left) and with the token (right)."""
-    pictures = [[Image.open(p) for p in pair] for pair in strips]
-    width, height = pictures[0][0].size
-    left = 110
-    gap = 14
-    page = Image.new("RGB", (left + 2 * width + gap, len(rows) * (height + 4)), "white")
-    for i, (row, pair) in enumerate(zip(rows, pictures, strict=True)):
-        ImageDraw.Draw(page).text(
-            (4, i * (height + 4) + height // 2 - 12),
-            f"{row['class_index']} {row['name']}\n({row['word']})",
-            fill="black",
-        )
-        for j, picture in enumerate(pair):
-            page.paste(picture, (left + j * (width + gap), i * (height + 4)))
-    return page
+    names = [f"{row['class_index']} {row['name']}\n({row['word']})" for row in rows]
+    return sheet_of([(name, list(pair)) for name, pair in zip(names, strips, strict=True)])
 
 
 def show(rows: list[dict]) -> None:

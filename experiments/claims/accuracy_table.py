@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
-from PIL import Image, ImageDraw
-
 from experiments.paired import interval, told
+from experiments.sheets import sheet_of
 
 WHO = ("guide", "judge", "judge2")
 KINDS = ("rare", "common")
@@ -185,7 +184,6 @@ def draw_shares(axis, y: int, shares: list[float], is_ours: bool) -> None:
 
 SHEET_CLASSES = 4
 LEFT = 180  # pixels for the method's name
-GAP = 6
 
 
 def sheet(strips: list[tuple[dict, Path]], names: list[str], path: Path) -> None:
@@ -202,12 +200,7 @@ def sheet(strips: list[tuple[dict, Path]], names: list[str], path: Path) -> None
     there = [name for name in names if any((name, c) in first for c in classes)]
     if not there:
         return
-    width, height = (side + GAP for side in Image.open(next(iter(first.values()))).size)
-    page = Image.new("RGB", (LEFT + len(classes) * width, len(there) * height), "white")
-    for y, name in enumerate(there):
-        ImageDraw.Draw(page).text((4, y * height + height // 2 - 6), name, fill="black")
-        for x, c in enumerate(classes):
-            if (name, c) in first:
-                page.paste(Image.open(first[name, c]), (LEFT + x * width, y * height))
+    shown = [(name, [first.get((name, c)) for c in classes]) for name in there]
+    of_class = {row["class_index"]: row["name"] for row, _ in rare}
     path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path, quality=88)
+    sheet_of(shown, tuple(of_class[c] for c in classes), LEFT).save(path, quality=88)
