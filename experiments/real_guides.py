@@ -79,6 +79,8 @@ SETTINGS |= {"20 images": {"images_per_update": 20, "relative_rate": 0.0125, "ma
 SETTINGS |= {"36 noises": {"validation_size": 36, "confirm_size": 12}}
 SETTINGS |= {"twice the patience": {"attempt_patience": 40}}
 SETTINGS |= {"steadier": SETTINGS["20 images"] | SETTINGS["36 noises"] | {"augment": True}}
+# Room for an adjective behind the article.
+SETTINGS |= {"two vectors": {"num_vectors": 2}}
 OPTIONS = {f.name for f in fields(RunConfig)}
 
 
@@ -148,13 +150,13 @@ def lite2() -> Classifier:
     return classifier("lite2")
 
 
-def new_token() -> ClassToken:
+def new_token(num_vectors: int = 1) -> ClassToken:
     """A token of the miniature with the defaults' words."""
     from discriminative.diffusion.models import load_models
 
     config = RunConfig()
     models = load_models("miniature", torch.device("cpu"), torch.float32)
-    return ClassToken(models, config.placeholder_token, config.initializer_token)
+    return ClassToken(models, config.placeholder_token, config.initializer_token, num_vectors)
 
 
 @torch.no_grad()
@@ -256,7 +258,7 @@ def one_run(pair: Pair, guide: str, seed: int, setting: str) -> dict:
     given = {"model": "miniature", "eval_batch_size": len(SEEDS), "seed": seed}
     config = with_preset(preset, given | {k: v for k, v in changes.items() if k in OPTIONS})
     learning = config.learning(**{k: v for k, v in changes.items() if k not in OPTIONS})
-    token = new_token()
+    token = new_token(config.num_vectors)
     with tempfile.TemporaryDirectory() as folder:
         target = [Guide(classifier(guide), pair.class_index - 1)]
         training = train(learning, token, target, pair.word, RunFolder(folder, "c", "e"))

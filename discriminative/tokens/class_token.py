@@ -170,7 +170,8 @@ class ClassToken:
         return self.table[whole].mean(0, keepdim=True)
 
     def start_vector(self, start: str, class_name: str) -> torch.Tensor:
-        """A vector (N, width) to start learning from.
+        """Vectors (N, width) to start learning from. Of several the first is the initializer's: what follows
+        the article "a" can be what an adjective is.
 
         Args:
             start: "class", the mean of the class name's words; "vocabulary", the mean of all whole words;
@@ -182,7 +183,10 @@ class ClassToken:
             self.vocabulary_mean if part == "vocabulary" else self.word_mean(named.get(part, part))
             for part in start.split("+")
         ]
-        return torch.stack(parts).mean(0).repeat(len(self.vector), 1)
+        further = torch.stack(parts).mean(0).repeat(len(self.vector), 1)  # (N, width)
+        if len(further) > 1:
+            further[:1] = self.word_mean(self.initializer)
+        return further
 
     def norm(self) -> float:
         """Norm of the token's vectors over a word's, root mean square; 1 is a word like others."""

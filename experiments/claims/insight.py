@@ -76,7 +76,8 @@ SETTINGS = {
     "later steps": {"max_epochs": 90, "jump_at": "0@8;0.5@12"},
     "later steps, to the end": {"max_epochs": 90, "jump_at": "0@8;0.5@12", "stop_validation_accuracy": 0.0},
     "larger steps": {"max_epochs": 90, "learning_rate": 0.004, "augment": True},
-    "four vectors": {"max_epochs": 90, "jump_at": "0@8;0.5@12", "num_vectors": 4},
+    "two vectors": {"max_epochs": 90, "num_vectors": 2},
+    "four vectors": {"max_epochs": 90, "num_vectors": 4},
 }
 SECONDS = {"detector": 185, "seed": 130, "asked": 10, "plain": 110, "run": 150, "other": 110}  # of one core
 
