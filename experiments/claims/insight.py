@@ -6,9 +6,9 @@
 
 Guides differ in nothing but the rate at which one class shows a cue. Each teaches a token, which
 ``run.py --insight`` compares with the plain prompt on the same 200 noises. Expect the detector to see the
-cues (true positive rate .90 and more, false .015 at most), the model to draw them when asked, and guides to rely on
-tints and second things more than on backgrounds. Of three tuning cues at rate .95 tokens of one vector showed
-none; those of two showed the tint and the background, not the second thing.
+cues (true positive rate .90 and more, false .015 at most), the model to draw them when asked, and guides to
+rely on tints and second things more than on backgrounds. Of three tuning cues at rate .95 tokens of one
+vector showed none; those of two showed the tint and the background, not the second thing.
 """
 
 import argparse
@@ -79,7 +79,7 @@ SETTINGS = {
     "two vectors": {"max_epochs": 90, "num_vectors": 2},
     "four vectors": {"max_epochs": 90, "num_vectors": 4},
 }
-CHOSEN = "two vectors"  # alone it made tokens show a tuning cue
+CHOSEN = "two vectors"  # of those tried, the one whose tokens show a tuning cue
 SECONDS = {"detector": 185, "seed": 130, "asked": 10, "plain": 110, "run": 150, "other": 110}  # of one core
 
 
