@@ -183,10 +183,10 @@ class ClassToken:
             self.vocabulary_mean if part == "vocabulary" else self.word_mean(named.get(part, part))
             for part in start.split("+")
         ]
-        further = torch.stack(parts).mean(0).repeat(len(self.vector), 1)  # (N, width)
-        if len(further) > 1:
-            further[:1] = self.word_mean(self.initializer)
-        return further
+        vectors = torch.stack(parts).mean(0).repeat(len(self.vector), 1)  # (N, width)
+        if len(vectors) > 1:
+            vectors[:1] = self.word_mean(self.initializer)
+        return vectors
 
     def norm(self) -> float:
         """Norm of the token's vectors over a word's, root mean square; 1 is a word like others."""

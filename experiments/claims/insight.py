@@ -8,7 +8,7 @@ Guides differ in nothing but the rate at which one class shows a cue. Each teach
 ``run.py --insight`` compares with the plain prompt on the same 200 noises. Expect the detector to see the
 cues (true positive rate .90 and more, false .015 at most), the model to draw them when asked, and guides to
 rely on tints and second things more than on backgrounds. Of three tuning cues at rate .95 tokens of one
-vector showed none; those of two showed the tint and the background, not the second thing.
+vector hardly showed any; those of two showed the tint and the background, not the second thing.
 """
 
 import argparse
