@@ -187,7 +187,7 @@ def loop(
     bar.close()
     write_lines(folder.log, result.rows)  # empty where no update was needed
     result.last_vector = token.vector.detach().clone()
-    keep_best(result, token, keeper, token.start_vector("initializer", class_name))
+    keep_best(result, token, keeper)
     result.images = objective.images
     result.seconds = run.seconds
     show_evolution(folder, result.rows, keeper.strips, keeper.columns)
@@ -335,8 +335,8 @@ class Running:
         return f"update {epoch}: loss {loss}, gradient norm {norm}; {advice}"
 
 
-def keep_best(result: Training, token: ClassToken, keeper: "ValidationKeeper | LossKeeper", initial) -> None:
-    """Load the best token of all; where it gains nothing, ``initial`` (N, width).
+def keep_best(result: Training, token: ClassToken, keeper: "ValidationKeeper | LossKeeper") -> None:
+    """Load the best token of all; where it gains nothing over the plain prompt, the initializer, one word.
 
     Raises:
         WorkError: there is none, as no update had a finite loss.
@@ -350,6 +350,7 @@ def keep_best(result: Training, token: ClassToken, keeper: "ValidationKeeper | L
     token.load(best.vector)
     result.stopped_by = keeper.curriculum.stopped_by or "max_epochs"  # after an update in vain
     result.kept_updates = best.updates
+    initial = token.word_mean(token.initializer)  # (1, width)
     result.gain = keeper.gain(initial)
     if result.gain and not result.gain.is_there:
         token.load(initial)
@@ -416,7 +417,7 @@ class ValidationKeeper:
         self.take(self.objective.validate(beats=self.curriculum.to_confirm), epoch, updates=0)
 
     def gain(self, initial: torch.Tensor) -> Gain | None:
-        """What the kept token gains over ``initial`` (N, width); None where it is beyond doubt."""
+        """What the kept token gains over ``initial`` (1, width); None where it is beyond doubt."""
         if self.curriculum.best.accuracy >= self.curriculum.settings.enough_validation_accuracy > 0:
             return None
         return Gain.of(self.objective.compare(self.curriculum.best.vector, initial))

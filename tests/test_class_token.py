@@ -129,6 +129,21 @@ def test_a_start_is_a_word_the_mean_of_words_or_of_all_whole_words(token):
     assert len(token.table) > len(whole) > 1
 
 
+def test_a_token_of_several_vectors_that_takes_over_one_is_one_word(models):
+    """It reads as the plain prompt then, to the bit; and takes over several again."""
+    token = ClassToken(models, "newclas", "a", 2)
+    several = torch.randn(2, token.vector.shape[1])
+    token.load(token.word_mean("a"))
+    assert token.names == ["newclas"]
+    plain = encode_plainly(models, "photo of a cat")
+    torch.testing.assert_close(token.encode(["photo of newclas cat"]), plain, rtol=0, atol=0)
+    token.load(several)
+    assert token.names == ["newclas", "newclas_1"]
+    assert torch.equal(token.vector, several)
+    with pytest.raises(UsageError, match=r"shape \(3, 16\); this text encoder takes \(2, 16\)"):
+        token.load(torch.zeros(3, token.vector.shape[1]))
+
+
 def test_of_several_vectors_the_first_starts_as_the_article(models):
     start = ClassToken(models, "newclas", "a", 3).start_vector("class", "cat")
     one = ClassToken(models, "single", "a")

@@ -12,6 +12,7 @@ from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
 from discriminative.records.layout import RunFolder
 from discriminative.seeds import VALIDATION_BASE
+from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.curriculum import Score
 from discriminative.tokens.files import read_token
 from discriminative.tokens.objective import FINAL_SIZE, Objective
@@ -470,6 +471,19 @@ def test_a_guide_that_never_changes_its_mind_leaves_the_word_in_the_tokens_place
     assert training.kept_updates == 0
     assert torch.equal(token.vector, token.start_vector("initializer", "tiger cat"))
     assert not torch.equal(token.vector, token.start_vector("cat", "tiger cat"))
+
+
+def test_of_two_vectors_without_a_gain_the_plain_prompt_is_kept(models, guides, folder):
+    """One word is left, with which the token was compared: two would read "a a tiger cat"."""
+    guides[0].classifier.model[1].weight.data.zero_()
+    token = ClassToken(models, "newclas", "a", 2)
+    changes = {"start": "cat", "attempt_patience": 2, "validate_every": 1, "max_epochs": 50}
+    training = train(learning(**changes), token, guides, "tiger cat", folder)
+    assert not training.gain.is_there
+    assert token.names == ["newclas"]
+    assert torch.equal(token.vector, token.word_mean("a"))
+    assert torch.equal(token.encode(["a newclas tiger cat"]), token.encode(["a a tiger cat"]))
+    assert training.last_vector.shape == (2, token.vector.shape[1])
 
 
 def test_where_the_best_token_gains_nothing_for_sure_the_word_in_its_place_is_kept(tmp_path, monkeypatch):

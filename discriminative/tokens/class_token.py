@@ -51,7 +51,7 @@ class ClassToken:
         models: the frozen parts; their tokenizer learns the placeholder as a word beyond the embedding table.
         placeholder: the new word; in prompts it stands for all of its vectors.
         initializer: a word of one token whose embedding each vector starts from.
-        num_vectors: N.
+        num_vectors: N at most; a token that is loaded may have fewer.
 
     Raises:
         UsageError: the placeholder is a word already, or the initializer is not one token.
@@ -61,14 +61,19 @@ class ClassToken:
         check_words(models.tokenizer, placeholder, initializer, num_vectors)
         self.models = models
         self.placeholder = placeholder
-        self.names = vector_names(placeholder, num_vectors)
+        self.num_vectors = num_vectors
         self.initializer = initializer
-        models.tokenizer.add_tokens(self.names)
+        models.tokenizer.add_tokens(vector_names(placeholder, num_vectors))
         self.first_id = models.tokenizer.convert_tokens_to_ids(placeholder)
         self.vector = torch.nn.Parameter(self.word_mean(initializer).repeat(num_vectors, 1))  # (N, width)
         self.others: list[
             tuple[list[str], int, torch.Tensor]
         ] = []  # names, first id and vectors of tokens that prompts may hold too
+
+    @property
+    def names(self) -> list[str]:
+        """The words that the placeholder stands for, one for each vector."""
+        return vector_names(self.placeholder, len(self.vector))
 
     def join(self, placeholder: str, vectors: torch.Tensor) -> None:
         """Let prompts hold another token beside this one.
@@ -201,14 +206,17 @@ class ClassToken:
 
     @torch.no_grad()
     def load(self, vector: torch.Tensor) -> None:
-        """Take over vectors (N, width), or one (width,).
+        """Take over vectors (M, width), or one (width,): the token is M words then, at most N.
 
         Raises:
-            UsageError: they are of another number or width.
+            UsageError: they are more, or of another width.
         """
-        if vector.shape[-1] != self.vector.shape[1] or vector.numel() != self.vector.numel():
+        rows = vector.reshape(-1, vector.shape[-1])  # (M, width)
+        if rows.shape[1] != self.vector.shape[1] or len(rows) > self.num_vectors:
             raise UsageError(
                 f"the token's vector has shape {tuple(vector.shape)}; this text encoder takes "
-                f"{tuple(self.vector.shape)}"
+                f"{(self.num_vectors, self.vector.shape[1])}"
             )
-        self.vector.copy_(vector.reshape(self.vector.shape))
+        if len(rows) != len(self.vector):  # an optimizer's parameter keeps its shape
+            self.vector = torch.nn.Parameter(self.vector.new_empty(rows.shape))
+        self.vector.copy_(rows)

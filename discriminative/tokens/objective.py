@@ -172,9 +172,13 @@ class Objective:
 
     @torch.no_grad()
     def compare(self, vector: torch.Tensor, other: torch.Tensor) -> list[float]:
-        """How much more log-probability the class has with the first of two tokens (N, width), by image.
+        """How much more log-probability the class has with the first of two tokens, by image.
 
         The noises are new ones, on which nothing was chosen. The token is left as the first.
+
+        Args:
+            vector: (N, width).
+            other: (M, width), with M of 1 to N.
         """
         settings = self.settings.validation
         drawn = settings.validation_size + settings.confirm_size
