@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from discriminative.records.files import GAP, grid, to_pil, write_image
+from experiments import sheets
 from experiments.claims import insight, insight_table
 from experiments.claims import insight_world as world
 from experiments.claims.insight_world import PHRASES, REPORTED, TUNING, Cue, attributes_of, planted
@@ -178,6 +180,25 @@ def test_the_tables_and_the_figure_come_from_the_rows(tmp_path, capsys):
     insight_table.show(rows[:20], REPORTED, None)
     insight_table.show([], REPORTED, None)
     assert capsys.readouterr().out.endswith("no row yet\n")
+
+
+def test_a_sheet_shows_the_pictures_that_are_there(tmp_path, monkeypatch):
+    """The plain prompt's, the tokens' and the asked ones, each in its column; a rate without any is empty."""
+    monkeypatch.setattr(insight, "WORK", tmp_path)
+    assert insight.sheet(REPORTED, 1, "default") is None
+    cue = REPORTED[0]
+    for rate, shade in ((0.0, 0.2), (0.95, 0.8)):
+        name = insight.experiment(insight.unit_name(cue, rate, 1), "default")
+        for seed in range(insight.IN_SHEET):
+            for arm, value in (("baseline", 0.0), ("token", shade)):
+                path = tmp_path / f"tokens/img/0002_bat/{name}/eval/{arm}_{seed:04d}_right.png"
+                write_image(path, to_pil(torch.full((3, 64, 64), value)))
+    asked = torch.linspace(0.5, 1.0, insight.SHOWN).reshape(-1, 1, 1, 1).expand(-1, 3, 64, 64)
+    write_image(insight.asked_path(cue), grid(asked, columns=insight.SHOWN))
+    page = insight.sheet(REPORTED, 1, "default")
+    width = insight.IN_SHEET * (64 + GAP) - GAP
+    middles = [page.getpixel((150 + i * (width + sheets.GAP) + 30, sheets.HEAD + 30))[0] for i in range(5)]
+    assert middles == [0, 51, 255, 204, 128]
 
 
 # The command.

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from apps.session import LearnedToken, Session
 from discriminative.diffusion.models import load_models
@@ -26,7 +27,7 @@ from discriminative.guides.attributes import AT_ONCE, by_own
 from discriminative.guides.classifier import Classifier
 from discriminative.hub import quiet_libraries
 from discriminative.precision import coarse_without_gradient, has_bf16_units
-from discriminative.records.files import grid, write_image, write_text
+from discriminative.records.files import GAP, grid, write_image, write_text
 from discriminative.records.insight import find_pairs, read_pictures
 from discriminative.settings import SamplerSettings
 from discriminative.tokens.class_token import ClassToken
@@ -50,11 +51,13 @@ from experiments.claims.insight_world import (
     reliance,
 )
 from experiments.method import finished, read
+from experiments.sheets import sheet_of
 from miniature.scenes import CLASSES
 from run import boolean
 
 ROWS = Path(__file__).parents[1] / "results" / "claims_insight.jsonl"
 FIGURE = Path(__file__).parents[2] / "docs" / "images" / "claims_insight.png"
+SHEET = FIGURE.with_name("claims_insight_pictures.jpg")
 SCORER = "python:experiments.claims.insight_world:detected"
 RATES = (0.0, 0.25, 0.5, 0.75, 0.95)
 ENDS = (RATES[0], RATES[-1])  # enough to choose a setting by
@@ -66,6 +69,8 @@ NOISES = 200
 BEST_OF = 4  # plain pictures of which the guide chooses one
 ASKED = 48  # pictures
 SHOWN = 8
+IN_SHEET = 4  # pictures in a row
+SHEET_RATES = (0.0, 0.5, 0.95)
 WHO = ("guide", "judge")
 STEPS = 12
 SAMPLER = SamplerSettings(STEPS, 7.0, scheduler="dpmsolver++")
@@ -122,11 +127,15 @@ def prepare_seed(seed: int, cues: tuple[Cue, ...]) -> dict:
     return {"accuracy": held_out_accuracy(guide(None, 0.0, seed))}
 
 
+def asked_path(cue: Cue) -> Path:
+    """Where the first pictures of the asked cue lie."""
+    return WORK / "pictures" / f"asked_{cue.name}.png"
+
+
 def ask(cue: Cue) -> dict:
     """Whether the model draws the cue when it is asked to."""
     images = drawn(cue.asked, ASKED)
-    path = WORK / "pictures" / f"asked_{cue.name}.png"
-    write_image(path, grid(images[:SHOWN], columns=SHOWN))
+    write_image(asked_path(cue), grid(images[:SHOWN], columns=SHOWN))
     return {"prompt": cue.asked, "asked": bits(scored(images)[:, PHRASES.index(cue.phrase)])}
 
 
@@ -177,12 +186,22 @@ def learn(classifier: Classifier, target: int, exp_id: str, setting: str) -> tup
         num_inference_steps=STEPS,
         eval_batch_size=BATCH,
         test_size=NOISES,
-        exp_id=f"{exp_id}_{list(SETTINGS).index(setting)}",
+        exp_id=experiment(exp_id, setting),
     )
     token = session.learn(target + 1, **SETTINGS[setting])
     coarse = "bf16" if precision() else None
     result = session.evaluate(token, insight=str(phrases), clip_model=SCORER, eval_precision=coarse)
     return token, result
+
+
+def experiment(of: str, setting: str) -> str:
+    """The name that a token's files go by."""
+    return f"{of}_{list(SETTINGS).index(setting)}"
+
+
+def unit_name(cue: Cue, rate: float, seed: int) -> str:
+    """A guide's, in the names of files."""
+    return f"{cue.name}_{rate}_seed_{seed}"
 
 
 def verdicts(token: LearnedToken, cue: Cue) -> dict[str, str]:
@@ -200,7 +219,7 @@ def run(cue: Cue, rate: float, seed: int, setting: str) -> dict:
     start = time.monotonic()
     classifier = guide(cue, rate, seed)
     learned = time.monotonic()
-    token, result = learn(classifier, cue.target, f"{cue.name}_{rate}_seed_{seed}", setting)
+    token, result = learn(classifier, cue.target, unit_name(cue, rate, seed), setting)
     arms = result["prompts"][0]["arms"]
     attributes = [[a["phrase"], a["difference"], a["interval"]] for a in result["insight"]["attributes"]]
     accuracy = {f"{arm}_{who}": arms[arm][who]["accuracy"] for arm in ("baseline", "token") for who in WHO}
@@ -223,7 +242,7 @@ def rounded(figures: dict[str, float]) -> dict[str, float]:
 
 def other(cue: Cue, rate: float, seed: int, target: int, setting: str) -> dict:
     """The biased guide's token of another class: the cue must not show."""
-    token, _ = learn(guide(cue, rate, seed), target, f"other_{cue.name}_{rate}_seed_{seed}", setting)
+    token, _ = learn(guide(cue, rate, seed), target, f"other_{unit_name(cue, rate, seed)}", setting)
     said = {"other_class": CLASSES[target].name, "setting": setting, "learning": SETTINGS[setting]}
     return said | verdicts(token, cue)
 
@@ -231,6 +250,35 @@ def other(cue: Cue, rate: float, seed: int, target: int, setting: str) -> dict:
 def neighbours(cues: tuple[Cue, ...]) -> dict[Cue, int]:
     """For each cue the class of another kind's cue, whose token is the other one."""
     return {cue: cues[(i + len(cues) // 2) % len(cues)].target for i, cue in enumerate(cues)}
+
+
+# The pictures.
+
+
+def first_pictures(cue: Cue, rate: float, seed: int, setting: str, arm: str) -> Image.Image | None:
+    """Those of a token's evaluation, "baseline" or "token", on the first noises; None where it was not made
+    here."""
+    name = experiment(unit_name(cue, rate, seed), setting)
+    folder = next(WORK.glob(f"tokens/img/*/{name}/eval"), None)
+    if folder is None:
+        return None
+    pairs = find_pairs(folder, list(range(IN_SHEET)))
+    return grid(read_pictures([getattr(pair, arm) for pair in pairs]), columns=IN_SHEET)
+
+
+def sheet(cues: tuple[Cue, ...], seed: int, setting: str) -> Image.Image | None:
+    """The same noises of each cue: the plain prompt, the tokens of three guides, the cue asked for."""
+    rows = []
+    for cue in cues:
+        strips = [first_pictures(cue, SHEET_RATES[0], seed, setting, "baseline")]
+        strips += [first_pictures(cue, rate, seed, setting, "token") for rate in SHEET_RATES]
+        if all(strip is None for strip in strips):
+            continue
+        with Image.open(asked_path(cue)) as asked:
+            strips.append(asked.crop((0, 0, (asked.width - GAP) // (SHOWN // IN_SHEET), asked.height)))
+        rows.append((f"{cue.class_name}\n{cue.phrase}", strips))
+    tokens = (f"token, cue at rate {rate:g}" for rate in SHEET_RATES)
+    return sheet_of(rows, ("plain prompt", *tokens, "asked for"), left=150) if rows else None
 
 
 # The command.
@@ -309,7 +357,12 @@ def main() -> None:
     if not args.table:
         work_off(args.group, args.setting, args.workers, args.out)
     rows = [row for row in current(read(args.out)) if row.get("setting") in (None, args.setting)]
-    insight_table.show(rows, CUES[args.group], FIGURE if args.group == "reported" else None)
+    is_reported = args.group == "reported"
+    insight_table.show(rows, CUES[args.group], FIGURE if is_reported else None)
+    pictures = sheet(CUES[args.group], SEEDS[args.group][0], args.setting) if is_reported else None
+    if pictures:
+        pictures.save(SHEET, quality=88)
+        print(f"pictures: {SHEET}")
 
 
 if __name__ == "__main__":
