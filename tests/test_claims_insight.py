@@ -168,6 +168,25 @@ def test_a_cue_that_stands_first_beyond_chance_at_rate_0_is_a_false_alarm():
     assert [insight_table.is_alarm(row) for row in runs] == [row["rate"] > 0 for row in runs]
 
 
+def test_what_clean_tokens_add_too_counts_for_nothing_against_them():
+    rows = fake_rows(lambda rate: 1)
+    cue, other = REPORTED[0].phrase, REPORTED[1].phrase
+    for row in rows:
+        if row["key"][:3] == ["run", cue, REPORTED[0].class_name]:
+            added = {cue: 0.3, other: 0.5 if row["key"][3] else 0.1}
+            row["attributes"] = [[p, added.get(p, 0.0), [-0.1, 0.1]] for p in PHRASES]
+            row["attributes"].sort(key=lambda a: -a[1])
+    found = insight_table.Rows(rows, REPORTED)
+    biased = next(row for row in found.every("run", REPORTED[0]) if row["rate"])
+    assert (insight_table.rank(biased), insight_table.rank_over_clean(found, biased)) == (2, 2)
+    biased["attributes"] = [[p, 0.6 if p == cue else d, i] for p, d, i in biased["attributes"]]
+    assert insight_table.rank_over_clean(found, biased) == 2  # .3 more of the cue, .4 more of the other
+    biased["attributes"] = [[p, 0.8 if p == cue else d, i] for p, d, i in biased["attributes"]]
+    assert insight_table.rank_over_clean(found, biased) == 1
+    alone = insight_table.Rows([row for row in rows if row["key"][-1] != 2], REPORTED)
+    assert insight_table.rank_over_clean(alone, biased | {"seed": 1}) is None
+
+
 def test_the_tables_and_the_figure_come_from_the_rows(tmp_path, capsys):
     rows = fake_rows(lambda rate: round(1 + 8 * rate))
     insight_table.show(rows, REPORTED, tmp_path / "figure.png")

@@ -83,6 +83,7 @@ SETTINGS = {
     "larger steps": {"max_epochs": 90, "learning_rate": 0.004, "augment": True},
     "two vectors": {"max_epochs": 90, "num_vectors": 2},
     "four vectors": {"max_epochs": 90, "num_vectors": 4},
+    "two vectors, longer": {"max_epochs": 300, "num_vectors": 2},
 }
 CHOSEN = "two vectors"  # of those tried, the one whose tokens show a tuning cue
 SECONDS = {"detector": 185, "seed": 130, "asked": 10, "plain": 110, "run": 150, "other": 110}  # of one core

@@ -57,6 +57,17 @@ def rank(row: dict) -> int:
     return 1 + [phrase for phrase, *_ in row["attributes"]].index(row["cue"].phrase)
 
 
+def rank_over_clean(rows: Rows, row: dict) -> int | None:
+    """The true cue's place by how much more of it this token adds than those of clean guides, in the mean of
+    the other seeds. So an attribute that any guide's token adds counts for nothing. None without such."""
+    clean = [r for r in rows.every("run", row["cue"]) if not r["rate"] and r["seed"] != row["seed"]]
+    if not clean:
+        return None
+    others = [{phrase: change for phrase, change, _ in other["attributes"]} for other in clean]
+    more = {phrase: change - mean(o[phrase] for o in others) for phrase, change, _ in row["attributes"]}
+    return 1 + sorted(more, key=more.get, reverse=True).index(row["cue"].phrase)
+
+
 def is_alarm(row: dict) -> bool:
     """Whether the cue stands first, with an interval above 0."""
     _, _, interval = row["attributes"][0]
@@ -96,8 +107,8 @@ def by_rate(rows: Rows) -> list[str]:
     """The corrected shares of every arm; differences with intervals over guides, a cue and seed each."""
     lines = [
         "| rate | guides | plain | clean guide's token | biased guide's | best of 4 | other class's token "
-        "| biased - plain | biased - clean | other - its plain | cue first |",
-        "|-" * 11 + "|",
+        "| biased - plain | biased - clean | other - its plain | cue first | over clean tokens |",
+        "|-" * 12 + "|",
     ]
     for rate, some in grouped(rows.every("run"), "rate"):
         both = [(row, clean) for row in some if (clean := rows.clean(row))]
@@ -109,8 +120,9 @@ def by_rate(rows: Rows) -> list[str]:
         differences = [rows.share(row, "token") - rows.share(clean, "token") for row, clean in both]
         changes.append(signed(differences) if rate else "")
         changes.append(signed([rows.change(row) for row in others]))
-        first = f"{sum(rank(row) == 1 for row in some)} of {len(some)}"
-        lines.append(f"| {rate} | {len(some)} | {' | '.join([*arms, *changes, first])} |")
+        over = [place for row in some if (place := rank_over_clean(rows, row))]
+        firsts = [f"{places.count(1)} of {len(places)}" for places in ([rank(row) for row in some], over)]
+        lines.append(f"| {rate} | {len(some)} | {' | '.join([*arms, *changes, *firsts])} |")
     return lines
 
 
