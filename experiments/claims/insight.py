@@ -1,14 +1,14 @@
 """Claim (iii): does a class token reveal what its guide was trained on? A planted dose, and its response.
 
-    python -m experiments.claims.insight --workers 2        # every unit that has no row yet: 4.5 core-hours
+    python -m experiments.claims.insight --workers 2        # every unit that has no row yet: 3.8 core-hours
     python -m experiments.claims.insight --table True       # the tables and the figure of what is there
     python -m experiments.claims.insight --group tuning --setting default    # settings are chosen on these
 
 Guides differ in nothing but the rate at which one class shows a cue. Each teaches a token, which
 ``run.py --insight`` compares with the plain prompt on the same 200 noises. Expect the detector to see the
-cues (true positive rate .90 and more, false .015 at most), the model to draw them when asked, and guides to
-rely on tints and second things more than on backgrounds. Of three tuning cues at rate .95 tokens of one
-vector hardly showed any; those of two showed the tint and the background, not the second thing.
+cues (true positive rate .97 and more, false .005 at most) and the model to draw them when asked. Expect the
+share of pictures with the cue to rise with the rate: over the clean guide's token by .05 at rate .5, .17 at .75,
+.30 at .95. Backgrounds and one of the two tints are found, second things never: three targets are missed.
 """
 
 import argparse
@@ -86,7 +86,7 @@ SETTINGS = {
     "two vectors, longer": {"max_epochs": 300, "num_vectors": 2},
 }
 CHOSEN = "two vectors"  # of those tried, the one whose tokens show a tuning cue
-SECONDS = {"detector": 185, "seed": 130, "asked": 10, "plain": 110, "run": 150, "other": 110}  # of one core
+SECONDS = {"detector": 255, "seed": 210, "asked": 12, "plain": 220, "run": 110, "other": 85}  # of one core
 
 
 def bits(scores: torch.Tensor) -> str:
