@@ -248,7 +248,7 @@ def test_what_has_a_row_is_not_done_again(tmp_path, monkeypatch, capsys):
     insight.work_off("tuning", "default", 2, out)
     assert sorted(done) == [0, 2]
     assert len(out.read_text().splitlines()) == 4
-    assert "3 units are missing, about 0.1 core-hours" in capsys.readouterr().out
+    assert "3 units are missing, about 0.2 core-hours" in capsys.readouterr().out
     insight.work_off("tuning", "default", 2, out)
     assert sorted(done) == [0, 2]
 
