@@ -340,7 +340,9 @@ class Session:
             write_web_ui(path, token, said)
             written["a1111"] = path
         if "pipeline" in config.exports:
-            write_pipeline(folder.pipeline, token)
+            # Diffusers reads every word that the tokenizer knows: it may know no more than the token has.
+            alone = self.token(replace(plan, vectors=token.vector.detach()))
+            write_pipeline(folder.pipeline, alone)
             written["pipeline"] = folder.pipeline
         return written
 

@@ -45,13 +45,17 @@ def small():
         yield
 
 
-@pytest.fixture(scope="module", params=[1, 3])
+@pytest.fixture(scope="module", params=[(1, 1), (3, 3), (3, 1)], ids=["one", "three", "three_in_vain"])
 def learned(request, tmp_path_factory):
-    """A token of one vector, and one of three, with everything that can be written beside it."""
+    """A token of one vector, one of three, and one that of three is left where nothing is gained, with
+    everything that can be written beside it."""
     out = tmp_path_factory.mktemp("results")
-    extra = ["--num_vectors", str(request.param), "--export", "a1111,pipeline"]
+    number, left = request.param
+    extra = ["--num_vectors", str(number), "--export", "a1111,pipeline"]
+    extra += ["--choose_by", "loss" if number == left else "validation"]  # the loss asks for no gain
     assert main([*QUICK, "--train", "True", "--evaluate", "True", "--output_path", str(out), *extra]) == 0
     (records,) = (out / "pipeline_token").glob("*/default")
+    assert len(read_token(records / "learned_embeds.safetensors")[1]) == left
     return records
 
 
