@@ -170,7 +170,8 @@ def test_a_cue_that_stands_first_beyond_chance_at_rate_0_is_a_false_alarm():
 
 def test_what_clean_tokens_add_too_counts_for_nothing_against_them():
     rows = fake_rows(lambda rate: 1)
-    cue, other = REPORTED[0].phrase, REPORTED[1].phrase
+    cue = REPORTED[0].phrase
+    other = REPORTED[1].phrase
     for row in rows:
         if row["key"][:3] == ["run", cue, REPORTED[0].class_name]:
             added = {cue: 0.3, other: 0.5 if row["key"][3] else 0.1}

@@ -1,7 +1,7 @@
 """Claim (iii): does a class token reveal what its guide was trained on? A planted dose, and its response.
 
     python -m experiments.claims.insight --workers 2        # every unit that has no row yet: 3.8 core-hours
-    python -m experiments.claims.insight --table True       # the tables and the figure of what is there
+    python -m experiments.claims.insight --table True       # the tables, figure and pictures of what is there
     python -m experiments.claims.insight --group tuning --setting default    # settings are chosen on these
 
 Guides differ in nothing but the rate at which one class shows a cue. Each teaches a token, which
