@@ -47,6 +47,12 @@ def test_every_arm_tries_five_settings_and_is_measured_on_every_seed(carried_out
     assert all([r["key"][3] for r in these] == list(claim.SEEDS) for these in found.values())
 
 
+def test_the_fewest_shots_are_whole_before_the_next_begin(carried_out):
+    order, *_ = carried_out
+    shots = [job.shots for job in order if job.kind == "training"]
+    assert shots == sorted(shots)
+
+
 def test_what_validation_finds_best_is_what_is_measured(carried_out):
     order, rows, folder = carried_out
     plan = claim.Plan(rows, folder)

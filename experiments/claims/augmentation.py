@@ -144,12 +144,15 @@ class Plan:
         return [] if missing else [training(arm, shots, seed, setting) for seed in SEEDS]
 
     def wanted(self) -> list[Job]:
-        """The trainings that are known to be missing."""
-        jobs = []
+        """The trainings that are known to be missing: fewest shots first, which are whole before the next."""
         for shots in SHOTS:
+            jobs = []
             for arm in ARMS:
                 jobs += [*self.chosen(arm, shots)[1], *self.final(arm, shots)]
-        return [job for job in dict.fromkeys(jobs) if not self.row(job)]
+            missing = [job for job in dict.fromkeys(jobs) if not self.row(job)]
+            if missing:
+                return missing
+        return []
 
     def ready(self) -> list[Job]:
         """What can be done now, so that the missing trainings become possible."""
