@@ -14,6 +14,7 @@ from PIL import Image
 
 from experiments.claims import augmentation as claim
 from experiments.claims import augmentation_pictures as made
+from experiments.sheets import GAP, HEAD
 
 
 @pytest.fixture
@@ -162,3 +163,17 @@ def test_shots_are_nested_and_splits_never_share_a_picture(tmp_path, monkeypatch
     assert set(one.paths) < set(two.paths)
     every = [p.read_bytes() for p in sorted(tmp_path.rglob("*.png"))]
     assert len(set(every)) == len(every) == (4 + 2 + 2) * len(made.TAKEN)
+
+
+def test_the_sheet_has_a_row_for_each_class_and_is_none_before_its_pictures_are_made(pool, monkeypatch):
+    monkeypatch.setattr(claim.Plan, "chosen", lambda plan, arm, shots: ({"guidance": 2.0}, ()))
+    plan = claim.Plan([], pool.root)
+    assert claim.sheet(plan, 1) is None
+    monkeypatch.setattr(claim.Plan, "is_there", lambda plan, job: True)
+    drawn = made.plain(pool, 1, 0, 2.0, 2)
+    monkeypatch.setattr(made, "pictures_in", lambda folder, number=None: drawn)
+    monkeypatch.setattr(made, "GENERATED", {"plain": lambda *args: drawn})
+    page = claim.sheet(plan, 1)
+    assert page.height == HEAD + len(made.TAKEN) * (4 + GAP // 2)
+    seen = {value for _, value in page.convert("L").getcolors()}
+    assert {0, 10, 40, 50} <= seen  # the pool's first pictures for each of a word's two classes

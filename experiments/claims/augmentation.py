@@ -29,19 +29,25 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from PIL import Image
 
 from apps.augment.network import Network
 from apps.augment.result import Difference, paired_difference
 from apps.augment.training import TrainingSettings, logits_of, train
 from discriminative.hub import quiet_libraries
-from discriminative.records.files import write_tensors
+from discriminative.records.files import grid, write_tensors
+from discriminative.records.insight import read_pictures
 from experiments.claims import augmentation_pictures as made
 from experiments.claims.augmentation_pictures import SEEDS, SHOTS, TAKEN, WORDS, Place
 from experiments.method import finished, read
+from experiments.sheets import sheet_of
 from run import boolean
 
 ROWS = Path(__file__).parents[1] / "results" / "claims_augmentation.jsonl"
 FIGURE = Path(__file__).parents[2] / "docs" / "images" / "claims_augmentation.png"
+SHEET = "claims_augmentation_pictures.jpg"  # beside the figure
+IN_SHEET = 3  # pictures of an arm
+SHEET_SEED = 2  # no setting was chosen on it
 TUNING_SEEDS = (0, 1)
 STEPS = 200
 BATCH = 16
@@ -417,8 +423,25 @@ def draw_figure(found: dict, path: Path) -> None:
     figure.savefig(path)
 
 
+def sheet(plan: Plan, shots: int) -> Image.Image | None:
+    """A row for each class: the real pictures, of which the first are the shots, and what the arms add to
+    them. None where they were not made here."""
+    columns = {"real": made.pictures_in(plan.place.shots(SHEET_SEED), IN_SHEET)}
+    for arm, drawn in made.GENERATED.items():
+        setting = plan.chosen(arm, shots)[0]
+        if not setting or not all(map(plan.is_there, plan.needs(training(arm, shots, SHEET_SEED, setting)))):
+            return None
+        columns[arm] = drawn(plan.place, shots, SHEET_SEED, setting["guidance"], IN_SHEET)
+    rows = []
+    for k, c in enumerate(TAKEN):
+        strips = [pictures.of_class(k)[:IN_SHEET] for pictures in columns.values()]
+        strips = [grid(read_pictures(paths), IN_SHEET) if paths else None for paths in strips]
+        rows.append((c.name, strips))
+    return sheet_of(rows, tuple(columns))
+
+
 def tell(rows: list[dict], output_path: Path, figure: Path) -> None:
-    """All tables, and the figure."""
+    """All tables, the figure, and the pictures of one shot."""
     plan = Plan(rows, output_path)
     found = results(plan)
     print(
@@ -437,6 +460,9 @@ def tell(rows: list[dict], output_path: Path, figure: Path) -> None:
     if found:
         draw_figure(found, figure)
         print(f"\nfigure: {figure}")
+    if pictures := sheet(plan, SHOTS[0]):
+        pictures.save(figure.with_name(SHEET), quality=88)
+        print(f"pictures: {figure.with_name(SHEET)}")
 
 
 # How much is left.
