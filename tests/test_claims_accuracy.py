@@ -4,6 +4,7 @@ import argparse
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from conftest import weight_hashes
 from PIL import Image
 
+from config import with_preset
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
 from discriminative.settings import SamplerSettings
@@ -128,6 +130,29 @@ def test_a_part_of_a_turn_is_for_the_first_images_only(task, monkeypatch):
     assert asked == [([0, 1], 5), ([1000, 1001], 3), ([2000, 2001], 1)]
 
 
+def test_a_token_drawn_as_evaluated_is_the_one_that_was_learned_or_is_learned_again(
+    task, tmp_path, monkeypatch
+):
+    def class_token(task, preset):
+        task.token.load(torch.full_like(task.token.vector, 0.5))
+        return rivals.with_token(task, {"preset": preset})
+
+    monkeypatch.setattr(rivals, "class_token", class_token)
+    task.files = tmp_path
+    again = rivals.drawn_as_evaluated(task, OURS, "default")
+    assert again.once is None
+    assert torch.equal(task.token.vector, torch.full_like(task.token.vector, 0.5))
+    kept = rivals.with_token(task, {})
+    monkeypatch.setattr(accuracy, "FILES", tmp_path)
+    accuracy.write_kept(Unit(OURS, 24, task.seed), kept, {"calls": 77, "seconds": 1.5})
+    task.token.load(torch.zeros_like(task.token.vector))
+    found = rivals.drawn_as_evaluated(task, OURS, "default")
+    assert torch.equal(task.token.vector, torch.full_like(task.token.vector, 0.5))
+    assert found.once == {"calls": 77, "seconds": 1.5}
+    assert found.as_evaluated
+    assert task.sampler == with_preset("default", {"model": "miniature"}).sampler
+
+
 def test_textual_inversion_has_the_loss_of_diffusers_on_noised_latents(token):
     latents = torch.randn(2, 4, 8, 8)
     prompts = ["a photo of newclas", "a photo of a cat"]
@@ -192,6 +217,7 @@ def row(method, class_index=2, seed=38, judge=30, once=1000, changes=None, budge
     found |= {"guide": judge, "judge": judge, "judge2": judge, "images": 40, "diversity": 0.2}
     found |= {"once": {"calls": once, "seconds": 9.0}, "each": {"calls": 24.0, "seconds": 0.1}}
     found |= {"kind": "rare" if class_index % 2 == 0 else "common", "said": {}, "on_background": 0.9}
+    found |= {"right_on_background": 0.7}
     return found | {"bytes": 600, "took": 30.0, "name": "bat", "word": "bat"} | more
 
 
@@ -237,9 +263,12 @@ def test_every_method_has_a_function_that_takes_its_settings():
 
 def test_differences_are_paired_by_class_and_seed():
     mine = [row(OURS, judge=40), row(OURS, seed=39, judge=20), row(OURS, 4, judge=40)]
-    assert accuracy_table.differences(mine, [row("LoRA", judge=30)]) == [0.25]
+    judged = partial(accuracy_table.share, who="judge")
+    assert accuracy_table.differences(mine, [row("LoRA", judge=30)], judged) == [0.25]
     plain = [row("plain prompt", seed=0, judge=10), row("plain prompt", 4, seed=0, judge=0)]
-    assert accuracy_table.differences(mine, plain) == [0.5, 1.0]
+    assert accuracy_table.differences(mine, plain, judged) == [0.5, 1.0]
+    few = {38: 0.2, 39: None}
+    assert accuracy_table.differences(mine[:2], plain, lambda r: few.get(r["seed"], 0.0)) == [0.2]
 
 
 def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, monkeypatch):
@@ -250,21 +279,33 @@ def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, mon
     rows += [row("best of k", c, judge=20, once=0, budget=BUDGET, **kept) for c in (2, 4)]
     out = tmp_path / "rows.jsonl"
     out.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    strip = accuracy.strip_of("best of k", 2, 38)
-    strip.parent.mkdir(parents=True)
-    Image.new("RGB", (394, 64), "green").save(strip)
+    seeds = {OURS: 38, "plain prompt": 0, "precise phrase": 0, "best of k": 38}
+    strips = [accuracy.strip_of(name, 2, seed) for name, seed in seeds.items()]
+    for strip in strips:
+        strip.parent.mkdir(parents=True)
+        Image.new("RGB", (394, 64), "green").save(strip)
     given = {"out": out, "figure": tmp_path / "figure.png", "seeds": [38], "common_seeds": [38]}
     accuracy.print_all(argparse.Namespace(**given))
     printed = capsys.readouterr().out
     assert "Mean over rare senses (2 classes)" in printed
-    line = "| class token | 0.88 | 0.88 | 0.88 | – | 0.90 | 1,000 | 9 | 24 | 0.10 | 1,960 | 600 |"
+    line = (
+        "| class token | 2 × 1 | 0.88 | 0.88 | 0.88 | – | 0.90 | 0.70 | 1,000 | 9 | 24 | 0.10 | 1,960 | 600 |"
+    )
     assert line in printed
-    assert "| best of k | 0.50 |" in printed
+    assert "Mean over rare senses that nothing was chosen on (1 classes)" in printed
+    assert "| best of k | 2 × 1 | 0.50 |" in printed
     assert "| 0 | 9 | 120 | 0.50 | 4,800 |" in printed  # k times a plain image's seconds
-    assert "| best of k | +0.375 [" in printed
+    assert "| best of k | +0.38 [+0.35, +0.40] (2) | +0.38 [" in printed
+    assert "| best of k | +0.35 (1) | +0.35 (1) | " in printed  # class 2 chose something
     assert (tmp_path / "figure.png").exists()
-    pictures = Image.open(tmp_path / "figure_pictures.jpg")
-    assert pictures.getpixel((accuracy_table.LEFT + 20, 20))[1] > 100
+    pictures = tmp_path / "figure_pictures.jpg"
+    assert Image.open(pictures).getpixel((accuracy_table.LEFT + 20, 20))[1] > 100
+    # A sheet is not replaced by one with gaps.
+    strips[0].unlink()
+    before = pictures.read_bytes()
+    accuracy.print_all(argparse.Namespace(**given))
+    assert f"no pictures: {strips[0]} and 0 more are missing" in capsys.readouterr().out
+    assert pictures.read_bytes() == before
 
 
 def test_a_check_that_fails_is_an_exit_code(tmp_path, capsys):

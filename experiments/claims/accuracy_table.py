@@ -11,8 +11,16 @@ WHO = ("guide", "judge", "judge2")
 KINDS = ("rare", "common")
 IMAGES = 40  # that a user wants, whose drawing counts as cost
 ENOUGH = 5  # right images of which diversity is told
-HEAD = ("method", "guide", "judge", "third classifier", "diversity", "background followed", "calls once")
-HEAD += ("seconds once", "calls an image", "seconds an image", f"calls for {IMAGES} images", "bytes kept")
+HEAD = ("method", "classes × seeds", "guide", "judge", "third classifier", "diversity", "background followed")
+HEAD += (
+    "... and right",
+    "calls once",
+    "seconds once",
+    "calls an image",
+    "seconds an image",
+    f"calls for {IMAGES} images",
+    "bytes kept",
+)
 
 
 def share(row: dict, who: str) -> float:
@@ -62,13 +70,21 @@ def seconds_of(rows: list[dict]) -> Callable[[dict], float | None]:
     return seconds
 
 
+def number_of(rows: list[dict]) -> str:
+    """Of how many classes rows are, and of how many training seeds."""
+    classes = len({r["class_index"] for r in rows})
+    return f"{classes} × {len(rows) / classes:.2g}"
+
+
 def cells(name: str, rows: list[dict], all_rows: list[dict]) -> list[str]:
     """A line of the table: a method's rows, of the classes that count."""
     return [
         name,
+        number_of(rows),
         *(average(rows, lambda r, who=who: share(r, who), ".2f") for who in WHO),
         average(rows, ratio_of(all_rows), ".2f"),
         average(rows, lambda r: r["on_background"], ".2f"),
+        average(rows, lambda r: r["right_on_background"], ".2f"),
         average(rows, lambda r: r["once"]["calls"], ",.0f"),
         average(rows, lambda r: r["once"]["seconds"], ".0f"),
         average(rows, lambda r: r["each"]["calls"], ",.0f"),
@@ -78,14 +94,15 @@ def cells(name: str, rows: list[dict], all_rows: list[dict]) -> list[str]:
     ]
 
 
-def differences(rows: list[dict], others: list[dict], who: str = "judge") -> list[float]:
-    """By how much a method's share is above another's, class by class, over the training seeds that both
-    have; a method without seeds counts for all."""
+def differences(rows: list[dict], others: list[dict], value: Callable[[dict], float | None]) -> list[float]:
+    """By how much a method's figure is above another's, class by class, over the training seeds that both
+    have; a method without seeds counts for all. Pairs of which one has no figure are left out."""
     gains: dict[int, list[float]] = {}
     for row in rows:
         same = [o for o in others if o["class_index"] == row["class_index"] and o["seed"] in (row["seed"], 0)]
-        if same:
-            gains.setdefault(row["class_index"], []).append(share(row, who) - share(same[0], who))
+        both = [value(row), value(same[0])] if same else [None]
+        if None not in both:
+            gains.setdefault(row["class_index"], []).append(both[0] - both[1])
     return [fmean(of_class) for of_class in gains.values()]
 
 
@@ -96,25 +113,45 @@ def print_table(head: tuple[str, ...], lines: list[list[str]]) -> None:
         print("| " + " | ".join(line) + " |")
 
 
-def show(rows: list[dict], names: list[str], ours: str) -> None:
-    """Print a table for the rare senses and one for all, and how much one method is above each other."""
-    groups = {"rare senses": [r for r in rows if r["kind"] == "rare"], "all senses": rows}
+def show(rows: list[dict], names: list[str], ours: str, chosen_on: set[int]) -> None:
+    """Print, for groups of the classes, the means of each method, and how far one method is above the others.
+
+    Args:
+        chosen_on: rare senses, from 1, of which a result made somebody choose something.
+    """
+    rare = [r for r in rows if r["kind"] == "rare"]
+    groups = {"rare senses": rare}
+    groups["rare senses that nothing was chosen on"] = [r for r in rare if r["class_index"] not in chosen_on]
+    groups["all senses"] = rows
     for group, of_group in groups.items():
         of = {name: [r for r in of_group if r["method"] == name] for name in names}
-        classes = len({r["class_index"] for r in of[ours]})
-        print(f"\nMean over {group} ({classes} classes):\n")
+        print(f"\nMean over {group} ({len({r['class_index'] for r in of[ours]})} classes):\n")
         print_table(HEAD, [cells(name, of[name], of_group) for name in names if of[name]])
-    print(f"\nThe {ours}'s share by the judge minus each method's, and its 95 % interval over the classes:\n")
+        print(f"\nThe {ours} minus each method over {group}, 95 % intervals over the classes:\n")
+        show_differences(of, ours, ratio_of(of_group))
+
+
+def show_differences(of: dict[str, list[dict]], ours: str, ratio: Callable[[dict], float | None]) -> None:
+    """Print how far one method is above the others.
+
+    Args:
+        of: rows by the method.
+        ratio: a row's diversity.
+    """
+    figures = {
+        "judge": lambda r: share(r, "judge"),
+        "third classifier": lambda r: share(r, "judge2"),
+        "diversity": ratio,
+        "background followed": lambda r: r["on_background"],
+        "... and right": lambda r: r["right_on_background"],
+    }
     lines = []
-    for name in names:
-        line = [name]
-        for of_group in groups.values():
-            mine, theirs = ([r for r in of_group if r["method"] == n] for n in (ours, name))
-            gains = differences(mine, theirs)
-            line.append(told(gains, "{:+.3f}".format) if gains else "–")
-        if name != ours and set(line[1:]) != {"–"}:
-            lines.append(line)
-    print_table(("method", *groups), lines)
+    for name, theirs in of.items():
+        gains = [differences(of[ours], theirs, value) for value in figures.values()]
+        if name != ours and any(gains):
+            found = [f"{told(g, '{:+.2f}'.format)} ({len(g)})" if g else "–" for g in gains]
+            lines.append([name, *found])
+    print_table(("method", *(f"{name} (classes)" for name in figures)), lines)
 
 
 def show_tuning(rows: dict[str, list[dict]]) -> None:
@@ -187,7 +224,7 @@ LEFT = 180  # pixels for the method's name
 
 
 def sheet(strips: list[tuple[dict, Path]], names: list[str], path: Path) -> None:
-    """Write a sheet of each method's first images, of a few rare senses.
+    """Write a sheet of each method's first images, of a few rare senses; none where some are not here.
 
     Args:
         strips: rows, and the picture of each one's first images.
@@ -201,6 +238,10 @@ def sheet(strips: list[tuple[dict, Path]], names: list[str], path: Path) -> None
     if not there:
         return
     shown = [(name, [first.get((name, c)) for c in classes]) for name in there]
+    lost = [strip for _, strips in shown for strip in strips if strip and not strip.exists()]
+    if lost:
+        print(f"\nno pictures: {lost[0]} and {len(lost) - 1} more are missing, which their units made")
+        return
     of_class = {row["class_index"]: row["name"] for row, _ in rare}
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet_of(shown, tuple(of_class[c] for c in classes), LEFT).save(path, quality=88)

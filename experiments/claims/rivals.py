@@ -5,6 +5,7 @@ A method is a function that takes a ``Task`` and its settings, and gives a ``Lea
 sampler of the task, so that only what was learned differs.
 """
 
+import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from statistics import fmean
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torchvision.transforms.functional import to_tensor
 
 from config import with_preset
@@ -127,6 +129,7 @@ class Learned:
         said: figures of its own.
         candidates: images that are drawn for each that is given.
         as_evaluated: drawn in float32, as the program's evaluation is; else as its training.
+        once: calls and seconds of learning, where that was done before.
     """
 
     draw: Draw
@@ -135,6 +138,7 @@ class Learned:
     said: dict = field(default_factory=dict)
     candidates: float = 1.0
     as_evaluated: bool = False
+    once: dict | None = None
 
 
 # Without learning.
@@ -217,12 +221,19 @@ def with_token(task: Task, said: dict) -> Learned:
     return Learned(task.drawn(prompt), token_tensors(token), said=said)
 
 
-def drawn_as_evaluated(task: Task, method: str) -> Learned:
-    """A class token that is there, drawn with the program's own sampler in float32."""
-    name = artefact(method, task.scene_class.index + 1, task.seed)
-    task.token.load(read_token(task.files / name)[1])
-    task.sampler = with_preset("default", {"model": "miniature"}).sampler
-    return replace(with_token(task, {}), as_evaluated=True)
+def drawn_as_evaluated(task: Task, method: str, preset: str) -> Learned:
+    """The class token of a method, drawn with its preset's own sampler in float32; learned where its file is
+    missing."""
+    path = task.files / artefact(method, task.scene_class.index + 1, task.seed)
+    once = None
+    if path.exists():
+        task.token.load(read_token(path)[1])
+        with safe_open(path, "pt") as file:
+            once = json.loads(file.metadata()["once"])
+    else:
+        class_token(task, preset)
+    task.sampler = with_preset(preset, {"model": "miniature"}).sampler
+    return replace(with_token(task, {}), as_evaluated=True, once=once)
 
 
 def artefact(method: str, class_index: int, seed: int) -> Path:
