@@ -96,6 +96,21 @@ def test_targets_are_met_or_missed_by_the_rows(carried_out, capsys):
     assert [line.split("|")[3].strip() for line in told] == ["met", "not measured yet"] * 3
 
 
+def test_classes_and_costs_are_means_of_the_rows(carried_out, capsys):
+    _, rows, folder = carried_out
+    for row in rows:
+        kind, name, shots = row["key"][:3]
+        if kind == "words":
+            row |= {"images": {"token": 200, "full": 100, "inversion": 75}[name]}
+        if kind == "training" and name in ("strong", "token") and shots == 1:
+            row["by_class"] = [0.25 if name == "strong" else 0.75] * len(claim.TAKEN)
+    claim.print_classes(claim.results(claim.Plan(rows, folder)))
+    told = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split("|")[2].strip() for line in told] == ["0.25 -> 0.75"] * len(claim.TAKEN)
+    claim.print_costs(rows)
+    assert "a word of token: worth 200 pictures, 1 s" in capsys.readouterr().out
+
+
 # Pictures.
 
 
@@ -139,6 +154,22 @@ def test_the_filter_keeps_the_guides_best_of_what_the_token_costs(pool, monkeypa
     kept = made.filtered(pool, 1, 0, 2.0, 2)
     common = next(k for k, c in enumerate(made.TAKEN) if c.kind == "common")
     assert numbers(kept.of_class(common)) == [4, 3]
+
+
+def test_a_precise_phrase_needs_no_word_and_does_not_depend_on_the_shots(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(made, "new_token", lambda: None)
+    monkeypatch.setattr(made, "draw", lambda folder, token, prompts, *_: asked.append((folder, prompts)))
+    place = made.Place(tmp_path)
+    job = claim.Job("drawing", "phrase", 0, 3, 5, (("guidance", 2.0),))
+    assert list(claim.Plan([], tmp_path).needs(job)) == [claim.Job("renders")]
+    claim.do(job, tmp_path)
+    folder, prompts = asked[0]
+    assert made.TAKEN[5].name == "oil drum"
+    assert folder == place.drawn("phrase", 0, 3, 2.0, "oil_drum")
+    assert len(prompts) == made.DRAWN
+    assert prompts[0] == "A photo of an oil drum"
+    assert all(prompt.endswith("an oil drum") for prompt in prompts)
 
 
 def test_distillation_takes_the_full_guides_labels(pool, monkeypatch):

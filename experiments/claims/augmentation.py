@@ -4,7 +4,7 @@
     python -m experiments.claims.augmentation --table True     # only the tables and the figure
 
 Expect six to seven core-hours, for 1, 2, 4, 8 and 16 shots: 320 tokens by clean guides and 64 by the full
-one, 320 inverted words, 35,000 pictures, 700 trainings of a small network from scratch, by the same function
+one, 320 inverted words, 36,000 pictures, 780 trainings of a small network from scratch, by the same function
 as ``python -m apps.augment``. Everything is made below ``--output_path``; a finished unit is a line of
 ``--out``. The targets are printed with met or missed.
 
@@ -68,11 +68,12 @@ ARMS = {
     "token": "+ class token, clean guide",
     "distilled": "+ plain prompt, labelled by the full guide",
     "full": "+ class token, full guide",
+    "phrase": "+ precise phrase",
 }
 SEARCH |= dict.fromkeys(list(ARMS)[3:], DRAWING)
 # The words that an arm's pictures need.
 WORDS_OF = {"filtered": ("token",), "inversion": ("inversion",), "token": ("token",)}
-WORDS_OF |= {"distilled": ("full",), "full": ("full",), "plain": ()}
+WORDS_OF |= {"distilled": ("full",), "full": ("full",), "plain": (), "phrase": ()}
 FROM_POOL = ("plain", "filtered", "distilled")
 # Core-seconds of a unit on the machine of docs/results.md, until rows say better.
 SECONDS = {"renders": 10.0, "guide": 10.0, "words": 16.0, "drawing": 5.0, "training": 10.0}
@@ -188,11 +189,11 @@ class Plan:
                     words(source, job.shots, job.seed, k) for source in WORDS_OF[job.name] for k in every
                 )
             else:
-                shots = 0 if job.name == "full" else job.shots
+                shots = 0 if job.name in made.WITHOUT_SHOTS else job.shots
                 yield from (Job("drawing", job.name, shots, job.seed, k, setting) for k in every)
             if job.name == "filtered":
                 yield self.guide(job.shots, job.seed)
-        if job.kind == "drawing" and job.name != "plain":
+        if job.kind == "drawing" and job.name not in ("plain", "phrase"):
             yield words(job.name, job.shots, job.seed, job.what)
         if job.kind == "words" and job.name == "token":
             yield self.guide(job.shots, job.seed)
@@ -349,6 +350,7 @@ PAIRS = (
     ("token", "filtered"),
     ("token", "inversion"),
     ("token", "twice"),
+    ("token", "phrase"),
     ("full", "strong"),
     ("full", "distilled"),
     ("plain", "strong"),
@@ -374,6 +376,28 @@ def print_settings(plan: Plan) -> None:
             if setting:
                 told = ", ".join(f"{name} {setting[name]:g}" for name in SEARCH[arm])
                 print(f"| {ARMS[arm]} | {shots} | {told} |")
+
+
+def print_classes(found: dict, arm: str = "token", other: str = "strong") -> None:
+    """Mean test accuracy of each class, with an arm's pictures and with another's."""
+    print(f"| {ARMS[other]} -> {ARMS[arm]} | " + " | ".join(map(str, SHOTS)) + " |")
+    print("|-" * (len(SHOTS) + 1) + "|")
+    for k, c in enumerate(TAKEN):
+        cells = []
+        for shots in SHOTS:
+            both = [found.get((name, shots)) for name in (other, arm)]
+            means = [f"{fmean(r['by_class'][k] for r in rows):.2f}" for rows in both if rows]
+            cells.append(" -> ".join(means) if len(means) == 2 else "–")
+        print(f"| {c.name} | " + " | ".join(cells) + " |")
+
+
+def print_costs(rows: list[dict]) -> None:
+    """What a word cost: pictures of the sampler that the UNet could have drawn instead, and seconds."""
+    for source in ("token", "full", "inversion"):
+        these = [r for r in rows if r["key"][:2] == ["words", source]]
+        if these:
+            images, seconds = (fmean(r[name] for r in these) for name in ("images", "seconds"))
+            print(f"a word of {source}: worth {images:.0f} pictures, {seconds:.0f} s, mean of {len(these)}")
 
 
 # What was aimed at: arm, its rival, at how many shots, and whether the interval has to lie above 0.
@@ -453,8 +477,11 @@ def tell(rows: list[dict], output_path: Path, figure: Path) -> None:
         print_table(found, kind)
     print()
     print_differences(found)
+    for show in (print_targets, print_classes):
+        print()
+        show(found)
     print()
-    print_targets(found)
+    print_costs(rows)
     print()
     print_settings(plan)
     if found:
@@ -477,7 +504,7 @@ def whole() -> dict[str, int]:
         "renders": 1,
         "guide": cells,
         "words": of_words + len(SEEDS) * classes,
-        "drawing": round(1.25 * of_words) + 2 * len(SEEDS) * (classes + len(WORDS)),
+        "drawing": round(1.25 * of_words) + 2 * len(SEEDS) * (2 * classes + len(WORDS)),
         "training": len(ARMS) * (cells + 4 * len(TUNING_SEEDS) * len(SHOTS)),
     }
 

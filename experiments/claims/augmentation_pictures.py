@@ -37,7 +37,7 @@ from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.drawing import in_batches
 from discriminative.tokens.prompts import TEMPLATES, fill
 from experiments.claims.rivals import denoising_loss, encoded
-from miniature.scenes import CLASSES, SIZE, SceneClass, render
+from miniature.scenes import CLASSES, SIZE, SceneClass, render, with_article
 from trainer import train as learn
 
 CPU = torch.device("cpu")
@@ -49,6 +49,7 @@ SHOTS = (1, 2, 4, 8, 16)
 SEEDS = tuple(range(8))
 VAL_PICTURES = 25  # of each class
 TEST_PICTURES = 50
+WITHOUT_SHOTS = ("full", "phrase")  # what draws the same whatever the real pictures are
 FIRST_SCENE = 3_000_000  # beyond all that guides and judges of the miniature have seen
 DRAWN = 24  # pictures of each class
 POOL = 264  # of a word's plain prompt, for each seed
@@ -262,10 +263,13 @@ def in_turn(word: str, class_name: str, number: int) -> list[str]:
 
 
 def draw_class(place: Place, source: str, shots: int, seed: int, guidance: float, c: SceneClass) -> None:
-    """Pictures of one class with the word of a source."""
+    """Pictures of one class with the word of a source, or with its precise phrase."""
     token = new_token()
-    token.load(load_file(place.token(source, shots, seed, c))[WORD])
-    prompts = in_turn(WORD, "" if source == "inversion" else c.word, DRAWN)
+    if source == "phrase":
+        prompts = in_turn(*with_article(c.name).split(" ", 1), DRAWN)
+    else:
+        token.load(load_file(place.token(source, shots, seed, c))[WORD])
+        prompts = in_turn(WORD, "" if source == "inversion" else c.word, DRAWN)
     first = DATASET_BASE + (seed * 100 + TAKEN.index(c)) * 1000
     draw(place.drawn(source, shots, seed, guidance, folder_of(c)), token, prompts, first, guidance)
 
@@ -342,11 +346,11 @@ def by_word(source: str):
     """The pictures that the words of a source draw."""
 
     def arm(place: Place, shots: int, seed: int, guidance: float, number: int) -> Pictures:
-        folder = place.drawn(source, 0 if source == "full" else shots, seed, guidance, "x").parent
+        folder = place.drawn(source, 0 if source in WITHOUT_SHOTS else shots, seed, guidance, "x").parent
         return pictures_in(folder, number)
 
     return arm
 
 
 GENERATED = {"plain": plain, "filtered": filtered, "distilled": distilled}
-GENERATED |= {source: by_word(source) for source in ("inversion", "token", "full")}
+GENERATED |= {source: by_word(source) for source in ("inversion", "token", *WITHOUT_SHOTS)}
