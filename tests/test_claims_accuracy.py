@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import weight_hashes
 from PIL import Image
+from safetensors.torch import save
 
 from config import with_preset
 from discriminative.errors import WorkError
@@ -144,7 +145,8 @@ def test_a_token_drawn_as_evaluated_is_the_one_that_was_learned_or_is_learned_ag
     assert torch.equal(task.token.vector, torch.full_like(task.token.vector, 0.5))
     kept = rivals.with_token(task, {})
     monkeypatch.setattr(accuracy, "FILES", tmp_path)
-    accuracy.write_kept(Unit(OURS, 24, task.seed), kept, {"calls": 77, "seconds": 1.5})
+    size = accuracy.write_kept(Unit(OURS, 24, task.seed), kept, {"calls": 77, "seconds": 1.5})
+    assert size == len(save(kept.tensors))
     task.token.load(torch.zeros_like(task.token.vector))
     found = rivals.drawn_as_evaluated(task, OURS, "default")
     assert torch.equal(task.token.vector, torch.full_like(task.token.vector, 0.5))

@@ -244,7 +244,9 @@ def one_unit(unit: Unit) -> dict:
 
 
 def write_kept(unit: Unit, learned, once: dict) -> int:
-    """Write what has to be kept, and what it cost once; its bytes."""
+    """Write what has to be kept, and what it cost once; the bytes of what has to be kept."""
+    from safetensors.torch import save
+
     from discriminative.records.files import write_tensors
     from experiments.claims.rivals import artefact
 
@@ -253,7 +255,7 @@ def write_kept(unit: Unit, learned, once: dict) -> int:
     folder = FILES / ("checked" if unit.check else "tuned" if unit.seed == TUNING_SEED else "")
     path = folder / artefact(unit.method, unit.class_index, unit.seed)
     write_tensors(path, learned.tensors, {"once": json.dumps(once)})
-    return path.stat().st_size
+    return len(save(learned.tensors))
 
 
 def measured(unit: Unit, task, learned) -> dict:
