@@ -11,8 +11,14 @@ WHO = ("guide", "judge", "judge2")
 KINDS = ("rare", "common")
 IMAGES = 40  # that a user wants, whose drawing counts as cost
 ENOUGH = 5  # right images of which diversity is told
-HEAD = ("method", "classes × seeds", "guide", "judge", "third classifier", "diversity", "background followed")
-HEAD += (
+HEAD = (
+    "method",
+    "classes × seeds",
+    "guide",
+    "judge",
+    "third classifier",
+    "diversity",
+    "background followed",
     "... and right",
     "calls once",
     "seconds once",

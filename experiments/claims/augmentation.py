@@ -396,7 +396,8 @@ def print_costs(rows: list[dict]) -> None:
     for source in ("token", "full", "inversion"):
         these = [r for r in rows if r["key"][:2] == ["words", source]]
         if these:
-            images, seconds = (fmean(r[name] for r in these) for name in ("images", "seconds"))
+            images = fmean(r["images"] for r in these)
+            seconds = fmean(r["seconds"] for r in these)
             print(f"a word of {source}: worth {images:.0f} pictures, {seconds:.0f} s, mean of {len(these)}")
 
 
