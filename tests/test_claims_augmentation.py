@@ -6,6 +6,7 @@ pytest tests/test_claims_augmentation.py
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,8 @@ def carried_out(monkeypatch, tmp_path):
             if job.kind == "training":
                 accuracy = random.Random(json.dumps(job.key)).random()
                 row |= {"validation": accuracy, "test": accuracy, "by_class": [accuracy] * len(claim.TAKEN)}
+            if job.kind == "right":
+                row |= {"right": 0.25 if job.seed % 2 else 0.75}
             rows.append(row)
     return order, rows, tmp_path
 
@@ -111,6 +114,17 @@ def test_classes_and_costs_are_means_of_the_rows(carried_out, capsys):
     assert "a word of token: worth 200 pictures, 1 s" in capsys.readouterr().out
 
 
+def test_the_pictures_of_each_final_training_are_judged_once_and_real_ones_never(carried_out, capsys):
+    order, rows, folder = carried_out
+    plan = claim.Plan(rows, folder)
+    judged = [job for job in order if job.kind == "right"]
+    finals = [job for arm in made.GENERATED for shots in (1, 4) for job in plan.final(arm, shots)]
+    assert Counter(replace(job, kind="training") for job in judged) == Counter(finals)
+    claim.print_right(plan)
+    told = capsys.readouterr().out.splitlines()[2:]
+    assert told == [f"| {claim.ARMS[arm]} | 0.50 | 0.50 |" for arm in made.GENERATED]
+
+
 # Pictures.
 
 
@@ -170,6 +184,14 @@ def test_a_precise_phrase_needs_no_word_and_does_not_depend_on_the_shots(tmp_pat
     assert len(prompts) == made.DRAWN
     assert prompts[0] == "A photo of an oil drum"
     assert all(prompt.endswith("an oil drum") for prompt in prompts)
+
+
+def test_right_is_the_share_that_the_judge_gives_to_its_class(pool, monkeypatch):
+    monkeypatch.setattr(made, "judge", lambda: None)
+    first = torch.eye(len(made.TAKEN))[0]
+    monkeypatch.setattr(made, "probabilities", lambda _, paths: first.repeat(len(paths), 1))
+    job = claim.Job("right", "plain", 1, 0, -1, (("guidance", 2.0), ("number", 2)))
+    assert claim.do(job, pool.root)["right"] == 1 / len(made.TAKEN)
 
 
 def test_distillation_takes_the_full_guides_labels(pool, monkeypatch):

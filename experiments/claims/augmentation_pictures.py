@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 import timm
 import torch
@@ -172,6 +173,12 @@ def full_guide() -> Classifier:
     return load_classifier("miniature", CPU, torch.float32)
 
 
+@cache
+def judge() -> Classifier:
+    """The miniature's judge, by which no token is learned."""
+    return load_classifier("miniature-judge", CPU, torch.float32)
+
+
 def guide_of(place: Place, source: str, shots: int, seed: int, c: SceneClass) -> Guide:
     """The guide of a source, asked for a class."""
     if source == "full":
@@ -307,6 +314,12 @@ def probabilities(classifier: Classifier, paths: list[Path]) -> torch.Tensor:
     if len(classifier.labels) > len(TAKEN):
         logits = logits[:, [c.index for c in TAKEN]]
     return logits.softmax(1)
+
+
+def share_right(pictures: Pictures) -> float:
+    """How many pictures the judge gives to the class they stand for, of the classes taken."""
+    found = probabilities(judge(), pictures.paths).argmax(1).tolist()
+    return fmean(a == b for a, b in zip(found, pictures.labels, strict=True))
 
 
 def plain(place: Place, shots: int, seed: int, guidance: float, number: int) -> Pictures:
