@@ -154,7 +154,7 @@ class Plan:
         return [] if missing else [training(arm, shots, seed, setting) for seed in SEEDS]
 
     def right(self, arm: str, shots: int) -> list[Job]:
-        """How many of the pictures are right that an arm adds in its final trainings; none of real ones."""
+        """The judging of what an arm adds in its final trainings; none where it adds real pictures alone."""
         return [replace(job, kind="right") for job in self.final(arm, shots) if arm in made.GENERATED]
 
     def wanted(self) -> list[Job]:
@@ -405,7 +405,7 @@ def print_classes(found: dict, arm: str = "token", other: str = "strong") -> Non
 
 
 def print_right(plan: Plan) -> None:
-    """How many of the pictures that an arm adds are of the class they stand for, by the miniature's judge."""
+    """The share of an arm's added pictures that the miniature's judge calls right, mean of the seeds."""
     print("| pictures added that are right | " + " | ".join(map(str, SHOTS)) + " |")
     print("|-" * (len(SHOTS) + 1) + "|")
     for arm in made.GENERATED:

@@ -317,7 +317,7 @@ def probabilities(classifier: Classifier, paths: list[Path]) -> torch.Tensor:
 
 
 def share_right(pictures: Pictures) -> float:
-    """How many pictures the judge gives to the class they stand for, of the classes taken."""
+    """The share, in [0, 1], of pictures that the judge gives to their label, among the classes taken."""
     found = probabilities(judge(), pictures.paths).argmax(1).tolist()
     return fmean(a == b for a, b in zip(found, pictures.labels, strict=True))
 
