@@ -89,6 +89,20 @@ class Training:
     learning_rate: float = 0.0  # for each image of an update, before small steps make it less
     gain: Gain | None = None  # over the word in its place; None where it is beyond doubt, or not asked for
 
+    @property
+    def is_in_vain(self) -> bool:
+        """Whether the word in the token's place is kept, as nothing was gained over it."""
+        return self.gain is not None and not self.gain.is_there
+
+    @property
+    def kept(self) -> str:
+        """Which vector is kept, in words."""
+        if self.is_in_vain:
+            return "the word in its place"
+        if not self.kept_updates:
+            return "the vector that it started from"
+        return f"the token after {self.kept_updates}"
+
 
 def train(
     settings: LearningSettings,
@@ -352,7 +366,7 @@ def keep_best(result: Training, token: ClassToken, keeper: "ValidationKeeper | L
     result.kept_updates = best.updates
     initial = token.word_mean(token.initializer)  # (1, width)
     result.gain = keeper.gain(initial)
-    if result.gain and not result.gain.is_there:
+    if result.is_in_vain:
         token.load(initial)
         result.kept_updates = 0
 

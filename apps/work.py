@@ -416,15 +416,15 @@ def tell_class(plan: Plan, session: Session) -> None:
 
 def tell_training(plan: Plan, training: Training) -> None:
     """How the training ended, and where its results are."""
-    kept = f"kept the token after {training.kept_updates}, stopped by {training.stopped_by}"
+    kept = f"kept {training.kept}, stopped by {training.stopped_by}"
     cost = f"{round(training.seconds, 2)} s, {training.precision}"
     print(f"training: {len(training.rows)} updates, {kept}, {cost}")
     gain = training.gain
     if gain and gain.is_doubtful:
         found = f"log-probability {gain.log_probability:+.2f} on {gain.noises} new noises"
         found = f"{found}, p={gain.p_value:.1g}"
-        kept = f"nothing was gained over {plan.config.initializer_token!r}, so it is kept"
-        told = "the gain may be chance" if gain.is_there else kept
+        in_vain = f"nothing was gained over {plan.config.initializer_token!r}, so it is kept"
+        told = in_vain if training.is_in_vain else "the gain may be chance"
         advice = "a word nearer to the class (--start, --prompt_name), another --classifier, or several"
         print(f"note: {told} ({found}); try {advice}")
     print(f"token: {plan.folder.token}\ntraining images: {plan.folder.train_images}")

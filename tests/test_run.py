@@ -105,7 +105,8 @@ def test_a_run_that_gained_nothing_says_so_in_one_line_and_keeps_the_word(
         "(--start, --prompt_name), another --classifier, or several"
         for found in notes
     ]
-    assert sum("kept the token after 1, stopped by" in line for line in told) == 1 - len(notes)
+    kept = "the word in its place" if notes else "the token after 1"
+    assert any(f"kept {kept}, stopped by" in line for line in told)
     training = json.loads((records(tmp_path) / "config.json").read_text())["training"]
     assert training["kept_after_updates"] == 1 - len(notes)
     assert training["gain"]["log_probability"] == pytest.approx(sum(gains) / 4)
@@ -123,6 +124,17 @@ def test_a_gain_that_may_be_chance_is_kept_and_told(tmp_path, monkeypatch, capsy
         "the class (--start, --prompt_name), another --classifier, or several"
     ]
     assert any("kept the token after 1, stopped by" in line for line in told)
+
+
+def test_a_start_that_no_update_betters_is_kept_and_told(tmp_path, monkeypatch, capsys):
+    """It may gain over the word in its place: it is not what is kept where nothing was gained."""
+    monkeypatch.setattr(Objective, "compare", lambda self, vector, other: [1.0, 1.1, 1.2, 1.3])
+    scores = map(Score, (0.5, 0.1, 0.4), ((-1.0,) * 2, (-3.0,) * 2, (-2.0,) * 2))
+    monkeypatch.setattr(Objective, "validate", lambda self, beats: next(scores))
+    assert main([*QUICK, "--class_index", "2", "--output_path", str(tmp_path), "--train", "True"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert any("kept the vector that it started from, stopped by" in line for line in told)
+    assert not any(line.startswith("note:") for line in told)
 
 
 def evaluation(out):
