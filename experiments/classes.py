@@ -1,12 +1,9 @@
-"""Learn and measure every ambiguous or fine-grained class of the miniature, and print the tables of
-docs/method.md.
+"""Learn and measure every ambiguous class of the miniature, and print the tables of docs/results.md.
 
-    python -m experiments.classes --seeds 35 36 37 --workers 2       # with the defaults; what is done is
-    skipped
+    python -m experiments.classes --seeds 35 36 37 --workers 2       # the defaults; what is done is skipped
     python -m experiments.classes --preset paper --workers 2
     python -m experiments.classes --gradient_mode last --exp_id last # any other flag goes to run.py
-    python -m experiments.classes --table True                       # only print what is there, and draw
-    the figure and the sheets
+    python -m experiments.classes --table True                       # only print what is there, and draw it
 
 Each token is one ``run.py --model miniature --class_index N --train True``, then measured on 100 seeds by
 ``measure.py``; so is each class without a token.

@@ -1,11 +1,11 @@
-"""The tables and the figure of ``classes.py``, from its rows; ``classes.py`` itself adds the sheets of
-pictures.
+"""The tables and the figure of ``classes.py``, from its rows; ``classes.py`` adds the sheets of pictures.
 
-python -m experiments.tables experiments/results/classes_seeds35_36_37.jsonl --figure results/classes.png
-python -m experiments.tables experiments/results/classes_8steps_part.jsonl --against
-experiments/results/classes_12steps_seeds35_36.jsonl
-python -m experiments.tables --summary experiments/results/sweep_seed37 --classes 1 32   # of a run over
-many classes, by its summary.csv
+    python -m experiments.tables experiments/results/classes_seeds35_36_37.jsonl --figure results/classes.png
+    python -m experiments.tables experiments/results/classes_8steps_part.jsonl \\
+        --against experiments/results/classes_12steps_seeds35_36.jsonl
+    python -m experiments.tables --summary experiments/results/sweep_seed37 --classes 1 32
+
+The last is of a run over many classes, by its summary.csv.
 """
 
 import argparse
