@@ -31,7 +31,7 @@ from discriminative.settings import NEVER, LearningSettings
 from discriminative.tokens.batch import Work
 from discriminative.tokens.checkpoint import Checkpoint, State
 from discriminative.tokens.class_token import ClassToken
-from discriminative.tokens.curriculum import Curriculum, Score, Step
+from discriminative.tokens.curriculum import SURE, Curriculum, Score, Step
 from discriminative.tokens.measured import Pool, measured_step
 from discriminative.tokens.objective import FOLLOWED, Objective
 
@@ -413,8 +413,9 @@ class ValidationKeeper:
         self.is_scored = False
 
     def begin(self) -> Step:
-        """Score the token that training starts from."""
+        """Score the token that training starts from, and see whether the guide's verdicts say something."""
         self.score(0)
+        self.curriculum.is_sure = self.objective.sureness() > SURE
         return self.curriculum.observe(0, 0.0, is_scored=True)
 
     def look(self, epoch: int, loss: float, accuracy: float, sampled_with: torch.Tensor) -> dict:

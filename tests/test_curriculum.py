@@ -304,6 +304,39 @@ def test_where_no_start_helps_steps_are_measured_from_the_best_token_of_all():
     assert curriculum.attempt.vector == "vector 1"
 
 
+def under_a_sure_guide(**changes) -> Curriculum:
+    """Three stages and two starts, where the guide is sure of what it sees."""
+    curriculum = Curriculum(replace(SETTINGS, **changes), stages=3, starts=2)
+    curriculum.is_sure = True
+    return curriculum
+
+
+def test_a_sure_guide_gives_a_start_its_patience_and_no_more():
+    """The log-probability of a class that it does not see may rise for long, and the class never come."""
+    rising = [0.1, 0.11, 0.12, 0.13, 0.14, 0.15]
+    assert events(under_a_sure_guide(), rising) == [(2, NEXT_START), (4, NEXT_START)]
+    assert events(Curriculum(SETTINGS, stages=3, starts=2), rising) == []
+
+
+def test_a_sure_guide_has_starts_tried_again_until_one_helps():
+    """After measured steps from a start in vain a hand palm had 0 of 100 images; the third start had it."""
+    curriculum = under_a_sure_guide()
+    steps = events(curriculum, [0.1] * 7 + [0.5, 0.6])
+    assert steps == [(2, NEXT_START), (4, NEXT_START), (6, NEXT_START), (7, NEXT_STAGE)]
+    assert not curriculum.searches
+
+
+def test_in_vain_under_a_sure_guide_all_updates_are_spent():
+    curriculum = under_a_sure_guide(max_epochs=9)
+    assert walked(curriculum, [0.1] * 10)[-1] is STOP
+    assert curriculum.stopped_by == "max_epochs"
+
+
+def test_under_a_sure_guide_a_later_stage_goes_on_as_long_as_it_makes_a_better_token():
+    rising = [0.1, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
+    assert events(under_a_sure_guide(), rising) == [(1, NEXT_STAGE)]
+
+
 def test_measured_steps_pool_each_stage_in_turn():
     curriculum = Curriculum(SETTINGS, stages=3)
     assert places(curriculum, [0.1] * 9)[2:] == [(0, True, i) for i in (0, 1, 2, 0, 1, 2)]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +119,23 @@ def test_the_images_that_are_followed_are_those_of_the_first_noises(token, guide
     assert objective.images == 16
     first = token.sample(objective.validation_prompts[:3], validation_seeds(3), settings.sampler)
     torch.testing.assert_close(objective.first_images, first, rtol=1e-4, atol=1e-5)
+
+
+def test_how_sure_the_guide_is_is_told_of_all_first_images_by_the_least_sure_guide(
+    token, guides, monkeypatch
+):
+    settings = learning(validation_size=8, confirm_size=0, eval_batch_size=3)
+    objective = Objective(settings, token, guides * 2, "cat")
+    assert objective.sureness() == 0
+    objective.validate()
+    images = torch.cat(objective.first_batches)
+    assert len(images) == 8
+    with torch.no_grad():
+        own = guides[0].classifier.logits(images).softmax(1).amax(1).median().item()
+    assert objective.sureness() == pytest.approx(own)
+    other = SimpleNamespace(classifier=SimpleNamespace(logits=lambda images: torch.zeros(len(images), 50)))
+    objective.guides = [*guides, other]
+    assert objective.sureness() == pytest.approx(1 / 50)
 
 
 def test_a_validation_gives_the_class_log_probability_image_by_image(token, guides):

@@ -4,6 +4,10 @@ Which place of the gradient helps differs from class to class, from guide to gui
 first stage is tried from every start, until one makes the token clearly better. From there each stage goes on
 for as long as it helps, and hands its best token to the next. After the last one, and where no start helped,
 steps are measured from the best token: the gradients of many images say where to, others which way is best.
+
+A guide that is sure of what it sees gives next to no probability to a class that it does not see. How much
+that is says little then, and its verdicts say much: starts are short, and tried again with other noises until
+one helps.
 """
 
 import math
@@ -23,6 +27,7 @@ LEAST_LOSS = 1.0  # below, twice a loss is no harm
 MAX_FALLS = 2  # times that training goes back to its best token with half the rate
 LAST_STAGE_PATIENCE = 2  # times as long: a late step makes a token worse before it makes it better
 POOLED_UPDATES = 10  # of each stage, whose gradients a measured step goes by
+SURE = 0.75  # median probability of what a guide sees in the first images, from where it is sure
 LOOKS_IN_VAIN = 2  # in a row, after which no measured step is looked for any more
 
 
@@ -120,7 +125,7 @@ class Best:
 
 # What a curriculum knows beside its settings and its best tokens.
 STATE = ("stage", "start", "began", "measures", "looks", "in_vain", "searches", "first", "left")
-STATE += ("stopped_by", "falls", "sound")
+STATE += ("stopped_by", "falls", "sound", "is_sure")
 
 
 class Curriculum:
@@ -150,6 +155,7 @@ class Curriculum:
         self.in_vain = 0  # of these, the last ones in a row
         self.has_moved = False  # the token made a measured step after this update
         self.searches = True  # a start is still looked for, by its first stage
+        self.is_sure = False  # the guide, of what it sees
         self.first = -math.inf  # validation accuracy of the first start
         self.attempt = Best()  # of this start
         self.best = Best()  # of all
@@ -193,9 +199,11 @@ class Curriculum:
 
     @property
     def has_another_start(self) -> bool:
-        """Whether a start is tried again, with other noises: some start helped, and of late too."""
-        is_stuck = len(self.left) > self.starts and self.best.epoch <= self.left[-self.starts - 1]
-        return self.is_clearly_better(self.best) and not is_stuck
+        """Whether a start is tried again, with other noises: some start helped, and of late too; or none did
+        yet, and the guide is sure."""
+        if not self.is_clearly_better(self.best):
+            return self.is_sure
+        return len(self.left) <= self.starts or self.best.epoch > self.left[-self.starts - 1]
 
     def is_due(self, epoch: int, accuracy: float) -> bool:
         """Whether the token is to be validated after ``epoch``: every so often, and before a stage ends; of
@@ -288,10 +296,11 @@ class Curriculum:
         return Step.GO_BACK
 
     def after_a_start_in_vain(self, epoch: int) -> Step:
-        """The next start's turn; where none is left, measured steps', from the best token of all."""
+        """The next start's turn; where none is left, measured steps', from the best token of all, unless the
+        guide is sure."""
         if self.searches and self.start + 1 < self.starts:
             return self.begin_start(epoch)
-        if not self.searches:
+        if not self.searches or self.is_sure:
             return self.leave_start(epoch)
         self.attempt = self.best
         return self.begin_measuring(epoch)
@@ -347,7 +356,12 @@ class Curriculum:
         return (is_first and self.is_clearly_better(self.attempt)) or self.runs_out(epoch)
 
     def runs_out(self, epoch: int) -> bool:
-        """Whether the stage's patience is over, unless the token after ``epoch`` is a better one."""
+        """Whether the stage's patience is over, unless the token after ``epoch`` is a better one.
+
+        It counts from the best token; where a sure guide is to see the class at last, from the beginning.
+        """
         is_last = 0 < self.stage == self.stages - 1
         times = LAST_STAGE_PATIENCE if is_last and self.is_clearly_better(self.attempt) else 1
-        return epoch - max(self.began, self.attempt.epoch) >= times * self.settings.attempt_patience
+        is_short = self.is_sure and self.stage == 0 and self.stages > 1
+        best = self.began if is_short else self.attempt.epoch
+        return epoch - max(self.began, best) >= times * self.settings.attempt_patience

@@ -63,7 +63,7 @@ class Objective:
         self.guides = guides
         self.work = work or alone
         self.images = 0  # sampled so far
-        self.first_images = torch.empty(0)  # (FOLLOWED, 3, H, W) of the last validation
+        self.first_batches = []  # (B, 3, H, W) each, of the last validation's first images
         self.batches = Batches(settings.batch_size, token.models.fits, "update")
         self.eval_batches = Batches(settings.eval_batch_size, token.models.fits, "sample")
         self.wrong = {}  # share of wrong images in the last validation, by prompt
@@ -170,6 +170,23 @@ class Objective:
         self.wrong = {t: 1 - (mean(found) if found else of_all) for t, found in verdicts.items()}
         return Score(accuracy, tuple(-loss for loss in losses))
 
+    @property
+    def first_images(self) -> torch.Tensor:
+        """Of the last validation those (FOLLOWED, 3, H, W) that are followed; none before any."""
+        return self.first_batches[0][:FOLLOWED] if self.first_batches else torch.empty(0)
+
+    @torch.no_grad()
+    def sureness(self) -> float:
+        """Probability, 0 to 1, that the guide gives to what it sees in an image of the last validation, the
+        median; of several guides that of the least sure. 0 before any validation."""
+        if not self.first_batches:
+            return 0.0
+        sure = [
+            torch.cat([guide.classifier.logits(images).softmax(1).amax(1) for images in self.first_batches])
+            for guide in self.guides
+        ]  # (N,) each
+        return min(of_guide.median().item() for of_guide in sure)
+
     @torch.no_grad()
     def compare(self, vector: torch.Tensor, other: torch.Tensor) -> list[float]:
         """How much more log-probability the class has with the first of two tokens, by image.
@@ -209,7 +226,7 @@ class Objective:
         sampler = self.settings.sampler
         parts = self.work(Asked(self.token, self.class_loss, prompts, seeds, sampler, self.eval_batches))
         if seeds[0] == VALIDATION_BASE:
-            self.first_images = parts[0].images[:FOLLOWED]
+            self.first_batches = [part.images for part in parts]
         rows = [row for part in parts for row in zip(part.losses.tolist(), part.right.tolist(), strict=True)]
         check_most(len(rows), sum(math.isfinite(loss) for loss, _ in rows), self.token.models.dtype)
         rows = [(loss if math.isfinite(loss) else OVERFLOWN, right) for loss, right in rows]
