@@ -121,9 +121,7 @@ def test_the_images_that_are_followed_are_those_of_the_first_noises(token, guide
     torch.testing.assert_close(objective.first_images, first, rtol=1e-4, atol=1e-5)
 
 
-def test_how_sure_the_guide_is_is_told_of_all_first_images_by_the_least_sure_guide(
-    token, guides, monkeypatch
-):
+def test_how_sure_the_guide_is_is_told_of_all_first_images_by_the_least_sure_guide(token, guides):
     settings = learning(validation_size=8, confirm_size=0, eval_batch_size=3)
     objective = Objective(settings, token, guides * 2, "cat")
     assert objective.sureness() == 0
