@@ -8,7 +8,7 @@ import torch
 from discriminative.records.scores import paired_log_probabilities
 from discriminative.tokens.prompts import TEMPLATES, fill
 from experiments.paired import told
-from trainer import IN_VAIN
+from trainer import Gain
 
 JUDGES = {"lite0": "lite1", "lite1": "lite0", "lite2": "lite1"}  # which judges where which guides
 SURE = 0.01  # p-value
@@ -133,7 +133,7 @@ def targets(by_pair: dict, tokens: list[Compared]) -> list[str]:
     lines.append(
         f"log-probability by guide and judge: better in {better:.2f} of {len(tokens)}, p < .01 in {sure:.2f}"
     )
-    vain = [c.row["updates"] for c in tokens if c.row["gain"] and c.row["gain"]["p_value"] >= IN_VAIN]
+    vain = [c.row["updates"] for c in tokens if c.row["gain"] and not Gain(**c.row["gain"]).is_there]
     lines.append(f"trainings without a gain: {len(vain)}, with {max(vain, default=0)} updates at most")
     lines.append(f"seconds of a thread, in the median: {median(c.row['seconds'] for c in tokens):.0f}")
     return lines

@@ -26,8 +26,8 @@ COLLAPSED = 2.0  # times the loss of a start's best token, from where a token is
 LEAST_LOSS = 1.0  # below, twice a loss is no harm
 MAX_FALLS = 2  # times that training goes back to its best token with half the rate
 LAST_STAGE_PATIENCE = 2  # times as long: a late step makes a token worse before it makes it better
-POOLED_UPDATES = 10  # of each stage, whose gradients a measured step goes by
 SURE = 0.75  # median probability of what a guide sees in the first images, from where it is sure
+POOLED_UPDATES = 10  # of each stage, whose gradients a measured step goes by
 LOOKS_IN_VAIN = 2  # in a row, after which no measured step is looked for any more
 
 
@@ -185,6 +185,11 @@ class Curriculum:
     def is_nearly_right(self) -> bool:
         """Whether the attempt's best token is so good that large steps would do it harm."""
         return self.attempt.accuracy > NEARLY_RIGHT_ACCURACY
+
+    @property
+    def is_first_of_several(self) -> bool:
+        """Whether the stage is the one that finds a start."""
+        return self.stage == 0 < self.stages - 1
 
     @property
     def to_confirm(self) -> float:
@@ -352,8 +357,8 @@ class Curriculum:
 
     def is_over(self, epoch: int) -> bool:
         """Whether the stage has done its part, or brings nothing any more."""
-        is_first = self.stage == 0 and self.stages > 1
-        return (is_first and self.is_clearly_better(self.attempt)) or self.runs_out(epoch)
+        is_found = self.is_first_of_several and self.is_clearly_better(self.attempt)
+        return is_found or self.runs_out(epoch)
 
     def runs_out(self, epoch: int) -> bool:
         """Whether the stage's patience is over, unless the token after ``epoch`` is a better one.
@@ -362,6 +367,7 @@ class Curriculum:
         """
         is_last = 0 < self.stage == self.stages - 1
         times = LAST_STAGE_PATIENCE if is_last and self.is_clearly_better(self.attempt) else 1
-        is_short = self.is_sure and self.stage == 0 and self.stages > 1
-        best = self.began if is_short else self.attempt.epoch
-        return epoch - max(self.began, best) >= times * self.settings.attempt_patience
+        since = max(self.began, self.attempt.epoch)
+        if self.is_sure and self.is_first_of_several:
+            since = self.began
+        return epoch - since >= times * self.settings.attempt_patience
