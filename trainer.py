@@ -31,7 +31,7 @@ from discriminative.settings import NEVER, LearningSettings
 from discriminative.tokens.batch import Work
 from discriminative.tokens.checkpoint import Checkpoint, State
 from discriminative.tokens.class_token import ClassToken
-from discriminative.tokens.curriculum import SURE, Curriculum, Score, Step
+from discriminative.tokens.curriculum import Curriculum, Score, Step
 from discriminative.tokens.measured import Pool, measured_step
 from discriminative.tokens.objective import FOLLOWED, Objective
 
@@ -88,6 +88,7 @@ class Training:
     precision: str = ""  # of UNet and decoder
     learning_rate: float = 0.0  # for each image of an update, before small steps make it less
     gain: Gain | None = None  # over the word in its place; None where it is beyond doubt, or not asked for
+    sureness: float = 0.0  # of the guide, of what it sees in the first images; 0 where nothing validates
 
     @property
     def is_in_vain(self) -> bool:
@@ -364,6 +365,7 @@ def keep_best(result: Training, token: ClassToken, keeper: "ValidationKeeper | L
     token.load(best.vector)
     result.stopped_by = keeper.curriculum.stopped_by or "max_epochs"  # after an update in vain
     result.kept_updates = best.updates
+    result.sureness = keeper.curriculum.sureness
     initial = token.word_mean(token.initializer)  # (1, width)
     result.gain = keeper.gain(initial)
     if result.is_in_vain:
@@ -415,7 +417,7 @@ class ValidationKeeper:
     def begin(self) -> Step:
         """Score the token that training starts from, and see whether the guide's verdicts say something."""
         self.score(0)
-        self.curriculum.is_sure = self.objective.sureness() > SURE
+        self.curriculum.sureness = self.objective.sureness()
         return self.curriculum.observe(0, 0.0, is_scored=True)
 
     def look(self, epoch: int, loss: float, accuracy: float, sampled_with: torch.Tensor) -> dict:

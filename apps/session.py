@@ -586,6 +586,7 @@ def record_of(plan: Plan, settings: LearningSettings, training: Training) -> dic
             "kept_after_updates": training.kept_updates,
             "stopped_by": training.stopped_by,
             "gain": asdict(training.gain) if training.gain else None,
+            "sureness": training.sureness,
             "images": training.images,
             "seconds": round(training.seconds, 2),
             "precision": training.precision,

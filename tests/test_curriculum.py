@@ -307,7 +307,7 @@ def test_where_no_start_helps_steps_are_measured_from_the_best_token_of_all():
 def under_a_sure_guide(**changes) -> Curriculum:
     """Three stages and two starts, where the guide is sure of what it sees."""
     curriculum = Curriculum(replace(SETTINGS, **changes), stages=3, starts=2)
-    curriculum.is_sure = True
+    curriculum.sureness = 0.8
     return curriculum
 
 

@@ -279,6 +279,7 @@ def test_learning_writes_the_token_and_its_record(session, tmp_path):
     record = json.loads(folder.config.read_text())
     assert (record["config"]["seed"], record["training"]["updates"]) == (3, 2)
     assert record["constants"]["validation_size"] == 2
+    assert record["training"]["sureness"] == learned.training.sureness > 0
     assert torch.equal(learned.plan.vectors, learned.token.vector)
 
 

@@ -173,6 +173,7 @@ def test_how_sure_the_guide_is_decides_whether_starts_are_tried_again(tmp_path, 
     _, training, _, _ = attempted(tmp_path, monkeypatch, accuracies, max_epochs=6)
     starts = [row["start"] for row in training.rows]
     assert [start for i, start in enumerate(starts) if [start] != starts[i - 1 : i]] == tried
+    assert training.sureness == sureness
 
 
 def test_a_clearly_better_token_goes_on_at_the_next_stage(tmp_path, monkeypatch):

@@ -125,7 +125,7 @@ class Best:
 
 # What a curriculum knows beside its settings and its best tokens.
 STATE = ("stage", "start", "began", "measures", "looks", "in_vain", "searches", "first", "left")
-STATE += ("stopped_by", "falls", "sound", "is_sure")
+STATE += ("stopped_by", "falls", "sound", "sureness")
 
 
 class Curriculum:
@@ -155,7 +155,7 @@ class Curriculum:
         self.in_vain = 0  # of these, the last ones in a row
         self.has_moved = False  # the token made a measured step after this update
         self.searches = True  # a start is still looked for, by its first stage
-        self.is_sure = False  # the guide, of what it sees
+        self.sureness = 0.0  # of the guide, of what it sees: a probability
         self.first = -math.inf  # validation accuracy of the first start
         self.attempt = Best()  # of this start
         self.best = Best()  # of all
@@ -209,6 +209,11 @@ class Curriculum:
         if not self.is_clearly_better(self.best):
             return self.is_sure
         return len(self.left) <= self.starts or self.best.epoch > self.left[-self.starts - 1]
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the guide is sure of what it sees, be it the class or not."""
+        return self.sureness > SURE
 
     def is_due(self, epoch: int, accuracy: float) -> bool:
         """Whether the token is to be validated after ``epoch``: every so often, and before a stage ends; of
