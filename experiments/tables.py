@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from PIL import Image
-from scipy.stats import binomtest
+from scipy.stats import binomtest, fisher_exact
 
 from discriminative.errors import UsageError
 from discriminative.records.files import write_image, write_lines
@@ -24,6 +24,7 @@ from experiments.paired import difference, pairs, ratio
 from experiments.sheets import sheet_of
 
 WHO = ("guide", "judge")
+CHANCE = 0.025  # p-value, to either side
 GOOD = {"guide": 0.90, "judge": 0.85}  # the least share of right images of a token that passes
 
 
@@ -216,7 +217,21 @@ def comparison(rows: list[dict], others: list[dict]) -> str:
     same = [pair for pair in both if pair[0]["training"]["updates"] == pair[1]["training"]["updates"]]
     seconds = ratio(same, lambda r: r["training"]["seconds"])
     lines.append(f"| seconds, where both took as many updates ({len(same)} tokens) | | | {seconds} |")
+    groups = list(zip(*map(by_class, sides), strict=True))
+    better = [group for group in groups if is_beyond_chance(*group)]
+    worse = [group for group in groups if is_beyond_chance(*reversed(group))]
+    for what, found in (("better", better), ("worse", worse)):
+        told = [f"{a[0]['name']} ({accuracy(a, 'guide')}; {accuracy(b, 'guide')})" for a, b in found]
+        lines.append(f"\n{what} by the guide (Fisher's test, p < {CHANCE}): {', '.join(told) or 'none'}")
     return "\n".join(lines)
+
+
+def is_beyond_chance(rows: list[dict], others: list[dict]) -> bool:
+    """Whether other images of the same tokens would hardly show so many more right ones in the first rows."""
+    right = [sum(row["token"]["guide"] for row in side) for side in (rows, others)]
+    of = [sum(row["token"]["images"] for row in side) for side in (rows, others)]
+    wrong = [n - r for n, r in zip(of, right, strict=True)]
+    return bool(fisher_exact([right, wrong], alternative="greater").pvalue < CHANCE)
 
 
 def summary_table(rows: list[dict[str, str]]) -> str:

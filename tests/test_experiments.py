@@ -201,6 +201,16 @@ def test_only_tokens_of_the_same_class_and_seed_are_compared():
     assert tables.comparison(rows[1:2], others) == "no class and seed in common"
 
 
+def test_a_class_is_worse_where_other_images_would_hardly_show_it():
+    """By all images of its tokens: what one seed does not show two may."""
+    rows = [found(2, 90), found(2, 90, seed=36), found(4, 90), found(6, 99)]
+    others = [found(2, 96), found(2, 96, seed=36), found(4, 96), found(6, 90)]
+    better, _, worse = tables.comparison(rows, others).splitlines()[-3:]
+    assert better.endswith(": n6 (0.99 (0.95–1.00); 0.90 (0.83–0.94))")
+    assert worse.endswith(": n2 (0.90 (0.85–0.93, worst 0.90); 0.96 (0.92–0.98, worst 0.96))")
+    assert tables.comparison(rows[2:3], others).splitlines()[-1].endswith(": none")
+
+
 def test_an_interval_is_of_the_paired_differences():
     """Tokens that differ much from each other, but each by about .05 from its twin."""
     rows = [{"class_index": c, "seed": 35, "x": 0.1 * c + 0.05 + 0.001 * (c % 3)} for c in range(9)]
