@@ -337,6 +337,12 @@ def test_under_a_sure_guide_a_later_stage_goes_on_as_long_as_it_makes_a_better_t
     assert events(under_a_sure_guide(), rising) == [(1, NEXT_STAGE)]
 
 
+def test_under_a_sure_guide_the_last_stage_is_followed_by_another_start():
+    """A ribbon bow had 300 s of measured steps that brought nothing; the next start had it in 40 updates."""
+    steps = events(under_a_sure_guide(), [0.1, 0.5, 0.6, *[0.5] * 6])
+    assert steps == [(1, NEXT_STAGE), (4, NEXT_STAGE), (8, NEXT_START)]
+
+
 def test_measured_steps_pool_each_stage_in_turn():
     curriculum = Curriculum(SETTINGS, stages=3)
     assert places(curriculum, [0.1] * 9)[2:] == [(0, True, i) for i in (0, 1, 2, 0, 1, 2)]

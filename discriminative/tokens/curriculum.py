@@ -6,8 +6,8 @@ for as long as it helps, and hands its best token to the next. After the last on
 steps are measured from the best token: the gradients of many images say where to, others which way is best.
 
 A guide that is sure of what it sees gives next to no probability to a class that it does not see. How much
-that is says little then, and its verdicts say much: starts are short, and tried again with other noises until
-one helps.
+that is says little then, and its verdicts say much: starts are short, and tried again with other noises. Its
+gradient says enough with few images, so that another start does more than measured steps.
 """
 
 import math
@@ -316,11 +316,13 @@ class Curriculum:
         return self.begin_measuring(epoch)
 
     def next_stage(self, epoch: int) -> Step:
-        """The next stage's turn; after the last one measured steps', unless the token is nearly right."""
+        """The next stage's turn; after the last one measured steps', unless the token is nearly right or
+        the guide is sure."""
         if self.stage + 1 < self.stages:
             self.stage += 1
             return Step.NEXT_STAGE
-        return self.leave_start(epoch) if self.is_nearly_right else self.begin_measuring(epoch)
+        needs_none = self.is_nearly_right or self.is_sure
+        return self.leave_start(epoch) if needs_none else self.begin_measuring(epoch)
 
     def begin_measuring(self, epoch: int) -> Step:
         """Measured steps' turn, from the attempt's best token."""
