@@ -262,7 +262,8 @@ class Running:
             self.begin(starts[curriculum.start] if best is None else best)
         elif step is Step.NEXT_START:
             self.begin(starts[curriculum.start])
-            self.keeper.look_at_start(epoch)
+            if not curriculum.is_sure:
+                self.keeper.look_at_start(epoch)
 
     @property
     def max_grad_norm(self) -> float:

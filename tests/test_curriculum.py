@@ -326,10 +326,32 @@ def test_a_sure_guide_has_starts_tried_again_until_one_helps():
     assert not curriculum.searches
 
 
-def test_in_vain_under_a_sure_guide_all_updates_are_spent():
-    curriculum = under_a_sure_guide(max_epochs=9)
-    assert walked(curriculum, [0.1] * 10)[-1] is STOP
+def test_in_vain_under_a_sure_guide_each_start_is_tried_three_times_and_then_the_later_stages():
+    """A guide may be sure of whole images, and see nothing in the first stage's."""
+    curriculum = under_a_sure_guide()
+    steps = events(curriculum, [0.15, *[0.1] * 20])
+    assert steps[:6] == [*((epoch, NEXT_START) for epoch in (2, 4, 6, 8, 10)), (12, NEXT_STAGE)]
+    assert curriculum.attempt.vector == "vector 0"  # the best of all
+    assert steps[6:] == [(14, NEXT_STAGE), (16, STOP)]
+    assert curriculum.stopped_by == "no_progress"
+
+
+def test_under_a_sure_guide_starts_are_tried_until_the_end_once_one_helped():
+    curriculum = under_a_sure_guide(max_epochs=40)
+    steps = events(curriculum, [0.1, 0.5, *[0.1] * 39])
+    assert steps[:3] == [(1, NEXT_STAGE), (3, NEXT_STAGE), (7, NEXT_START)]
+    assert [step for _, step in steps[3:-1]] == [NEXT_START] * 16
     assert curriculum.stopped_by == "max_epochs"
+
+
+def test_a_sure_guides_verdicts_decide_and_of_equal_ones_the_loss():
+    curriculum = under_a_sure_guide()
+    after(curriculum, 0, 0.1)
+    curriculum.offer(Score(0.3, (-9.0, -9.0)), "more right ones", 1, 1)
+    curriculum.offer(Score(0.2, (-1.0, -1.0)), "more probable", 2, 2)
+    assert curriculum.best.vector == "more right ones"
+    curriculum.offer(Score(0.3, (-8.0, -9.9)), "a little more probable", 3, 3)
+    assert curriculum.best.vector == "a little more probable"
 
 
 def test_under_a_sure_guide_a_later_stage_goes_on_as_long_as_it_makes_a_better_token():
@@ -703,7 +725,7 @@ def test_a_first_token_that_is_enough_ends_by_that_and_not_for_want_of_progress(
     """A word that does already cannot be made clearly better."""
     settings = replace(SETTINGS, enough_validation_accuracy=0.95)
     curriculum = Curriculum(settings, stages=2, starts=2)
-    assert events(curriculum, [0.96] * 20) == [(2, NEXT_START), (5, MEASURE), (9, STOP)]
+    assert events(curriculum, [0.96] * 20) == [(2, STOP)]
     assert curriculum.stopped_by == "enough"
 
 

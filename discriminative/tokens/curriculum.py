@@ -6,8 +6,8 @@ for as long as it helps, and hands its best token to the next. After the last on
 steps are measured from the best token: the gradients of many images say where to, others which way is best.
 
 A guide that is sure of what it sees gives next to no probability to a class that it does not see. How much
-that is says little then, and its verdicts say much: starts are short, and tried again with other noises. Its
-gradient says enough with few images, so that another start does more than measured steps.
+that is says little then, and its verdicts say much: they decide. Starts are short and tried again with other
+noises, which does more there than measured steps.
 """
 
 import math
@@ -27,6 +27,7 @@ LEAST_LOSS = 1.0  # below, twice a loss is no harm
 MAX_FALLS = 2  # times that training goes back to its best token with half the rate
 LAST_STAGE_PATIENCE = 2  # times as long: a late step makes a token worse before it makes it better
 SURE = 0.75  # median probability of what a guide sees in the first images, from where it is sure
+SURE_TRIES = 3  # of each start, that a sure guide may need
 POOLED_UPDATES = 10  # of each stage, whose gradients a measured step goes by
 LOOKS_IN_VAIN = 2  # in a row, after which no measured step is looked for any more
 
@@ -66,12 +67,15 @@ class Score:
         """Mean cross-entropy of the class."""
         return -fmean(self.log_probabilities)
 
-    def beats(self, other: "Score") -> bool:
+    def beats(self, other: "Score", is_sure: bool = False) -> bool:
         """Whether the token is better.
 
-        Verdicts on a few images are luck as long as many are wrong, and say nothing below the first right
-        one: there log-probabilities decide, pair by pair. Of tokens that are nearly right the verdicts do.
+        The verdicts of a sure guide decide, and of equal ones the loss. Another guide's on a few images are
+        luck as long as many are wrong, and say nothing below the first right one: there log-probabilities
+        decide, pair by pair. Of tokens that are nearly right the verdicts do.
         """
+        if is_sure:
+            return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
         nearly_right = max(self.accuracy, NEARLY_RIGHT_ACCURACY), max(other.accuracy, NEARLY_RIGHT_ACCURACY)
         if nearly_right[0] != nearly_right[1]:
             return nearly_right[0] > nearly_right[1]
@@ -100,9 +104,9 @@ class Best:
         """Share of its images that count; -1 where there is none."""
         return self.score.accuracy if self.score else -1.0
 
-    def beaten_by(self, score: Score) -> bool:
-        """Whether a token of that score is better."""
-        return self.score is None or score.beats(self.score)
+    def beaten_by(self, score: Score, is_sure: bool = False) -> bool:
+        """Whether a token of that score is better, by a guide that is sure or not."""
+        return self.score is None or score.beats(self.score, is_sure)
 
     def __str__(self) -> str:
         if not self.score:
@@ -124,7 +128,7 @@ class Best:
 
 
 # What a curriculum knows beside its settings and its best tokens.
-STATE = ("stage", "start", "began", "measures", "looks", "in_vain", "searches", "first", "left")
+STATE = ("stage", "start", "began", "measures", "looks", "in_vain", "searches", "tried", "first", "left")
 STATE += ("stopped_by", "falls", "sound", "sureness")
 
 
@@ -155,6 +159,7 @@ class Curriculum:
         self.in_vain = 0  # of these, the last ones in a row
         self.has_moved = False  # the token made a measured step after this update
         self.searches = True  # a start is still looked for, by its first stage
+        self.tried = 0  # starts in vain, meanwhile
         self.sureness = 0.0  # of the guide, of what it sees: a probability
         self.first = -math.inf  # validation accuracy of the first start
         self.attempt = Best()  # of this start
@@ -204,11 +209,15 @@ class Curriculum:
 
     @property
     def has_another_start(self) -> bool:
-        """Whether a start is tried again, with other noises: some start helped, and of late too; or none did
-        yet, and the guide is sure."""
-        if not self.is_clearly_better(self.best):
-            return self.is_sure
-        return len(self.left) <= self.starts or self.best.epoch > self.left[-self.starts - 1]
+        """Whether a start is tried again, with other noises: some start helped, and of late too; where the
+        guide is sure at any time."""
+        of_late = len(self.left) <= self.starts or self.best.epoch > self.left[-self.starts - 1]
+        return self.is_clearly_better(self.best) and (self.is_sure or of_late)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the best token of all is good enough for no further start."""
+        return 0 < self.settings.enough_validation_accuracy <= self.best.accuracy
 
     @property
     def is_sure(self) -> bool:
@@ -233,11 +242,11 @@ class Curriculum:
         best = self.attempt.score or score
         if score.loss <= COLLAPSED * max(best.loss, LEAST_LOSS):
             self.sound = epoch
-        is_best = self.best.beaten_by(score)
+        is_best = self.best.beaten_by(score, self.is_sure)
         if self.has_moved:  # from the attempt's best, proved on more noises than a validation has
             is_best |= self.attempt.epoch == self.best.epoch
             self.attempt = found
-        elif self.attempt.beaten_by(score):
+        elif self.attempt.beaten_by(score, self.is_sure):
             self.attempt = found
         if is_best:
             self.best = found
@@ -306,14 +315,16 @@ class Curriculum:
         return Step.GO_BACK
 
     def after_a_start_in_vain(self, epoch: int) -> Step:
-        """The next start's turn; where none is left, measured steps', from the best token of all, unless the
-        guide is sure."""
-        if self.searches and self.start + 1 < self.starts:
-            return self.begin_start(epoch)
-        if not self.searches or self.is_sure:
+        """The next start's turn; where none is left, measured steps', from the best token of all; under a
+        sure guide the later stages'."""
+        self.tried += 1
+        if not self.searches or self.is_enough:
             return self.leave_start(epoch)
+        if self.tried < self.starts * (SURE_TRIES if self.is_sure else 1):
+            return self.begin_start(epoch)
+        self.searches = False
         self.attempt = self.best
-        return self.begin_measuring(epoch)
+        return self.next_stage(epoch) if self.is_sure else self.begin_measuring(epoch)
 
     def next_stage(self, epoch: int) -> Step:
         """The next stage's turn; after the last one measured steps', unless the token is nearly right or
@@ -336,7 +347,7 @@ class Curriculum:
     def leave_start(self, epoch: int) -> Step:
         """Another start's turn, or the end."""
         self.left.append(self.best.epoch)
-        if 0 < self.settings.enough_validation_accuracy <= self.best.accuracy:
+        if self.is_enough:
             self.stopped_by = "enough"
         elif not self.has_another_start:
             self.stopped_by = "no_progress"
@@ -370,11 +381,12 @@ class Curriculum:
     def runs_out(self, epoch: int) -> bool:
         """Whether the stage's patience is over, unless the token after ``epoch`` is a better one.
 
-        It counts from the best token; where a sure guide is to see the class at last, from the beginning.
+        It counts from the best token; where a sure guide does not see a clearly better one yet, from the
+        beginning.
         """
         is_last = 0 < self.stage == self.stages - 1
         times = LAST_STAGE_PATIENCE if is_last and self.is_clearly_better(self.attempt) else 1
         since = max(self.began, self.attempt.epoch)
-        if self.is_sure and self.is_first_of_several:
+        if self.is_sure and not self.is_clearly_better(self.attempt):
             since = self.began
         return epoch - since >= times * self.settings.attempt_patience
