@@ -170,10 +170,13 @@ def test_where_no_start_helps_steps_are_measured_from_the_best_token_of_all(
 def test_how_sure_the_guide_is_decides_whether_starts_are_tried_again(tmp_path, monkeypatch, sureness, tried):
     monkeypatch.setattr(Objective, "sureness", lambda self: sureness)
     accuracies = [0.1, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05, 0.05]
-    _, training, _, _ = attempted(tmp_path, monkeypatch, accuracies, max_epochs=6)
+    token, training, _, seen = attempted(tmp_path, monkeypatch, accuracies, max_epochs=6)
     starts = [row["start"] for row in training.rows]
     assert [start for i, start in enumerate(starts) if [start] != starts[i - 1 : i]] == tried
     assert training.sureness == sureness
+    # A sure guide's verdict on a start says nothing of what can be learned from it.
+    second = token.start_vector("tiger+cat", "tiger cat")
+    assert any(torch.equal(vector, second) for vector in seen) is (sureness < 0.75)
 
 
 def test_a_clearly_better_token_goes_on_at_the_next_stage(tmp_path, monkeypatch):
