@@ -7,7 +7,8 @@ steps are measured from the best token: the gradients of many images say where t
 
 A guide that is sure of what it sees gives next to no probability to a class that it does not see. How much
 that is says little then, and its verdicts say much: they decide. Starts are short and tried again with other
-noises, which does more there than measured steps.
+noises, which does more there than measured steps. Where none helps, the later stages may: a guide may be sure
+of whole images, and see nothing in those of the first stage.
 """
 
 import math
@@ -27,7 +28,7 @@ LEAST_LOSS = 1.0  # below, twice a loss is no harm
 MAX_FALLS = 2  # times that training goes back to its best token with half the rate
 LAST_STAGE_PATIENCE = 2  # times as long: a late step makes a token worse before it makes it better
 SURE = 0.75  # median probability of what a guide sees in the first images, from where it is sure
-SURE_TRIES = 3  # of each start, that a sure guide may need
+SURE_TRIES = 3  # of each start under a sure guide, before the later stages
 POOLED_UPDATES = 10  # of each stage, whose gradients a measured step goes by
 LOOKS_IN_VAIN = 2  # in a row, after which no measured step is looked for any more
 
@@ -159,7 +160,7 @@ class Curriculum:
         self.in_vain = 0  # of these, the last ones in a row
         self.has_moved = False  # the token made a measured step after this update
         self.searches = True  # a start is still looked for, by its first stage
-        self.tried = 0  # starts in vain, meanwhile
+        self.tried = 0  # starts in vain
         self.sureness = 0.0  # of the guide, of what it sees: a probability
         self.first = -math.inf  # validation accuracy of the first start
         self.attempt = Best()  # of this start
@@ -209,8 +210,8 @@ class Curriculum:
 
     @property
     def has_another_start(self) -> bool:
-        """Whether a start is tried again, with other noises: some start helped, and of late too; where the
-        guide is sure at any time."""
+        """Whether a start is tried again, with other noises: some start helped, and of late, too, unless
+        the guide is sure."""
         of_late = len(self.left) <= self.starts or self.best.epoch > self.left[-self.starts - 1]
         return self.is_clearly_better(self.best) and (self.is_sure or of_late)
 
