@@ -386,7 +386,8 @@ def main() -> None:
     parser.add_argument(
         "--against",
         type=Path,
-        help="compare the tokens with those of the same classes and seeds in another such file",
+        nargs="+",
+        help="compare the tokens with those of the same classes and seeds in other such files",
     )
     args = parser.parse_args()
     if args.summary:
@@ -405,7 +406,7 @@ def main() -> None:
         parser.error("no file of rows given, and no --summary")
     rows = read(*args.rows)
     if args.against:
-        print(comparison(rows, read(args.against)))
+        print(comparison(rows, read(*args.against)))
         return
     show(rows)
     if args.figure:
