@@ -262,7 +262,7 @@ class Running:
             self.begin(starts[curriculum.start] if best is None else best)
         elif step is Step.NEXT_START:
             self.begin(starts[curriculum.start])
-            if not curriculum.is_sure:
+            if not curriculum.is_sure:  # whose verdict on a start says nothing of what it leads to
                 self.keeper.look_at_start(epoch)
 
     @property

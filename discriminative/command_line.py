@@ -9,12 +9,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
 from discriminative.errors import UsageError, WorkError
 
 BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
+
+
+def existing_file(text: str) -> Path:
+    """A file that the command line names.
+
+    Raises:
+        argparse.ArgumentTypeError: there is none.
+    """
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} was given; allowed is a file that is there")
+    return Path(text)
 
 
 def boolean(text: str) -> bool:

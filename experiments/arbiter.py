@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from classifiers import load_classifier
+from discriminative.command_line import existing_file
 from discriminative.guides.classifier import finite, verdicts
 from discriminative.hub import quiet_libraries
 from discriminative.records.files import write_image, write_lines
@@ -22,7 +23,7 @@ from discriminative.records.pictures import Shown, framed
 from discriminative.tokens.files import read_origin
 from discriminative.tokens.objective import counted
 from discriminative.tokens.prompts import TEMPLATES, fill
-from experiments.measure import Measured, existing_file
+from experiments.measure import Measured
 
 WHO = ("guide", "judge", "judge2")
 SHOWN = 8  # images in a row of a picture

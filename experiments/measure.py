@@ -20,6 +20,7 @@ from PIL import Image
 
 from classifiers import load_classifier
 from config import with_preset
+from discriminative.command_line import existing_file
 from discriminative.diffusion.models import load_models
 from discriminative.guides.classifier import verdicts
 from discriminative.guides.labels import prompt_class_name
@@ -107,17 +108,6 @@ class Measured:
             on += [background(p) == colour for p in pixels]
             of_class += self.right(images).tolist()
         return {"on_background": float(np.mean(on)), "right_on_background": float(np.mean(of_class))}
-
-
-def existing_file(text: str) -> Path:
-    """A file that the command line names.
-
-    Raises:
-        argparse.ArgumentTypeError: there is none.
-    """
-    if not Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"{text!r} was given; allowed is a file that is there")
-    return Path(text)
 
 
 def measured(bench: Measured, prompt: str) -> tuple[dict, torch.Tensor]:

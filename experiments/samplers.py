@@ -19,6 +19,7 @@ import torch
 
 from classifiers import load_classifier
 from config import with_preset
+from discriminative.command_line import existing_file
 from discriminative.diffusion.models import load_models
 from discriminative.guides.classifier import Guide
 from discriminative.guides.labels import prompt_class_name
@@ -29,7 +30,6 @@ from discriminative.seeds import validation_seeds
 from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.files import read_origin, read_token
 from discriminative.tokens.objective import Objective
-from experiments.measure import existing_file
 
 WAYS = (0.6, 1.0)  # of the way from the start to the token
 # Scheduler, steps and precision.

@@ -17,6 +17,7 @@ from statistics import mean, median
 from PIL import Image
 from scipy.stats import binomtest, fisher_exact
 
+from discriminative.command_line import existing_file
 from discriminative.errors import UsageError
 from discriminative.records.files import write_image, write_lines
 from discriminative.records.summary import read as read_summary
@@ -217,13 +218,27 @@ def comparison(rows: list[dict], others: list[dict]) -> str:
     same = [pair for pair in both if pair[0]["training"]["updates"] == pair[1]["training"]["updates"]]
     seconds = ratio(same, lambda r: r["training"]["seconds"])
     lines.append(f"| seconds, where both took as many updates ({len(same)} tokens) | | | {seconds} |")
+    others = [pair for pair in both if outcome(pair[0]) != outcome(pair[1])]
+    listed = [f"{a['name']} {a['seed']} ({told(a)}; {told(b)})" for a, b in others]
+    lines.append(f"\nother updates or verdicts ({len(others)} tokens): {', '.join(listed) or 'none'}")
     groups = list(zip(*map(by_class, sides), strict=True))
     better = [group for group in groups if is_beyond_chance(*group)]
     worse = [group for group in groups if is_beyond_chance(*reversed(group))]
     for what, found in (("better", better), ("worse", worse)):
-        told = [f"{a[0]['name']} ({accuracy(a, 'guide')}; {accuracy(b, 'guide')})" for a, b in found]
-        lines.append(f"\n{what} by the guide (Fisher's test, p < {CHANCE}): {', '.join(told) or 'none'}")
+        named = [f"{a[0]['name']} ({accuracy(a, 'guide')}; {accuracy(b, 'guide')})" for a, b in found]
+        lines.append(f"\n{what} by the guide (Fisher's test, p < {CHANCE}): {', '.join(named) or 'none'}")
     return "\n".join(lines)
+
+
+def outcome(row: dict) -> tuple[int, float, float]:
+    """What a token took and came to: updates, and shares of right images by guide and judge."""
+    return row["training"]["updates"], share(row, "guide"), share(row, "judge")
+
+
+def told(row: dict) -> str:
+    """The same in words."""
+    updates, guide, judge = outcome(row)
+    return f"{updates} updates, {guide:.2f} / {judge:.2f}"
 
 
 def is_beyond_chance(rows: list[dict], others: list[dict]) -> bool:
@@ -375,7 +390,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("rows", type=Path, nargs="*", help="files that classes.py wrote")
+    parser.add_argument("rows", type=existing_file, nargs="*", help="files that classes.py wrote")
     parser.add_argument(
         "--summary", metavar="FOLDER", help="instead, print the table of this folder's summary.csv"
     )
@@ -385,7 +400,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="also draw the figure, to this file")
     parser.add_argument(
         "--against",
-        type=Path,
+        type=existing_file,
         nargs="+",
         help="compare the tokens with those of the same classes and seeds in other such files",
     )

@@ -205,7 +205,8 @@ def test_a_class_is_worse_where_other_images_would_hardly_show_it():
     """By all images of its tokens: what one seed does not show two may."""
     rows = [found(2, 90), found(2, 90, seed=36), found(4, 90), found(6, 99)]
     others = [found(2, 96), found(2, 96, seed=36), found(4, 96), found(6, 90)]
-    better, _, worse = tables.comparison(rows, others).splitlines()[-3:]
+    listed, _, better, _, worse = tables.comparison(rows, others).splitlines()[-5:]
+    assert listed.startswith("other updates or verdicts (4 tokens): n2 35 (40 updates, 0.90 / 0.90; ")
     assert better.endswith(": n6 (0.99 (0.95–1.00); 0.90 (0.83–0.94))")
     assert worse.endswith(": n2 (0.90 (0.85–0.93, worst 0.90); 0.96 (0.92–0.98, worst 0.96))")
     assert tables.comparison(rows[2:3], others).splitlines()[-1].endswith(": none")

@@ -193,11 +193,6 @@ class Curriculum:
         return self.attempt.accuracy > NEARLY_RIGHT_ACCURACY
 
     @property
-    def is_first_of_several(self) -> bool:
-        """Whether the stage is the one that finds a start."""
-        return self.stage == 0 < self.stages - 1
-
-    @property
     def to_confirm(self) -> float:
         """The accuracy above which a token's whole validation is drawn: it would be the best of its start."""
         return max(NEARLY_RIGHT_ACCURACY, self.attempt.accuracy)
@@ -210,8 +205,8 @@ class Curriculum:
 
     @property
     def has_another_start(self) -> bool:
-        """Whether a start is tried again, with other noises: some start helped, and of late, too, unless
-        the guide is sure."""
+        """Whether a start is tried again, with other noises: some start helped; where the guide is not sure,
+        one of late."""
         of_late = len(self.left) <= self.starts or self.best.epoch > self.left[-self.starts - 1]
         return self.is_clearly_better(self.best) and (self.is_sure or of_late)
 
@@ -376,8 +371,8 @@ class Curriculum:
 
     def is_over(self, epoch: int) -> bool:
         """Whether the stage has done its part, or brings nothing any more."""
-        is_found = self.is_first_of_several and self.is_clearly_better(self.attempt)
-        return is_found or self.runs_out(epoch)
+        is_first = self.stage == 0 and self.stages > 1
+        return (is_first and self.is_clearly_better(self.attempt)) or self.runs_out(epoch)
 
     def runs_out(self, epoch: int) -> bool:
         """Whether the stage's patience is over, unless the token after ``epoch`` is a better one.
