@@ -11,6 +11,7 @@ The last is of a run over many classes, by its summary.csv.
 import argparse
 import json
 import math
+from itertools import chain
 from pathlib import Path
 from statistics import mean, median
 
@@ -29,9 +30,18 @@ CHANCE = 0.025  # p-value, to either side
 GOOD = {"guide": 0.90, "judge": 0.85}  # the least share of right images of a token that passes
 
 
-def read(*paths: Path) -> list[dict]:
-    """The rows of files."""
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+def rows_of(text: str) -> list[dict]:
+    """The rows of a file that the command line names.
+
+    Raises:
+        argparse.ArgumentTypeError: there is none, or it holds something else.
+    """
+    try:
+        return [json.loads(line) for line in existing_file(text).read_text().splitlines()]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} was given; allowed is a file of JSON lines ({error})"
+        ) from error
 
 
 def interval(right: int, of: int) -> str:
@@ -390,7 +400,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("rows", type=existing_file, nargs="*", help="files that classes.py wrote")
+    parser.add_argument("rows", type=rows_of, nargs="*", help="files that classes.py wrote")
     parser.add_argument(
         "--summary", metavar="FOLDER", help="instead, print the table of this folder's summary.csv"
     )
@@ -400,7 +410,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="also draw the figure, to this file")
     parser.add_argument(
         "--against",
-        type=existing_file,
+        type=rows_of,
         nargs="+",
         help="compare the tokens with those of the same classes and seeds in other such files",
     )
@@ -419,9 +429,9 @@ def main() -> None:
         return
     if not args.rows:
         parser.error("no file of rows given, and no --summary")
-    rows = read(*args.rows)
+    rows = list(chain(*args.rows))
     if args.against:
-        print(comparison(rows, read(*args.against)))
+        print(comparison(rows, list(chain(*args.against))))
         return
     show(rows)
     if args.figure:

@@ -253,3 +253,18 @@ def test_a_token_file_that_is_not_there_is_told_in_one_line(monkeypatch, capsys,
         program.main()
     assert error.value.code == 2
     assert "'no/such.safetensors' was given; allowed is a file that is there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "allowed"), [(None, "a file that is there"), ("# a page", "a file of JSON lines")]
+)
+@pytest.mark.parametrize("before", [[], ["--against"]])
+def test_a_file_without_rows_is_told_in_one_line(tmp_path, monkeypatch, capsys, content, allowed, before):
+    path = tmp_path / "rows.jsonl"
+    if content:
+        path.write_text(content)
+    monkeypatch.setattr("sys.argv", ["tables", *before, str(path)])
+    with pytest.raises(SystemExit) as error:
+        tables.main()
+    assert error.value.code == 2
+    assert f"rows.jsonl' was given; allowed is {allowed}" in capsys.readouterr().err
