@@ -38,7 +38,7 @@ from experiments.method import read
 from experiments.speed import common
 from experiments.speed.table import load
 
-ROWS = Path(__file__).parents[1] / "results" / "classes_seeds38_39_40.jsonl"
+ROWS = Path(__file__).parents[1] / "results" / "classes_0.3.0_seeds38_39_40.jsonl"
 HOUR = 3600.0
 ORDERS = {
     "as drawn": lambda work: 0,
