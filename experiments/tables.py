@@ -9,7 +9,6 @@ The last is of a run over many classes, by its summary.csv.
 """
 
 import argparse
-import json
 import math
 from itertools import chain
 from pathlib import Path
@@ -22,6 +21,7 @@ from discriminative.command_line import existing_file
 from discriminative.errors import UsageError
 from discriminative.records.files import write_image, write_lines
 from discriminative.records.summary import read as read_summary
+from experiments.method import read
 from experiments.paired import difference, pairs, ratio
 from experiments.sheets import sheet_of
 
@@ -34,14 +34,15 @@ def rows_of(text: str) -> list[dict]:
     """The rows of a file that the command line names.
 
     Raises:
-        argparse.ArgumentTypeError: there is none, or it holds something else.
+        argparse.ArgumentTypeError: there is none, or it holds anything else.
     """
     try:
-        return [json.loads(line) for line in existing_file(text).read_text().splitlines()]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} was given; allowed is a file of JSON lines ({error})"
-        ) from error
+        rows = read(existing_file(text))
+    except ValueError:
+        rows = []
+    if not rows or not all(isinstance(row, dict) and "token" in row for row in rows):
+        raise argparse.ArgumentTypeError(f"{text!r} was given; allowed are rows that classes.py wrote")
+    return rows
 
 
 def interval(right: int, of: int) -> str:
@@ -228,9 +229,9 @@ def comparison(rows: list[dict], others: list[dict]) -> str:
     same = [pair for pair in both if pair[0]["training"]["updates"] == pair[1]["training"]["updates"]]
     seconds = ratio(same, lambda r: r["training"]["seconds"])
     lines.append(f"| seconds, where both took as many updates ({len(same)} tokens) | | | {seconds} |")
-    others = [pair for pair in both if outcome(pair[0]) != outcome(pair[1])]
-    listed = [f"{a['name']} {a['seed']} ({told(a)}; {told(b)})" for a, b in others]
-    lines.append(f"\nother updates or verdicts ({len(others)} tokens): {', '.join(listed) or 'none'}")
+    differing = [pair for pair in both if outcome(pair[0]) != outcome(pair[1])]
+    listed = [f"{a['name']} {a['seed']} ({told(a)}; {told(b)})" for a, b in differing]
+    lines.append(f"\nother updates or verdicts ({len(differing)} tokens): {', '.join(listed) or 'none'}")
     groups = list(zip(*map(by_class, sides), strict=True))
     better = [group for group in groups if is_beyond_chance(*group)]
     worse = [group for group in groups if is_beyond_chance(*reversed(group))]

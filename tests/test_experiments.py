@@ -256,15 +256,21 @@ def test_a_token_file_that_is_not_there_is_told_in_one_line(monkeypatch, capsys,
 
 
 @pytest.mark.parametrize(
-    ("content", "allowed"), [(None, "a file that is there"), ("# a page", "a file of JSON lines")]
+    ("content", "allowed"),
+    [
+        (None, "is a file that is there"),
+        ("", "are rows that classes.py wrote"),
+        ("# a page", "are rows that classes.py wrote"),
+        ('{"method": "LoRA"}', "are rows that classes.py wrote"),
+    ],
 )
 @pytest.mark.parametrize("before", [[], ["--against"]])
 def test_a_file_without_rows_is_told_in_one_line(tmp_path, monkeypatch, capsys, content, allowed, before):
     path = tmp_path / "rows.jsonl"
-    if content:
+    if content is not None:
         path.write_text(content)
     monkeypatch.setattr("sys.argv", ["tables", *before, str(path)])
     with pytest.raises(SystemExit) as error:
         tables.main()
     assert error.value.code == 2
-    assert f"rows.jsonl' was given; allowed is {allowed}" in capsys.readouterr().err
+    assert f"rows.jsonl' was given; allowed {allowed}" in capsys.readouterr().err
