@@ -58,6 +58,17 @@ def with_underscores(text: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        if not (text.isdecimal() and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text!r} was given; allowed is a number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
 def at_least(low: float, high: float = math.inf) -> dict:
     """The limits of an option: ``low`` to ``high``, both allowed."""
     allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:.10g}"

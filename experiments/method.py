@@ -12,7 +12,6 @@ of the others, which are for reporting, one may be named to find out what is wro
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from config import RunConfig, with_preset
 from experiments.paired import difference, pairs, ratio
+from experiments.rows import add, read
 from miniature.scenes import CLASSES
 from run import boolean
 
@@ -127,11 +127,6 @@ def one_run(setting: str, class_index: int, seed: int) -> dict:
     }
 
 
-def read(out: Path) -> list[dict]:
-    """The finished runs."""
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-
-
 def finished(pool: Executor, work: Callable[..., dict], jobs: list[tuple]) -> Iterator[dict]:
     """The rows of ``jobs``, each the arguments of ``work``, as they come; the pool takes no more after it.
 
@@ -221,7 +216,6 @@ def main() -> None:
     )
     args = parser.parse_args()
     if not args.table:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         done = {
             (r["setting"], r["class_index"], r["seed"])
             for r in read(args.out)
@@ -236,8 +230,7 @@ def main() -> None:
         ]
         with ProcessPoolExecutor(args.workers, max_tasks_per_child=None) as pool:
             for row in finished(pool, one_run, jobs):
-                with args.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                add(args.out, row)
                 print(
                     f"{row['setting']}, class {row['class_index']}, seed {row['seed']}: "
                     f"{row['guide']:.2f}/{row['judge']:.2f} in {row['seconds']} s",

@@ -15,7 +15,6 @@ beside the plain prompt and the best prompt of the world (the ceiling) on the sa
 import argparse
 import hashlib
 import importlib
-import json
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -39,7 +38,8 @@ from discriminative.tokens.class_token import ClassToken
 from discriminative.tokens.drawing import draw_all
 from discriminative.tokens.prompts import TEMPLATES, fill
 from experiments import real_guides_table
-from experiments.method import finished, read
+from experiments.method import finished
+from experiments.rows import add, read
 from experiments.sheets import sheet_of
 from miniature.scenes import CLASSES, GROUPS, HUES, TINTABLE, with_article
 from run import boolean
@@ -312,13 +312,6 @@ def key_of(pair: Pair, guide: str, seed: int, setting: str) -> dict:
     """What tells a run from the others."""
     values = (pair.word, pair.class_index, guide, seed, setting, SETTINGS[setting])
     return dict(zip(KEY, values, strict=True))
-
-
-def add(out: Path, row: dict) -> None:
-    """Append a finished row."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def missing_prompts(pairs: list[Pair], rows: list[dict]) -> Iterator[tuple[str, int]]:

@@ -27,7 +27,7 @@ from dpt.alignment import alignments
 from dpt.data.facts import Fact, Scene, verdict
 from dpt.data.scenes import KINDS, PROMPT_KINDS, Miniature, Pair, Prompt, prompts
 from dpt.evaluate import share
-from experiments.method import read
+from experiments.rows import read
 from miniature.classifiers import load_vae, reconstructions
 from miniature.detector import NAME, Detector, load_detector, nouns
 from miniature.scenes import CLASSES, Thing

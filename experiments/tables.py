@@ -18,11 +18,11 @@ from PIL import Image
 from scipy.stats import binomtest, fisher_exact
 
 from discriminative.command_line import existing_file
-from discriminative.errors import UsageError
+from discriminative.errors import UsageError, WorkError
 from discriminative.records.files import write_image, write_lines
 from discriminative.records.summary import read as read_summary
-from experiments.method import read
 from experiments.paired import difference, pairs, ratio
+from experiments.rows import read
 from experiments.sheets import sheet_of
 
 WHO = ("guide", "judge")
@@ -38,7 +38,7 @@ def rows_of(text: str) -> list[dict]:
     """
     try:
         rows = read(existing_file(text))
-    except ValueError:
+    except (WorkError, ValueError):  # ValueError: bytes that are no text
         rows = []
     if not rows or not all(isinstance(row, dict) and "token" in row for row in rows):
         raise argparse.ArgumentTypeError(f"{text!r} was given; allowed are rows that classes.py wrote")

@@ -55,8 +55,10 @@ def test_calls_are_passes_of_single_images_forward_and_backward(token):
     assert (calls.forward, calls.backward, calls.total) == (2 * EACH + 2, 2, 2 * EACH + 4)
 
 
-@pytest.mark.parametrize(("budget", "cost", "done"), [(10, 3, 3), (9, 3, 3), (2, 3, 1), (10, 0, 1)])
-def test_rounds_end_before_the_budget_does_but_one_is_always_done(budget, cost, done):
+@pytest.mark.parametrize(
+    ("budget", "cost", "done"), [(10, 3, 4), (9, 3, 3), (2, 3, 1), (-5, 3, 1), (10, 0, 1)]
+)
+def test_rounds_end_when_the_budget_is_spent_and_one_is_always_done(budget, cost, done):
     calls = Calls(torch.nn.Identity())
     calls.forward = 100
     seen = []
@@ -66,10 +68,13 @@ def test_rounds_end_before_the_budget_does_but_one_is_always_done(budget, cost, 
     assert seen == list(range(done))
 
 
+# Calls of a round, by which learning may go beyond its budget; of the hard prompt one of each kind.
+ROUND = {"textual_inversion": 16, "hard_prompt": 15 + 4 * 24, "reward_lora": 80, "noise_optimisation": 32}
+
+
 @pytest.mark.parametrize("name", RIVALS)
-def test_a_rival_costs_what_the_class_token_does_and_leaves_the_model_as_it_was(task, name, monkeypatch):
-    if name == "hard_prompt":  # comparing one prompt takes 288 calls
-        monkeypatch.setattr(rivals, "CHOOSING", 0.5)
+def test_a_rival_costs_what_the_class_token_does_and_leaves_the_model_as_it_was(task, name):
+    if name == "hard_prompt":  # comparing one prompt takes 96 calls
         task.budget = replace(task.budget, once=600)
     total = task.budget.once + 4 * EACH
     models = task.token.models
@@ -77,14 +82,14 @@ def test_a_rival_costs_what_the_class_token_does_and_leaves_the_model_as_it_was(
     before = weight_hashes(*frozen)
     learned = getattr(rivals, name)(task, **RIVALS[name])
     assert weight_hashes(*frozen) == before
-    assert task.calls.total <= task.budget.once
     images = learned.draw("", [0, 1, 2, 3])
     assert images.shape == (4, 3, 16, 16)
     assert images.isfinite().all()
     if name == "best_of_k":  # whole batches are drawn
         assert learned.candidates * EACH * 4 == total
     else:
-        assert 0.5 * total < task.calls.total <= total  # it makes use of it, too
+        least = 0.8 * total if name == "hard_prompt" else total  # it compares no more than it has tried
+        assert least <= task.calls.total < total + ROUND[name]
     assert not torch.equal(images, learned.draw(" on blue", [0, 1, 2, 3]))
     check_kept(name, task, learned)
 
@@ -236,9 +241,10 @@ def test_a_rival_waits_until_the_class_token_says_what_it_may_cost():
     assert accuracy.missing([unit], [row(OURS, once=900), done])  # at another cost it is another
 
 
-def test_the_candidate_that_did_best_on_the_tuning_classes_is_taken():
+def test_the_candidate_that_did_best_on_the_tuning_classes_is_taken(monkeypatch):
     name = "noise optimisation"
-    candidates = METHODS[name].candidates
+    candidates = ({"rate": 5.0}, {"rate": 20.0})
+    monkeypatch.setitem(METHODS, name, replace(METHODS[name], candidates=candidates))
     rows = [row(OURS, c, accuracy.TUNING_SEED) for c in accuracy.TUNING_CLASSES]
     assert accuracy.chosen(name, rows) is None
     for changes, judge in zip(candidates, (10, 20), strict=True):
@@ -252,6 +258,19 @@ def test_the_candidate_that_did_best_on_the_tuning_classes_is_taken():
     assert {u.seed for u in units if u.class_index == 2} == {38, 39}
     assert {u.seed for u in units if u.class_index == 1} == {38}
     assert all(u.changes == candidates[1] for u in units if u.method == name)
+
+
+def test_of_candidates_that_are_equal_the_first_is_taken(monkeypatch):
+    """1/40 and 37/40 are no more than 0/40 and 38/40, which rounding may say."""
+    candidates = ({"steps": 1}, {"steps": 12})
+    monkeypatch.setitem(METHODS, "LoRA", replace(METHODS["LoRA"], candidates=candidates))
+    rows = [row(OURS, c, accuracy.TUNING_SEED) for c in accuracy.TUNING_CLASSES]
+    for changes, judged in zip(candidates, ((0, 38), (1, 37)), strict=True):
+        rows += [
+            row("LoRA", c, accuracy.TUNING_SEED, judge, changes=changes, budget=BUDGET)
+            for c, judge in zip(accuracy.TUNING_CLASSES, judged, strict=True)
+        ]
+    assert accuracy.chosen("LoRA", rows) == candidates[0]
 
 
 def test_every_method_has_a_function_that_takes_its_settings():
@@ -295,7 +314,7 @@ def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, mon
     assert "Mean over rare senses that nothing was chosen on (1 classes)" in printed
     assert "| best of k | 2 × 1 | 0.50 |" in printed
     assert "| 0 | 9 | 120 | 0.50 | 4,800 |" in printed  # k times a plain image's seconds
-    assert "| best of k | +0.38 [+0.35, +0.40] (2) | +0.38 [" in printed
+    assert "| best of k | +0.38 [+0.06, +0.69] (2) | +0.38 [" in printed
     assert "| best of k | +0.35 (1) | +0.35 (1) | " in printed  # class 2 chose something
     assert (tmp_path / "figure.png").exists()
     pictures = tmp_path / "figure_pictures.jpg"

@@ -9,7 +9,7 @@ import torch
 
 from discriminative.records.files import GAP, grid, to_pil, write_image
 from experiments import sheets
-from experiments.claims import insight, insight_table
+from experiments.claims import augmentation, insight, insight_table
 from experiments.claims import insight_world as world
 from experiments.claims.insight_world import PHRASES, REPORTED, TUNING, Cue, attributes_of, planted
 from miniature.scenes import CLASSES, TINTABLE
@@ -168,6 +168,26 @@ def test_a_cue_that_stands_first_beyond_chance_at_rate_0_is_a_false_alarm():
     assert [insight_table.is_alarm(row) for row in runs] == [row["rate"] > 0 for row in runs]
 
 
+def test_something_else_that_stands_first_is_a_finding_too_and_told_apart():
+    rows = fake_rows(lambda rate: 1)
+    for row in rows:
+        if row["key"][0] == "run" and row["key"][4] == 1:  # one seed of two
+            row["attributes"].insert(0, row["attributes"].pop())
+            row["attributes"][0][1:] = [0.9, [0.8, 1.0]]
+    lines = insight_table.findings(insight_table.Rows(rows, REPORTED))[2:]
+    counts = [[int(cell) for cell in line.strip("| ").split("|")[1:]] for line in lines]
+    assert counts == [[12, 0, 6, 6]] + [[12, 6, 6, 0]] * (len(insight.RATES) - 1)
+
+
+def test_guides_of_one_cue_are_one_figure_of_the_interval():
+    runs = insight_table.Rows(fake_rows(lambda rate: 1), REPORTED).every("run")
+    some = [row for row in runs if not row["rate"]]
+    values = [float(row["cue"] == REPORTED[0]) for row in some]
+    told = insight_table.over_cues(some, values)
+    assert told == insight_table.signed([1.0] + [0.0] * (len(REPORTED) - 1))
+    assert told != insight_table.signed(values)
+
+
 def test_what_clean_tokens_add_too_counts_for_nothing_against_them():
     rows = fake_rows(lambda rate: 1)
     cue = REPORTED[0].phrase
@@ -219,6 +239,40 @@ def test_a_sheet_shows_the_pictures_that_are_there(tmp_path, monkeypatch):
     width = insight.IN_SHEET * (64 + GAP) - GAP
     middles = [page.getpixel((150 + i * (width + sheets.GAP) + 30, sheets.HEAD + 30))[0] for i in range(5)]
     assert middles == [0, 51, 255, 204, 128]
+    insight.asked_path(cue).unlink()  # as in a clone that has the rows alone
+    page = insight.sheet(REPORTED, 1, "default")
+    assert page.getpixel((150 + 4 * (width + sheets.GAP) + 30, sheets.HEAD + 30)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("main", [insight.main, augmentation.main])
+def test_wrong_usage_of_a_claims_command_is_one_line(main, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--workers", "0"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.endswith(
+        ".py: error: argument --workers: '0' was given; allowed is a number from 1 to 1024\n"
+    )
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("main", [insight.main, augmentation.main])
+def test_rows_that_are_none_are_told_in_one_line(main, tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    out.write_text("no row\n")
+    assert main(["--table", "True", "--out", str(out)]) == 1
+    assert capsys.readouterr().err.endswith(f"{out}, line 1: is no JSON; allowed is a row on each line\n")
+
+
+def test_only_what_is_reported_is_drawn_into_the_documents(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(insight.insight_table, "show", lambda rows, cues, figure: drawn.append(figure))
+    monkeypatch.setattr(insight, "sheet", lambda *args: None)
+    given = ["--table", "True", "--out", str(tmp_path / "none.jsonl")]
+    insight.main(given)
+    insight.main([*given, "--setting", "four vectors"])
+    insight.main([*given, "--setting", "four vectors", "--figure", str(tmp_path / "a.png")])
+    assert drawn == [insight.FIGURE, None, tmp_path / "a.png"]
 
 
 # The command.

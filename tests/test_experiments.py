@@ -13,13 +13,15 @@ import torch
 from apps.earlier import BEFORE_IT_WAS_THERE
 from apps.plan import Sources, make_plan
 from config import RunConfig
+from discriminative.errors import WorkError
 from discriminative.records.files import write_json, write_tensors
 from discriminative.records.summary import COLUMNS
 from experiments import arbiter, measure, samplers, tables
 from experiments.classes import AMBIGUOUS, plan
 from experiments.measure import background
 from experiments.method import SETTINGS, TUNING_CLASSES, TUNING_SEEDS, finished, print_comparison
-from experiments.paired import difference, pairs, ratio
+from experiments.paired import difference, interval, interval_of_few, pairs, ratio
+from experiments.rows import add, read
 from miniature.scenes import HUES, render
 
 ROWS = Path(tables.__file__).parent / "speed" / "results" / "convergence.jsonl"  # of version 0.2.0
@@ -210,6 +212,32 @@ def test_a_class_is_worse_where_other_images_would_hardly_show_it():
     assert better.endswith(": n6 (0.99 (0.95–1.00); 0.90 (0.83–0.94))")
     assert worse.endswith(": n2 (0.90 (0.85–0.93, worst 0.90); 0.96 (0.92–0.98, worst 0.96))")
     assert tables.comparison(rows[2:3], others).splitlines()[-1].endswith(": none")
+
+
+def test_a_row_that_was_cut_off_is_left_out_and_the_next_takes_its_place(tmp_path):
+    out = tmp_path / "of" / "rows.jsonl"
+    assert read(out) == []
+    add(out, {"a": 1})
+    with out.open("a") as file:
+        file.write('{"b": ')
+    assert read(out) == [{"a": 1}]
+    add(out, {"c": "é"})
+    assert read(out) == [{"a": 1}, {"c": "é"}]
+    out.write_text('{"a": 1}\nb\n')
+    with pytest.raises(WorkError, match="line 2: is no JSON; allowed is a row on each line"):
+        read(out)
+
+
+def test_the_interval_of_few_is_students_and_wider_than_a_bootstraps():
+    values = [0.1, 0.2, 0.2, 0.4, 0.6]
+    low, high = interval_of_few(values)
+    deviation = (sum((v - 0.3) ** 2 for v in values) / 4) ** 0.5
+    assert (high - low) / 2 == pytest.approx(2.776 * deviation / 5**0.5, rel=1e-3)
+    assert (low + high) / 2 == pytest.approx(0.3)
+    below, above = interval(values)
+    assert low < below < above < high
+    assert interval_of_few([0.5, 0.5]) is None
+    assert interval_of_few([0.5]) is None
 
 
 def test_an_interval_is_of_the_paired_differences():

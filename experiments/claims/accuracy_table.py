@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
-from experiments.paired import interval, told
+from experiments.paired import interval_of_few, told
 from experiments.sheets import sheet_of
 
 WHO = ("guide", "judge", "judge2")
@@ -155,7 +155,7 @@ def show_differences(of: dict[str, list[dict]], ours: str, ratio: Callable[[dict
     for name, theirs in of.items():
         gains = [differences(of[ours], theirs, value) for value in figures.values()]
         if name != ours and any(gains):
-            found = [f"{told(g, '{:+.2f}'.format)} ({len(g)})" if g else "–" for g in gains]
+            found = [f"{told(g, '{:+.2f}'.format, interval_of_few)} ({len(g)})" if g else "–" for g in gains]
             lines.append([name, *found])
     print_table(("method", *(f"{name} (classes)" for name in figures)), lines)
 
@@ -220,7 +220,7 @@ def draw_shares(axis, y: int, shares: list[float], is_ours: bool) -> None:
     """One line of the figure: classes, their mean and its interval."""
     colour = "#1f5fa8" if is_ours else "#8a8a8a"
     axis.scatter(shares, [y] * len(shares), s=14, alpha=0.35, color=colour, linewidths=0)
-    low, high = interval(shares) or (fmean(shares),) * 2
+    low, high = interval_of_few(shares) or (fmean(shares),) * 2
     axis.plot([low, high], [y, y], color=colour, linewidth=2)
     axis.scatter(fmean(shares), y, s=36, color=colour, zorder=3)
 

@@ -20,6 +20,7 @@ The words were fixed before any result: the first four on which no default of th
 
 import argparse
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -36,17 +37,19 @@ from apps.augment.folders import Pictures
 from apps.augment.network import Network
 from apps.augment.result import Difference, paired_difference
 from apps.augment.training import TrainingSettings, logits_of, train
+from discriminative.command_line import OneLineParser, boolean, run_program, whole_number
 from discriminative.hub import quiet_libraries
 from discriminative.records.files import grid, write_tensors
 from discriminative.records.insight import read_pictures
 from experiments.claims import augmentation_pictures as made
 from experiments.claims.augmentation_pictures import SEEDS, SHOTS, TAKEN, WORDS, Place
-from experiments.method import finished, read
+from experiments.method import finished
+from experiments.rows import add, read
 from experiments.sheets import sheet_of
-from run import boolean
 
 ROWS = Path(__file__).parents[1] / "results" / "claims_augmentation.jsonl"
 FIGURE = Path(__file__).parents[2] / "docs" / "images" / "claims_augmentation.png"
+NAME = "augmentation.py"
 SHEET = "claims_augmentation_pictures.jpg"  # beside the figure
 IN_SHEET = 3  # pictures of an arm
 SHEET_SEED = 2  # no setting was chosen on it
@@ -547,7 +550,6 @@ def seconds_left(rows: list[dict]) -> float:
 
 def carry_out(args: argparse.Namespace) -> None:
     """Do what is missing, round by round: what a round finds decides the next."""
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     while True:
         rows = read(args.out)
         jobs = Plan(rows, args.output_path).ready()
@@ -559,28 +561,44 @@ def carry_out(args: argparse.Namespace) -> None:
         with ProcessPoolExecutor(args.workers) as pool:
             work = [(job, args.output_path) for job in jobs]
             for number, row in enumerate(finished(pool, do, work), start=1):
-                with args.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                add(args.out, row)
                 kind, name, shots, seed, what, _ = row["key"]
                 accuracy = f" test {row['test']:.3f}" if "test" in row else ""
                 place = f"{kind} {name} {shots} shots, seed {seed}"
                 print(f"{number}/{len(jobs)} {place}:{accuracy} {row['seconds']} s", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--workers", type=int, default=2, help="units at a time, one thread each")
-    parser.add_argument("--output_path", type=Path, default=Path("results/claims_augmentation"))
-    parser.add_argument("--out", type=Path, default=ROWS, help="the rows")
-    parser.add_argument("--figure", type=Path, default=FIGURE)
+    parser.name = NAME
+    parser.add_argument(
+        "--workers", type=whole_number(1, 1024), default=2, help="units at a time, one thread each"
+    )
+    parser.add_argument(
+        "--output_path", type=Path, default=Path("results/claims_augmentation"), help="folder of what is made"
+    )
+    parser.add_argument("--out", type=Path, default=ROWS, help="file of the rows")
+    parser.add_argument("--figure", type=Path, default=FIGURE, help="file of the figure")
     parser.add_argument("--table", type=boolean, default=False, help="only print what is there")
-    args = parser.parse_args()
+    return parser
+
+
+def dispatch(argv: list[str]) -> int:
+    """Do what the command line asks for; the exit code."""
+    args = build_parser().parse_args(argv)
     if not args.table:
         carry_out(args)
     tell(read(args.out), args.output_path, args.figure)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_program(NAME, dispatch, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -38,18 +38,16 @@ class Calls:
         self.backward += len(gradient)
 
     def rounds(self, budget: float) -> Iterator[int]:
-        """Rounds of work, from 0, until another as dear as the dearest would exceed the budget.
+        """Rounds of work, from 0, until the budget is spent: the last one may go beyond it.
 
         Args:
-            budget: calls, counted from the first round on; one round is always done.
+            budget: calls, counted from the first round on; one round is always done. A round without calls is
+                the last.
         """
         end = self.total + budget
-        dearest = 0
+        before = -1
         i = 0
-        while i == 0 or self.total + dearest <= end:
+        while i == 0 or before < self.total < end:
             before = self.total
             yield i
-            dearest = max(dearest, self.total - before)
             i += 1
-            if not dearest:
-                return

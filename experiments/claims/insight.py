@@ -12,7 +12,7 @@ share of pictures with the cue to rise with the rate: over the clean guide's tok
 """
 
 import argparse
-import json
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from apps.session import LearnedToken, Session
+from discriminative.command_line import OneLineParser, boolean, run_program, whole_number
 from discriminative.diffusion.models import load_models
 from discriminative.guides.attributes import AT_ONCE, by_own
 from discriminative.guides.classifier import Classifier
@@ -50,14 +51,14 @@ from experiments.claims.insight_world import (
     kept,
     reliance,
 )
-from experiments.method import finished, read
+from experiments.method import finished
+from experiments.rows import add, read
 from experiments.sheets import sheet_of
 from miniature.scenes import CLASSES
-from run import boolean
 
 ROWS = Path(__file__).parents[1] / "results" / "claims_insight.jsonl"
 FIGURE = Path(__file__).parents[2] / "docs" / "images" / "claims_insight.png"
-SHEET = FIGURE.with_name("claims_insight_pictures.jpg")
+NAME = "insight.py"
 SCORER = "python:experiments.claims.insight_world:detected"
 RATES = (0.0, 0.25, 0.5, 0.75, 0.95)
 ENDS = (RATES[0], RATES[-1])  # enough to choose a setting by
@@ -267,6 +268,15 @@ def first_pictures(cue: Cue, rate: float, seed: int, setting: str, arm: str) -> 
     return grid(read_pictures([getattr(pair, arm) for pair in pairs]), columns=IN_SHEET)
 
 
+def first_asked(cue: Cue) -> Image.Image | None:
+    """The first pictures of the cue when it is asked for; None where they were not drawn here."""
+    path = asked_path(cue)
+    if not path.exists():
+        return None
+    with Image.open(path) as asked:
+        return asked.crop((0, 0, (asked.width - GAP) // (SHOWN // IN_SHEET), asked.height))
+
+
 def sheet(cues: tuple[Cue, ...], seed: int, setting: str) -> Image.Image | None:
     """The same noises of each cue: the plain prompt, the tokens of three guides, the cue asked for."""
     rows = []
@@ -275,8 +285,7 @@ def sheet(cues: tuple[Cue, ...], seed: int, setting: str) -> Image.Image | None:
         strips += [first_pictures(cue, rate, seed, setting, "token") for rate in SHEET_RATES]
         if all(strip is None for strip in strips):
             continue
-        with Image.open(asked_path(cue)) as asked:
-            strips.append(asked.crop((0, 0, (asked.width - GAP) // (SHOWN // IN_SHEET), asked.height)))
+        strips.append(first_asked(cue))
         rows.append((f"{cue.class_name}\n{cue.phrase}", strips))
     tokens = (f"token, cue at rate {rate:g}" for rate in SHEET_RATES)
     return sheet_of(rows, ("plain prompt", *tokens, "asked for"), left=150) if rows else None
@@ -333,38 +342,59 @@ def work_off(group: str, setting: str, workers: int, out: Path) -> None:
     every = [unit for stage in left for unit in stage]
     hours = sum(SECONDS[unit[0][0]] for unit in every) / 3600
     print(f"{len(every)} units are missing, about {hours:.1f} core-hours", flush=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
     number = 0
     for stage in left:
         with ProcessPoolExecutor(workers) as pool:
             for row in finished(pool, one_unit, stage):
                 number += 1
-                with out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                add(out, row)
                 told = " ".join(map(str, row["key"]))
                 print(f"{number} of {len(every)}: {told}, {row['seconds']} s", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.name = NAME
     parser.add_argument("--group", choices=CUES, default="reported", help="cues and training seeds")
     parser.add_argument("--setting", choices=SETTINGS, default=CHOSEN, help="of the tokens' learning")
-    parser.add_argument("--workers", type=int, default=2, help="units at a time, one thread each")
-    parser.add_argument("--out", type=Path, default=ROWS)
+    parser.add_argument(
+        "--workers", type=whole_number(1, 1024), default=2, help="units at a time, one thread each"
+    )
+    parser.add_argument("--out", type=Path, default=ROWS, help="file of the rows")
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        help="file of the figure; default: that of the documents, of "
+        f"the reported cues with {CHOSEN}; of others none",
+    )
     parser.add_argument("--table", type=boolean, default=False, help="only print what is there")
-    args = parser.parse_args()
+    return parser
+
+
+def dispatch(argv: list[str]) -> int:
+    """Do what the command line asks for; the exit code."""
+    args = build_parser().parse_args(argv)
     if not args.table:
         work_off(args.group, args.setting, args.workers, args.out)
     rows = [row for row in current(read(args.out)) if row.get("setting") in (None, args.setting)]
-    is_reported = args.group == "reported"
-    insight_table.show(rows, CUES[args.group], FIGURE if is_reported else None)
-    pictures = sheet(CUES[args.group], SEEDS[args.group][0], args.setting) if is_reported else None
+    is_documented = (args.group, args.setting) == ("reported", CHOSEN)
+    figure = args.figure or (FIGURE if is_documented else None)
+    insight_table.show(rows, CUES[args.group], figure)
+    pictures = sheet(CUES[args.group], SEEDS[args.group][0], args.setting) if figure else None
     if pictures:
-        pictures.save(SHEET, quality=88)
-        print(f"pictures: {SHEET}")
+        path = figure.with_name(f"{figure.stem}_pictures.jpg")
+        pictures.save(path, quality=88)
+        print(f"pictures: {path}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_program(NAME, dispatch, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,5 +1,6 @@
 """The tables and the figure of ``insight.py``, from its rows."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
@@ -7,7 +8,7 @@ from statistics import mean, median
 import numpy as np
 
 from experiments.claims.insight_world import PHRASES, Cue, auc
-from experiments.paired import told
+from experiments.paired import interval_of_few, told
 
 CLEAR = 0.75  # rate from which on the cue is to be ranked first
 TARGET_FIRST = 0.8
@@ -68,10 +69,15 @@ def rank_over_clean(rows: Rows, row: dict) -> int | None:
     return 1 + sorted(more, key=more.get, reverse=True).index(row["cue"].phrase)
 
 
+def is_clear(row: dict) -> bool:
+    """Whether what stands first has an interval above 0: what a user takes for a finding."""
+    _, _, interval = row["attributes"][0]
+    return interval is not None and interval[0] > 0
+
+
 def is_alarm(row: dict) -> bool:
     """Whether the cue stands first, with an interval above 0."""
-    _, _, interval = row["attributes"][0]
-    return rank(row) == 1 and interval is not None and interval[0] > 0
+    return rank(row) == 1 and is_clear(row)
 
 
 def spearman(pairs: list[tuple[float, float]]) -> float:
@@ -84,7 +90,16 @@ def spearman(pairs: list[tuple[float, float]]) -> float:
 
 def signed(values: list[float]) -> str:
     """A mean difference with its interval."""
-    return told(values, "{:+.2f}".format) if values else ""
+    return told(values, "{:+.2f}".format, interval_of_few) if values else ""
+
+
+def over_cues(rows: list[dict], values: list[float]) -> str:
+    """A mean difference with its interval over the cues, each the mean of its rows: guides of one cue are
+    alike."""
+    of = defaultdict(list)
+    for row, value in zip(rows, values, strict=True):
+        of[row["cue"]].append(value)
+    return signed([mean(of_cue) for of_cue in of.values()])
 
 
 def plain(values: list[float]) -> str:
@@ -104,7 +119,7 @@ def drawable(rows: Rows) -> list[str]:
 
 
 def by_rate(rows: Rows) -> list[str]:
-    """The corrected shares of every arm; differences with intervals over guides, a cue and seed each."""
+    """The corrected shares of every arm; differences with intervals over the cues."""
     lines = [
         "| rate | guides | plain | clean guide's token | biased guide's | best of 4 | other class's token "
         "| biased - plain | biased - clean | other - its plain | cue first | over clean tokens |",
@@ -116,13 +131,24 @@ def by_rate(rows: Rows) -> list[str]:
         arms = [plain([rows.share(row, arm) for row in some]) for arm in ("plain", "token", "best_of")]
         arms.insert(1, plain([rows.share(clean, "token") for _, clean in both]))
         arms.append(plain([rows.share(row, "token") for row in others]))
-        changes = [signed([rows.change(row) for row in some])]
+        changes = [over_cues(some, [rows.change(row) for row in some])]
         differences = [rows.share(row, "token") - rows.share(clean, "token") for row, clean in both]
-        changes.append(signed(differences) if rate else "")
-        changes.append(signed([rows.change(row) for row in others]))
+        changes.append(over_cues([row for row, _ in both], differences) if rate else "")
+        changes.append(over_cues(others, [rows.change(row) for row in others]))
         over = [place for row in some if (place := rank_over_clean(rows, row))]
         firsts = [f"{places.count(1)} of {len(places)}" for places in ([rank(row) for row in some], over)]
         lines.append(f"| {rate} | {len(some)} | {' | '.join([*arms, *changes, *firsts])} |")
+    return lines
+
+
+def findings(rows: Rows) -> list[str]:
+    """How many guides' tokens seem to add the cue first, or something else: with an interval above 0."""
+    lines = ["| rate | guides | the cue | something else | nothing |", "|-" * 5 + "|"]
+    for rate, some in grouped(rows.every("run"), "rate"):
+        clear = [row for row in some if is_clear(row)]
+        right = sum(is_alarm(row) for row in clear)
+        counts = (len(some), right, len(clear) - right, len(some) - len(clear))
+        lines.append(f"| {rate} | {' | '.join(map(str, counts))} |")
     return lines
 
 
@@ -244,7 +270,7 @@ def show(rows: list[dict], cues: tuple[Cue, ...], figure: Path | None) -> None:
     found = Rows(rows, cues)
     print("\n".join(drawable(found)))
     if found.every("run"):
-        for table in (by_rate, by_cue, telling, targets):
+        for table in (by_rate, findings, by_cue, telling, targets):
             print("\n" + "\n".join(table(found)))
         if figure:
             draw_figure(found, figure)

@@ -41,6 +41,7 @@ FEW = 8  # images in a training's step, and noises that are optimised at once
 STRIDE = 1000  # between the seeds of an image's candidates
 REAL_IMAGES = 2_000_000  # index of the first render that stands for a real image
 CHOOSING = 0.25  # share of the budget that goes into choosing among hard prompts
+CHOOSING_NOISES = 4  # that each of them is drawn from
 RESTART = 20  # updates with the same words after which a hard prompt begins anew
 Draw = Callable[[str, list[int]], torch.Tensor]  # suffix of the prompt, seeds -> images (N, 3, H, W)
 
@@ -316,8 +317,8 @@ def hard_prompt(task: Task, words: int, rate: float, stage: int) -> Learned:
     gradient that the guide's loss has at their nearest words.
 
     The loss is that of the class token's training. Where the words stay the same for long, others are begun
-    from. The prompts that did best while they were tried are compared on validation noises, with the last
-    quarter of the budget.
+    from. The prompts that did best while they were tried are compared on a few validation noises, with the
+    last quarter of the budget.
 
     Args:
         words: how many.
@@ -392,7 +393,7 @@ def best_words(task: Task, objective: Objective, tried: dict, table: torch.Tenso
         if i == len(ranked):
             break
         objective.token.load(table[list(ranked[i])])
-        rows = objective.score_seeds(validation_seeds(objective.settings.validation.validation_size))
+        rows = objective.score_seeds(validation_seeds(CHOOSING_NOISES))
         found[ranked[i]] = fmean(loss for _, loss, _ in rows)
     return min(found, key=found.get)
 
@@ -489,23 +490,32 @@ LONGEST_GRADIENT = 0.1  # of each noise
 def optimised(
     task: Task, prompt: str, noises: torch.Tensor, settings: SamplerSettings, rate: float
 ) -> torch.Tensor:
-    """Of the noises (B, C, h, w) on each one's way the one that the guide is surest of."""
+    """Of the noises (B, C, h, w) on each one's way the one that the guide is surest of.
+
+    Where the way ends is looked at without a gradient, for which the budget has to last.
+    """
     noises = noises.clone().requires_grad_()
     best = noises.detach().clone()
     surest = torch.full((len(noises),), -math.inf)  # (B,)
     optimizer = torch.optim.SGD([noises], lr=rate, momentum=MOMENTUM, nesterov=True)
-    for _ in task.calls.rounds(len(noises) * task.budget.once / task.budget.images):
-        images = images_of(task, prompt, noises, settings)  # (B, 3, H, W)
-        logits = task.guide.classifier.logits(images)  # (B, K)
-        reward = logits.log_softmax(1)[:, task.guide.target]  # (B,)
+
+    def look(at: torch.Tensor) -> torch.Tensor:
+        images = images_of(task, prompt, at, settings)  # (B, 3, H, W)
+        reward = task.guide.classifier.logits(images).log_softmax(1)[:, task.guide.target]  # (B,)
         better = reward.detach() > surest
-        surest = torch.where(better, reward.detach(), surest)
-        best[better] = noises.detach()[better]
+        surest[better] = reward.detach()[better]
+        best[better] = at.detach()[better]
+        return reward
+
+    of_last = 2 * settings.num_inference_steps  # calls, with guidance
+    for _ in task.calls.rounds(len(noises) * (task.budget.once / task.budget.images - of_last)):
+        reward = look(noises)
         optimizer.zero_grad()
         (NOISE_WEIGHT * unlikely_norm(noises) - reward).sum().backward()
         lengths = noises.grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         noises.grad *= (LONGEST_GRADIENT / lengths).clamp(max=1)
         optimizer.step()
+    look(noises.detach())
     return best
 
 

@@ -40,7 +40,8 @@ from discriminative.tokens.drawing import draw_all
 from discriminative.tokens.files import read_token, token_tensors
 from discriminative.tokens.prompts import TEMPLATES, fill
 from experiments.measure import SEEDS, Measured
-from experiments.method import TUNING_CLASSES, finished, read
+from experiments.method import TUNING_CLASSES, finished
+from experiments.rows import read
 from experiments.speed import common
 from experiments.speed.reference import bytes_of, learn_class
 from run import boolean

@@ -34,7 +34,7 @@ import torch
 from apps.queue import POLL, ClassQueue, Taken
 from discriminative.records.files import write_json
 from discriminative.records.locks import HEARTBEAT, LEASE
-from experiments.method import read
+from experiments.rows import read
 from experiments.speed import common
 from experiments.speed.table import load
 

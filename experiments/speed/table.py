@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.method import read
+from experiments.rows import read
 from experiments.speed.convergence import is_good, is_of_today
 
 RESULTS = Path(__file__).parent / "results"
