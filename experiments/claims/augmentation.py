@@ -12,8 +12,9 @@ a line of ``--out``. The targets are printed with met or missed.
 Training, validation and test pictures are renders of separate random streams. All arms have the same number
 of steps, the same eight seeds (shots, weights and order of the pictures), and five settings that are tried
 on the validation pictures, with two of the seeds. "Clean" is a guide that saw the n shots alone; "full" is
-the miniature's own, which saw hundreds of pictures of these classes. Equal cost: the plain prompt may draw as
-many pictures as the token's learning took, and those that the token draws.
+the miniature's own, which saw hundreds of pictures of these classes. Equal cost is one of images: the plain
+prompt may draw as many as the token's learning did, and those that the token draws. In passes through the
+UNet that is more than the token's.
 
 The words were fixed before any result: the first four on which no default of the method was chosen.
 """
