@@ -112,7 +112,7 @@ METHODS = {
     "textual inversion, 1 image": inversion(1, seeds=1, tuned_as=TUNED_INVERSION),
     "textual inversion, 4 images": inversion(4, seeds=1, tuned_as=TUNED_INVERSION),
     TUNED_INVERSION: inversion(
-        16, candidates=every(rate=(2e-3, 5e-3, 1e-2), prompt=("{token}", "{token} {class}"))
+        16, candidates=every(rate=(2e-3, 5e-3, 1e-2, 2e-2), prompt=("{token}", "{token} {class}"))
     ),
     "noise optimisation": Method(
         "noise_optimisation",
@@ -126,13 +126,13 @@ METHODS = {
         "hard_prompt",
         {"words": 1, "rate": 0.05, "stage": 0},
         seconds=150,
-        candidates=every(words=(1, 2), rate=(0.05, 0.2, 0.5)),
+        candidates=every(words=(1, 2, 3), rate=(0.05, 0.2, 0.5, 1.0)),
     ),
     "LoRA": Method(
         "reward_lora",
         {"rank": 4, "rate": 3e-3, "steps": 12},
         seconds=110,
-        candidates=every(rate=(3e-3, 5e-3, 1e-2), steps=(1, 12)),
+        candidates=every(rate=(3e-3, 5e-3, 1e-2, 2e-2, 5e-2), steps=(1, 12)),
     ),
     # They wait for a class token's cost, and so for the tokens.
     AS_EVALUATED[OURS]: Method(
@@ -515,6 +515,7 @@ def print_all(args: argparse.Namespace) -> None:
     versions = sorted({row["version"] for row in of_table} - {VERSION})
     if versions:
         print(f"\nnote: rows of version {', '.join(versions)} are among these; this is {VERSION}")
+    of_table = accuracy_table.of_complete_classes(of_table)
     accuracy_table.show(of_table, list(METHODS), OURS, CHOSEN_ON)
     if of_table:
         accuracy_table.figure(of_table, list(METHODS), OURS, args.figure)

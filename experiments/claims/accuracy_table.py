@@ -34,6 +34,18 @@ def share(row: dict, who: str) -> float:
     return row[who] / row["images"]
 
 
+def of_complete_classes(rows: list[dict]) -> list[dict]:
+    """The rows of classes that every method has that has any; how many classes are left out is printed."""
+    of: dict[str, set[int]] = {}
+    for row in rows:
+        of.setdefault(row["method"], set()).add(row["class_index"])
+    complete = set.intersection(*of.values()) if of else set()
+    left_out = len(set().union(*of.values()) - complete)
+    if left_out:
+        print(f"\nnote: classes left out, as not every method has them yet: {left_out}")
+    return [row for row in rows if row["class_index"] in complete]
+
+
 def by_class(rows: list[dict], value: Callable[[dict], float | None]) -> dict[int, float]:
     """A figure of each class, the mean over its training seeds; classes without one are left out."""
     found: dict[int, list[float]] = {}
