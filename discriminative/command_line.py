@@ -59,7 +59,7 @@ def with_underscores(text: str) -> str:
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """A parser of whole numbers from ``low`` to ``high``."""
+    """A parser of whole numbers from ``low`` to ``high``; it raises ``ArgumentTypeError`` of others."""
 
     def parse(text: str) -> int:
         if not (text.isdecimal() and low <= int(text) <= high):

@@ -27,12 +27,12 @@ def interval(values: list[float]) -> tuple[float, float] | None:
 def interval_of_few(values: list[float]) -> tuple[float, float] | None:
     """95 % interval of the mean of values, by Student's t: of ten and fewer a bootstrap's is too narrow. None
     of fewer than two, or where all are the same."""
-    from scipy.stats import ttest_1samp
+    from apps.augment.result import paired_difference
 
     if len(set(values)) < 2:
         return None
-    found = ttest_1samp(values, 0.0).confidence_interval(0.95)
-    return float(found.low), float(found.high)
+    found = paired_difference(values)
+    return found.low, found.high
 
 
 def told(values: list[float], form: Callable[[float], str], interval_of: Callable = interval) -> str:

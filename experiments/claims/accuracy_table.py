@@ -149,6 +149,11 @@ def show(rows: list[dict], names: list[str], ours: str, chosen_on: set[int]) -> 
         show_differences(of, ours, ratio_of(of_group))
 
 
+def told_of_classes(gains: list[float]) -> str:
+    """The mean of the classes' differences with its interval, and their number; a dash of none."""
+    return f"{told(gains, '{:+.2f}'.format, interval_of_few)} ({len(gains)})" if gains else "–"
+
+
 def show_differences(of: dict[str, list[dict]], ours: str, ratio: Callable[[dict], float | None]) -> None:
     """Print how far one method is above the others.
 
@@ -167,8 +172,7 @@ def show_differences(of: dict[str, list[dict]], ours: str, ratio: Callable[[dict
     for name, theirs in of.items():
         gains = [differences(of[ours], theirs, value) for value in figures.values()]
         if name != ours and any(gains):
-            found = [f"{told(g, '{:+.2f}'.format, interval_of_few)} ({len(g)})" if g else "–" for g in gains]
-            lines.append([name, *found])
+            lines.append([name, *(told_of_classes(g) for g in gains)])
     print_table(("method", *(f"{name} (classes)" for name in figures)), lines)
 
 
