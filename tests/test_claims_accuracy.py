@@ -292,6 +292,19 @@ def test_differences_are_paired_by_class_and_seed():
     assert accuracy_table.differences(mine[:2], plain, lambda r: few.get(r["seed"], 0.0)) == [0.2]
 
 
+def test_a_training_seed_counts_once_every_method_has_it(capsys):
+    rows = [row(name, seed=0) for name in ("plain prompt", "precise phrase")]
+    rows += [row(OURS, seed=seed) for seed in (38, 39)]
+    rival = [row("best of k", seed=seed, budget=BUDGET) for seed in (38, 39)]
+    units = [accuracy.Unit(found["method"], 2, found["seed"]) for found in [*rows, *rival]]
+    assert accuracy.rows_of_table(units, [*rows, *rival]) == [*rows, *rival]
+    assert capsys.readouterr().out == ""
+    of_table = accuracy.rows_of_table(units, [*rows, rival[0]])
+    assert {found["seed"] for found in of_table} == {0, 38}
+    assert accuracy.rows_of_table(units, [*rows, rival[1]]) == [*rows[:2], rows[3], rival[1]]
+    assert "yet: 1\n" in capsys.readouterr().out
+
+
 def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(accuracy, "FILES", tmp_path)
     rows = [row(OURS, c, judge=38 - c) for c in (1, 2, 4)]
@@ -308,7 +321,7 @@ def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, mon
     given = {"out": out, "figure": tmp_path / "figure.png", "seeds": [38], "common_seeds": [38]}
     accuracy.print_all(argparse.Namespace(**given))
     printed = capsys.readouterr().out
-    assert "note: classes left out, as not every method has them yet: 1" in printed  # class 1
+    assert "rows left out, as not every method has their class and seed yet: 1" in printed  # class 1
     assert "Mean over rare senses (2 classes)" in printed
     assert "Mean over all senses (2 classes)" in printed
     shares = "| class token | 2 × 1 | 0.88 | 0.88 | 0.88 | – | 0.90 | 0.70 |"

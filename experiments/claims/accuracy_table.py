@@ -35,14 +35,11 @@ def share(row: dict, who: str) -> float:
 
 
 def of_complete_classes(rows: list[dict]) -> list[dict]:
-    """The rows of classes that every method has that has any; how many classes are left out is printed."""
+    """The rows of classes that every method has that has any."""
     of: dict[str, set[int]] = {}
     for row in rows:
         of.setdefault(row["method"], set()).add(row["class_index"])
     complete = set.intersection(*of.values()) if of else set()
-    left_out = len(set().union(*of.values()) - complete)
-    if left_out:
-        print(f"\nnote: classes left out, as not every method has them yet: {left_out}")
     return [row for row in rows if row["class_index"] in complete]
 
 
