@@ -17,8 +17,8 @@ from config import with_preset
 from discriminative.errors import WorkError
 from discriminative.guides.classifier import Guide
 from discriminative.settings import SamplerSettings
-from experiments.claims import accuracy, accuracy_table, rivals
-from experiments.claims.accuracy import METHODS, OURS, Unit
+from experiments.claims import accuracy, accuracy_table, accuracy_unit, rivals
+from experiments.claims.accuracy_methods import METHODS, OURS, TUNING_SEED, Unit
 from experiments.claims.calls import Calls
 from experiments.claims.rivals import Budget, Task
 from miniature.scenes import CLASSES
@@ -149,8 +149,8 @@ def test_a_token_drawn_as_evaluated_is_the_one_that_was_learned_or_is_learned_ag
     assert again.once is None
     assert torch.equal(task.token.vector, torch.full_like(task.token.vector, 0.5))
     kept = rivals.with_token(task, {})
-    monkeypatch.setattr(accuracy, "FILES", tmp_path)
-    size = accuracy.write_kept(Unit(OURS, 24, task.seed), kept, {"calls": 77, "seconds": 1.5})
+    monkeypatch.setattr(accuracy_unit, "FILES", tmp_path)
+    size = accuracy_unit.write_kept(Unit(OURS, 24, task.seed), kept, {"calls": 77, "seconds": 1.5})
     assert size == len(save(kept.tensors))
     task.token.load(torch.zeros_like(task.token.vector))
     found = rivals.drawn_as_evaluated(task, OURS, "default")
@@ -245,12 +245,11 @@ def test_the_candidate_that_did_best_on_the_tuning_classes_is_taken(monkeypatch)
     name = "noise optimisation"
     candidates = ({"rate": 5.0}, {"rate": 20.0})
     monkeypatch.setitem(METHODS, name, replace(METHODS[name], candidates=candidates))
-    rows = [row(OURS, c, accuracy.TUNING_SEED) for c in accuracy.TUNING_CLASSES]
+    rows = [row(OURS, c, TUNING_SEED) for c in accuracy.TUNING_CLASSES]
     assert accuracy.chosen(name, rows) is None
     for changes, judge in zip(candidates, (10, 20), strict=True):
         rows += [
-            row(name, c, accuracy.TUNING_SEED, judge, changes=changes, budget=BUDGET)
-            for c in accuracy.TUNING_CLASSES
+            row(name, c, TUNING_SEED, judge, changes=changes, budget=BUDGET) for c in accuracy.TUNING_CLASSES
         ]
     assert accuracy.chosen(name, rows) == candidates[1]
     assert accuracy.chosen("best of k", rows) == {}
@@ -264,10 +263,10 @@ def test_of_candidates_that_are_equal_the_first_is_taken(monkeypatch):
     """1/40 and 37/40 are no more than 0/40 and 38/40, which rounding may say."""
     candidates = ({"steps": 1}, {"steps": 12})
     monkeypatch.setitem(METHODS, "LoRA", replace(METHODS["LoRA"], candidates=candidates))
-    rows = [row(OURS, c, accuracy.TUNING_SEED) for c in accuracy.TUNING_CLASSES]
+    rows = [row(OURS, c, TUNING_SEED) for c in accuracy.TUNING_CLASSES]
     for changes, judged in zip(candidates, ((0, 38), (1, 37)), strict=True):
         rows += [
-            row("LoRA", c, accuracy.TUNING_SEED, judge, changes=changes, budget=BUDGET)
+            row("LoRA", c, TUNING_SEED, judge, changes=changes, budget=BUDGET)
             for c, judge in zip(accuracy.TUNING_CLASSES, judged, strict=True)
         ]
     assert accuracy.chosen("LoRA", rows) == candidates[0]
@@ -296,7 +295,7 @@ def test_a_training_seed_counts_once_every_method_has_it(capsys):
     rows = [row(name, seed=0) for name in ("plain prompt", "precise phrase")]
     rows += [row(OURS, seed=seed) for seed in (38, 39)]
     rival = [row("best of k", seed=seed, budget=BUDGET) for seed in (38, 39)]
-    units = [accuracy.Unit(found["method"], 2, found["seed"]) for found in [*rows, *rival]]
+    units = [Unit(found["method"], 2, found["seed"]) for found in [*rows, *rival]]
     assert accuracy.rows_of_table(units, [*rows, *rival]) == [*rows, *rival]
     assert capsys.readouterr().out == ""
     of_table = accuracy.rows_of_table(units, [*rows, rival[0]])
@@ -306,7 +305,7 @@ def test_a_training_seed_counts_once_every_method_has_it(capsys):
 
 
 def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(accuracy, "FILES", tmp_path)
+    monkeypatch.setattr(accuracy_unit, "FILES", tmp_path)
     rows = [row(OURS, c, judge=38 - c) for c in (1, 2, 4)]
     rows += [row(name, c, 0, judge=4) for name in ("plain prompt", "precise phrase") for c in (2, 4)]
     kept = {"said": {"k": 5.0}, "each": {"calls": 120.0, "seconds": None}}
@@ -314,7 +313,7 @@ def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, mon
     out = tmp_path / "rows.jsonl"
     out.write_text("".join(json.dumps(r) + "\n" for r in rows))
     seeds = {OURS: 38, "plain prompt": 0, "precise phrase": 0, "best of k": 38}
-    strips = [accuracy.strip_of(name, 2, seed) for name, seed in seeds.items()]
+    strips = [accuracy_unit.strip_of(name, 2, seed) for name, seed in seeds.items()]
     for strip in strips:
         strip.parent.mkdir(parents=True)
         Image.new("RGB", (394, 64), "green").save(strip)
@@ -346,7 +345,7 @@ def test_a_check_that_fails_is_an_exit_code(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     units = accuracy.checks(["LoRA", "hard prompt", "plain prompt"])
     assert [unit.method for unit in units] == ["LoRA", "hard prompt"]
-    more = {"check": True, "seed": accuracy.TUNING_SEED, "budget": units[0].budget}
+    more = {"check": True, "seed": TUNING_SEED, "budget": units[0].budget}
     rows = [row(unit.method, accuracy.CHECKED_CLASS, judge=40) | more for unit in units]
     given = ["--methods", "LoRA", "hard prompt", "plain prompt", "--check", "True", "--out", str(out)]
     out.write_text("".join(json.dumps(r) + "\n" for r in rows))

@@ -27,14 +27,11 @@ them, by us or for a rival.
 """
 
 import argparse
-import json
 import sys
-import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
-from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -44,6 +41,16 @@ from discriminative.command_line import OneLineParser, boolean, run_program, who
 from discriminative.errors import UsageError, WorkError
 from discriminative.seeds import MAX_SEED
 from experiments.claims import accuracy_table
+from experiments.claims.accuracy_methods import (
+    AS_EVALUATED,
+    IMAGES,
+    METHODS,
+    OURS,
+    TUNING_SEED,
+    Unit,
+    key_of,
+)
+from experiments.claims.accuracy_unit import one_unit, strip_of
 from experiments.method import TUNING_CLASSES as OUR_TUNING_CLASSES
 from experiments.method import finished
 from experiments.rows import add, read
@@ -51,98 +58,11 @@ from miniature.scenes import CLASSES
 
 ROWS = Path(__file__).parent.parent / "results" / "claims_accuracy.jsonl"
 FIGURE = Path(__file__).parent.parent.parent / "docs" / "images" / "claims_accuracy.png"
-IMAGES = accuracy_table.IMAGES
-FILES = Path("results/claims/accuracy")
 KINDS = accuracy_table.KINDS
 AMBIGUOUS = [c for kind in KINDS for c in CLASSES if c.kind == kind]
-OURS = "class token"
-OFFICIAL = "official settings"
-AS_EVALUATED = {name: f"{name}, drawn as evaluated" for name in (OURS, OFFICIAL)}
 REPORTING_SEEDS = (38, 39, 40)
 NAME = "accuracy.py"
 NO_SEED = 0  # of a method that learns nothing
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to get images of a class.
-
-    Args:
-        learn: name of the function of ``rivals.py``.
-        settings: its arguments.
-        equal_cost: whether it may spend what the class token did.
-        seeded: whether anything of it depends on the training seed.
-        seeds: how many of the training seeds it has.
-        images: that are measured.
-        on_each: images on each background.
-        seconds: that one unit takes on a core, before any row tells it.
-        candidates: changes of the settings, of which the tuning classes choose one.
-        tuned_as: another method, whose choice this one takes over.
-    """
-
-    learn: str
-    settings: dict = field(default_factory=dict)
-    equal_cost: bool = True
-    seeded: bool = True
-    seeds: int | None = None
-    images: int = IMAGES
-    on_each: int = 5
-    seconds: float = 60
-    candidates: tuple[dict, ...] = ()
-    tuned_as: str = ""
-
-
-def every(**values) -> tuple[dict, ...]:
-    """All combinations of settings' values."""
-    return tuple(dict(zip(values, picked, strict=True)) for picked in product(*values.values()))
-
-
-def inversion(real: int, **more) -> Method:
-    """Textual inversion on so many images."""
-    settings = {"real": real, "rate": 5e-3, "prompt": "{token}"}
-    return Method("textual_inversion", settings, seconds=90, **more)
-
-
-TUNED_INVERSION = "textual inversion, 16 images"
-METHODS = {
-    "plain prompt": Method("plain_prompt", equal_cost=False, seeded=False, seconds=10),
-    "precise phrase": Method("precise_phrase", equal_cost=False, seeded=False, seconds=10),
-    OURS: Method("class_token", {"preset": "default"}, equal_cost=False, seconds=75),
-    OFFICIAL: Method("class_token", {"preset": "paper"}, equal_cost=False, seeds=1, seconds=50),
-    "best of k": Method("best_of_k", seconds=60),
-    "textual inversion, 1 image": inversion(1, seeds=1, tuned_as=TUNED_INVERSION),
-    "textual inversion, 4 images": inversion(4, seeds=1, tuned_as=TUNED_INVERSION),
-    TUNED_INVERSION: inversion(
-        16, candidates=every(rate=(2e-3, 5e-3, 1e-2, 2e-2), prompt=("{token}", "{token} {class}"))
-    ),
-    "noise optimisation": Method(
-        "noise_optimisation",
-        {"steps": 4, "rate": 5.0},
-        images=20,
-        on_each=1,
-        seconds=80,
-        candidates=every(steps=(1, 2, 4), rate=(5.0, 20.0, 50.0, 100.0)),
-    ),
-    "hard prompt": Method(
-        "hard_prompt",
-        {"words": 1, "rate": 0.05, "stage": 0},
-        seconds=150,
-        candidates=every(words=(1, 2, 3), rate=(0.05, 0.2, 0.5, 1.0)),
-    ),
-    "LoRA": Method(
-        "reward_lora",
-        {"rank": 4, "rate": 3e-3, "steps": 12},
-        seconds=110,
-        candidates=every(rate=(3e-3, 5e-3, 1e-2, 2e-2, 5e-2), steps=(1, 12)),
-    ),
-    # They wait for a class token's cost, and so for the tokens.
-    AS_EVALUATED[OURS]: Method(
-        "drawn_as_evaluated", {"method": OURS, "preset": "default"}, seeds=1, seconds=30
-    ),
-    AS_EVALUATED[OFFICIAL]: Method(
-        "drawn_as_evaluated", {"method": OFFICIAL, "preset": "paper"}, seeds=1, seconds=45
-    ),
-}
 
 # What a method has to reach on a class that it must be able to learn: one that the plain prompt draws now
 # and then (.38), and whose name is in the vocabulary.
@@ -150,190 +70,9 @@ CHECKED_CLASS = 18
 CHECKED_CALLS = 8000  # for learning
 CHECKED_SHARE = 0.7  # by the judge
 TUNING_CLASSES = (2, 24)
-TUNING_SEED = 35
 # Rare senses that a default of the method was chosen on (28 and 32 in its first versions), a rival's setting,
 # or whether a rival can learn.
 CHOSEN_ON = {*OUR_TUNING_CLASSES, 28, 32, *TUNING_CLASSES, CHECKED_CLASS}
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One method for one class and training seed; ``class_index`` is from 1."""
-
-    method: str
-    class_index: int
-    seed: int
-    changes: dict = field(default_factory=dict)
-    budget: dict | None = None
-    check: bool = False
-
-    @property
-    def settings(self) -> dict:
-        """The method's, with the changes."""
-        return METHODS[self.method].settings | self.changes
-
-    @property
-    def kind(self) -> str:
-        """Whether its class is the rare or the common sense of its word."""
-        return CLASSES[self.class_index - 1].kind
-
-    @property
-    def key(self) -> str:
-        """What tells its row from others: the method as it is set today, and what it may cost."""
-        return key_of(asdict(self) | {"settings": self.settings})
-
-
-def key_of(row: dict) -> str:
-    """The key of a row's unit."""
-    names = ("method", "class_index", "seed", "settings", "budget", "check")
-    return json.dumps([row[name] for name in names], sort_keys=True)
-
-
-@cache
-def loaded() -> tuple:
-    """The miniature's models, and guide, judge and third classifier; once a process."""
-    import torch
-
-    from classifiers import load_classifier
-    from discriminative.diffusion.kept import KeptLatents, weights_fingerprint
-    from discriminative.diffusion.models import load_models
-    from discriminative.hub import quiet_libraries
-
-    torch.set_num_threads(1)
-    quiet_libraries()
-    to = torch.device("cpu"), torch.float32
-    models = load_models("miniature", *to)
-    names = {"guide": "miniature", "judge": "miniature-judge", "judge2": "miniature-judge2"}
-    classifiers = {who: load_classifier(name, *to) for who, name in names.items()}
-    return models, classifiers, KeptLatents(FILES / "latents", weights_fingerprint(models.unet))
-
-
-def task_of(unit: Unit):
-    """A class, and what a method may use for it: a UNet of its own, as some methods change it."""
-    from copy import deepcopy
-
-    from discriminative.guides.classifier import Guide
-    from discriminative.settings import SamplerSettings
-    from discriminative.tokens.class_token import ClassToken
-    from experiments.claims.calls import Calls
-    from experiments.claims.rivals import Budget, Task
-
-    models, classifiers, kept = loaded()
-    models = replace(models, unet=deepcopy(models.unet), tokenizer=models.fresh_tokenizer())
-    target = unit.class_index - 1
-    return Task(
-        ClassToken(models, "newclas", "a"),
-        Calls(models.unet),
-        Guide(classifiers["guide"], target),
-        CLASSES[target],
-        unit.seed,
-        SamplerSettings(12, 7.0, scheduler="dpmsolver++"),
-        Budget(**unit.budget) if unit.budget else None,
-        kept,
-        FILES,
-    )
-
-
-def one_unit(unit: Unit) -> dict:
-    """Learn, draw and measure; all figures as one row. Seconds are those of the one thread alone."""
-    from experiments.claims import rivals
-
-    began = time.process_time()
-    method = METHODS[unit.method]
-    task = task_of(unit)
-    spent = time.process_time()
-    learned = getattr(rivals, method.learn)(task, **unit.settings)
-    once = learned.once or {"calls": task.calls.total, "seconds": time.process_time() - spent}
-    row = asdict(unit) | {"settings": unit.settings, "once": once}
-    c = task.scene_class
-    row |= {"name": c.name, "word": c.word, "kind": c.kind, "said": learned.said}
-    row |= {"version": VERSION, "bytes": write_kept(unit, learned, once)}
-    row |= measured(unit, task, learned)
-    return row | {"took": time.process_time() - began}
-
-
-def write_kept(unit: Unit, learned, once: dict) -> int:
-    """Write what has to be kept, and what it cost once; the bytes of what has to be kept."""
-    from safetensors.torch import save
-
-    from discriminative.records.files import write_tensors
-    from experiments.claims.rivals import artefact
-
-    if not learned.tensors:
-        return len(learned.text.encode())
-    folder = FILES / ("checked" if unit.check else "tuned" if unit.seed == TUNING_SEED else "")
-    path = folder / artefact(unit.method, unit.class_index, unit.seed)
-    write_tensors(path, learned.tensors, {"once": json.dumps(once)})
-    return len(save(learned.tensors))
-
-
-def measured(unit: Unit, task, learned) -> dict:
-    """What the images are worth, and what one costs."""
-    from contextlib import nullcontext
-
-    from discriminative.precision import training_precision
-    from discriminative.records.files import grid, write_image
-    from experiments.measure import COLOURS, SHOWN
-
-    method = METHODS[unit.method]
-    precision = nullcontext() if learned.as_evaluated else training_precision(task.token.models, "auto")
-    with precision:
-        before = task.calls.total
-        began = time.process_time()
-        images = learned.draw("", list(range(method.images)))  # (N, 3, 64, 64)
-        seconds = time.process_time() - began
-        calls = task.calls.total - before
-        on = {colour: f" on a {colour} background" for colour in COLOURS}
-        placed = {colour: learned.draw(text, list(range(method.on_each))) for colour, text in on.items()}
-    found = counted(images, unit.class_index - 1) | {"images": len(images)}
-    found["each"] = {"calls": calls / len(images), "seconds": seconds / len(images)}
-    if learned.candidates > 1:  # most come from the folder of kept ones
-        found["each"]["calls"] = task.budget.each * learned.candidates
-        found["each"]["seconds"] = None
-    if not unit.check and unit.seed != TUNING_SEED:
-        strip = strip_of(unit.method, unit.class_index, unit.seed)
-        write_image(strip, grid(images[:SHOWN], columns=SHOWN))
-    return found | followed(placed, unit.class_index - 1)
-
-
-def followed(placed: dict, target: int) -> dict[str, float]:
-    """Share of images that stand on the background that was asked for, and, of them all, of the class by the
-    judge.
-
-    Args:
-        placed: images (N, 3, 64, 64) by the colour.
-    """
-    import torch
-
-    from experiments.measure import background
-
-    pixels = {c: (of.permute(0, 2, 3, 1) * 255).round().byte().numpy() for c, of in placed.items()}
-    on = fmean(background(p) == c for c, of in pixels.items() for p in of)
-    everywhere = torch.cat(list(placed.values()))
-    right = counted(everywhere, target)["judge"] / len(everywhere)
-    return {"on_background": on, "right_on_background": right}
-
-
-def counted(images, target: int) -> dict:
-    """How many of images (N, 3, 64, 64) each classifier gives to the class, and how varied those are that
-    the guide gives to it, in the judge's features."""
-    import torch
-
-    from discriminative.guides.classifier import gives
-    from discriminative.records.scores import spread
-
-    _, classifiers, _ = loaded()
-    found = {}
-    with torch.no_grad():
-        for who, classifier in classifiers.items():
-            logits, features = classifier.look(images)  # (N, K), (N, D)
-            right = gives(logits, target)  # (N,)
-            found[who] = int(right.sum())
-            if who == "guide":
-                of_guide = right
-            if who == "judge":
-                found["diversity"] = spread(features[of_guide])
-    return found
 
 
 # What there is to do.
@@ -535,12 +274,6 @@ def print_all(args: argparse.Namespace) -> None:
         accuracy_table.figure(of_table, list(METHODS), OURS, args.figure)
         shown = [(row, strip_of(row["method"], row["class_index"], row["seed"])) for row in of_table]
         accuracy_table.sheet(shown, list(METHODS), args.figure.with_name(f"{args.figure.stem}_pictures.jpg"))
-
-
-def strip_of(method: str, class_index: int, seed: int) -> Path:
-    """Where the first images of a unit lie."""
-    name = method.replace(" ", "_").replace(",", "")
-    return FILES / "images" / name / f"{class_index:04d}_{seed}.png"
 
 
 def check(args: argparse.Namespace) -> int:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
+from experiments.claims.accuracy_methods import IMAGES
 from experiments.paired import interval_of_few, told
 from experiments.sheets import sheet_of
 
 WHO = ("guide", "judge", "judge2")
 KINDS = ("rare", "common")
-IMAGES = 40  # that a user wants, whose drawing counts as cost
 ENOUGH = 5  # right images of which diversity is told
 HEAD = (
     "method",
