@@ -15,6 +15,8 @@ from PIL import Image
 
 from experiments.claims import augmentation as claim
 from experiments.claims import augmentation_pictures as made
+from experiments.claims import augmentation_plan as planned
+from experiments.claims import augmentation_table as table
 from experiments.sheets import GAP, HEAD
 
 
@@ -22,11 +24,12 @@ from experiments.sheets import GAP, HEAD
 def carried_out(monkeypatch, tmp_path):
     """The whole plan, with figures made up in the place of work: all jobs in order, and the rows."""
     there = set()
-    monkeypatch.setattr(claim, "SHOTS", (1, 4))
-    monkeypatch.setattr(claim.Plan, "is_there", lambda plan, job: job in there)
+    for module in (planned, table):
+        monkeypatch.setattr(module, "SHOTS", (1, 4))
+    monkeypatch.setattr(planned.Plan, "is_there", lambda plan, job: job in there)
     rows = []
     order = []
-    while jobs := claim.Plan(rows, tmp_path).ready():
+    while jobs := planned.Plan(rows, tmp_path).ready():
         assert not there & set(jobs)
         for job in jobs:
             there.add(job)
@@ -34,7 +37,7 @@ def carried_out(monkeypatch, tmp_path):
             row = {"key": job.key, "seconds": 1.0}
             if job.kind == "training":
                 accuracy = random.Random(json.dumps(job.key)).random()
-                row |= {"validation": accuracy, "test": accuracy, "by_class": [accuracy] * len(claim.TAKEN)}
+                row |= {"validation": accuracy, "test": accuracy, "by_class": [accuracy] * len(planned.TAKEN)}
             if job.kind == "right":
                 row |= {"right": 0.25 if job.seed % 2 else 0.75}
             rows.append(row)
@@ -43,12 +46,12 @@ def carried_out(monkeypatch, tmp_path):
 
 def test_every_arm_tries_five_settings_and_is_measured_on_every_seed(carried_out):
     order, rows, folder = carried_out
-    found = claim.results(claim.Plan(rows, folder))
-    assert set(found) == {(arm, shots) for arm in claim.ARMS for shots in (1, 4)}
-    for arm in claim.ARMS:
+    found = table.results(planned.Plan(rows, folder))
+    assert set(found) == {(arm, shots) for arm in planned.ARMS for shots in (1, 4)}
+    for arm in planned.ARMS:
         settings = {job.setting for job in order if (job.kind, job.name, job.shots) == ("training", arm, 4)}
         assert len(settings) == 5
-    assert all([r["key"][3] for r in these] == list(claim.SEEDS) for these in found.values())
+    assert all([r["key"][3] for r in these] == list(planned.SEEDS) for these in found.values())
 
 
 def test_the_fewest_shots_are_whole_before_the_next_begin(carried_out):
@@ -59,12 +62,12 @@ def test_the_fewest_shots_are_whole_before_the_next_begin(carried_out):
 
 def test_what_validation_finds_best_is_what_is_measured(carried_out):
     order, rows, folder = carried_out
-    plan = claim.Plan(rows, folder)
+    plan = planned.Plan(rows, folder)
     setting, missing = plan.chosen("token", 1)
     assert not missing
-    last = [setting | {"guidance": guidance} for guidance in claim.DRAWING["guidance"]]
+    last = [setting | {"guidance": guidance} for guidance in planned.DRAWING["guidance"]]
     scores = [
-        sum(plan.row(claim.training("token", 1, seed, one))["validation"] for seed in claim.TUNING_SEEDS)
+        sum(plan.row(planned.training("token", 1, seed, one))["validation"] for seed in planned.TUNING_SEEDS)
         for one in last
     ]
     assert setting["guidance"] == last[scores.index(max(scores))]["guidance"]
@@ -73,8 +76,8 @@ def test_what_validation_finds_best_is_what_is_measured(carried_out):
 def test_nothing_is_made_twice_and_the_full_guides_tokens_are_shared_by_the_shots(carried_out):
     order, *_ = carried_out
     assert max(Counter(order).values()) == 1
-    seeds = len(claim.SEEDS)
-    classes = len(claim.TAKEN)
+    seeds = len(planned.SEEDS)
+    classes = len(planned.TAKEN)
     number = Counter((job.kind, job.name) for job in order)
     assert number["words", "token"] == 2 * seeds * classes
     assert number["words", "full"] == seeds * classes
@@ -83,7 +86,7 @@ def test_nothing_is_made_twice_and_the_full_guides_tokens_are_shared_by_the_shot
 
 def test_a_unit_comes_after_all_that_it_is_made_from(carried_out):
     order, rows, folder = carried_out
-    plan = claim.Plan(rows, folder)
+    plan = planned.Plan(rows, folder)
     place = {job: i for i, job in enumerate(order)}
     for job in order:
         assert all(place[need] < place[job] for need in plan.needs(job))
@@ -94,7 +97,7 @@ def test_targets_are_met_or_missed_by_the_rows(carried_out, capsys):
     for row in rows:
         if row["key"][:2] == ["training", "token"]:
             row["test"] += 10
-    claim.print_targets(claim.results(claim.Plan(rows, folder)) | {})
+    table.print_targets(table.results(planned.Plan(rows, folder)) | {})
     told = capsys.readouterr().out.splitlines()[2:]
     assert [line.split("|")[3].strip() for line in told] == ["met", "not measured yet"] * 3
 
@@ -106,23 +109,23 @@ def test_classes_and_costs_are_means_of_the_rows(carried_out, capsys):
         if kind == "words":
             row |= {"images": {"token": 200, "full": 100, "inversion": 75}[name]}
         if kind == "training" and name in ("strong", "token") and shots == 1:
-            row["by_class"] = [0.25 if name == "strong" else 0.75] * len(claim.TAKEN)
-    claim.print_classes(claim.results(claim.Plan(rows, folder)))
+            row["by_class"] = [0.25 if name == "strong" else 0.75] * len(planned.TAKEN)
+    table.print_classes(table.results(planned.Plan(rows, folder)))
     told = capsys.readouterr().out.splitlines()[2:]
-    assert [line.split("|")[2].strip() for line in told] == ["0.25 -> 0.75"] * len(claim.TAKEN)
-    claim.print_costs(rows)
+    assert [line.split("|")[2].strip() for line in told] == ["0.25 -> 0.75"] * len(planned.TAKEN)
+    table.print_costs(rows)
     assert "a word of token: worth 200 pictures, 1 s" in capsys.readouterr().out
 
 
 def test_the_pictures_of_each_final_training_are_judged_once_and_real_ones_never(carried_out, capsys):
     order, rows, folder = carried_out
-    plan = claim.Plan(rows, folder)
+    plan = planned.Plan(rows, folder)
     judged = [job for job in order if job.kind == "right"]
     finals = [job for arm in made.GENERATED for shots in (1, 4) for job in plan.final(arm, shots)]
     assert Counter(replace(job, kind="training") for job in judged) == Counter(finals)
-    claim.print_right(plan)
+    table.print_right(plan)
     told = capsys.readouterr().out.splitlines()[2:]
-    assert told == [f"| {claim.ARMS[arm]} | 0.50 | 0.50 |" for arm in made.GENERATED]
+    assert told == [f"| {planned.ARMS[arm]} | 0.50 | 0.50 |" for arm in made.GENERATED]
 
 
 # Pictures.
@@ -175,8 +178,8 @@ def test_a_precise_phrase_needs_no_word_and_does_not_depend_on_the_shots(tmp_pat
     monkeypatch.setattr(made, "new_token", lambda: None)
     monkeypatch.setattr(made, "draw", lambda folder, token, prompts, *_: asked.append((folder, prompts)))
     place = made.Place(tmp_path)
-    job = claim.Job("drawing", "phrase", 0, 3, 5, (("guidance", 2.0),))
-    assert list(claim.Plan([], tmp_path).needs(job)) == [claim.Job("renders")]
+    job = planned.Job("drawing", "phrase", 0, 3, 5, (("guidance", 2.0),))
+    assert list(planned.Plan([], tmp_path).needs(job)) == [planned.Job("renders")]
     claim.do(job, tmp_path)
     folder, prompts = asked[0]
     assert made.TAKEN[5].name == "oil drum"
@@ -190,7 +193,7 @@ def test_right_is_the_share_that_the_judge_gives_to_its_class(pool, monkeypatch)
     monkeypatch.setattr(made, "judge", lambda: None)
     first = torch.eye(len(made.TAKEN))[0]
     monkeypatch.setattr(made, "probabilities", lambda _, paths: first.repeat(len(paths), 1))
-    job = claim.Job("right", "plain", 1, 0, -1, (("guidance", 2.0), ("number", 2)))
+    job = planned.Job("right", "plain", 1, 0, -1, (("guidance", 2.0), ("number", 2)))
     assert claim.do(job, pool.root)["right"] == 1 / len(made.TAKEN)
 
 
@@ -219,14 +222,14 @@ def test_shots_are_nested_and_splits_never_share_a_picture(tmp_path, monkeypatch
 
 
 def test_the_sheet_has_a_row_for_each_class_and_is_none_before_its_pictures_are_made(pool, monkeypatch):
-    monkeypatch.setattr(claim.Plan, "chosen", lambda plan, arm, shots: ({"guidance": 2.0}, ()))
-    plan = claim.Plan([], pool.root)
-    assert claim.sheet(plan, 1) is None
-    monkeypatch.setattr(claim.Plan, "is_there", lambda plan, job: True)
+    monkeypatch.setattr(planned.Plan, "chosen", lambda plan, arm, shots: ({"guidance": 2.0}, ()))
+    plan = planned.Plan([], pool.root)
+    assert table.sheet(plan, 1) is None
+    monkeypatch.setattr(planned.Plan, "is_there", lambda plan, job: True)
     drawn = made.plain(pool, 1, 0, 2.0, 2)
     monkeypatch.setattr(made, "pictures_in", lambda folder, number=None: drawn)
     monkeypatch.setattr(made, "GENERATED", {"plain": lambda *args: drawn})
-    page = claim.sheet(plan, 1)
+    page = table.sheet(plan, 1)
     assert page.height == HEAD + len(made.TAKEN) * (4 + GAP // 2)
     seen = {value for _, value in page.convert("L").getcolors()}
     assert {0, 10, 40, 50} <= seen  # the pool's first pictures for each of a word's two classes
