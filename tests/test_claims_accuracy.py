@@ -323,6 +323,7 @@ def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, mon
     assert "rows left out, as not every method has their class and seed yet: 1" in printed  # class 1
     assert "Mean over rare senses (2 classes)" in printed
     assert "Mean over all senses (2 classes)" in printed
+    assert "common senses" not in printed
     shares = "| class token | 2 × 1 | 0.88 | 0.88 | 0.88 | – | 0.90 | 0.70 |"
     assert f"{shares} 1,000 | 9 | 24 | 0.10 | 1,960 | 600 |" in printed
     assert "Mean over rare senses that nothing was chosen on (1 classes)" in printed

@@ -137,9 +137,12 @@ def show(rows: list[dict], names: list[str], ours: str, chosen_on: set[int]) -> 
     rare = [r for r in rows if r["kind"] == "rare"]
     groups = {"rare senses": rare}
     groups["rare senses that nothing was chosen on"] = [r for r in rare if r["class_index"] not in chosen_on]
+    groups["common senses"] = [r for r in rows if r["kind"] == "common"]
     groups["all senses"] = rows
     for group, of_group in groups.items():
         of = {name: [r for r in of_group if r["method"] == name] for name in names}
+        if not of[ours]:
+            continue
         print(f"\nMean over {group} ({len({r['class_index'] for r in of[ours]})} classes):\n")
         print_table(HEAD, [cells(name, of[name], of_group) for name in names if of[name]])
         print(f"\nThe {ours} minus each method over {group}, 95 % intervals over the classes:\n")
