@@ -342,6 +342,13 @@ def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, mon
     assert pictures.read_bytes() == before
 
 
+def test_common_senses_have_a_table_of_their_own(capsys):
+    rows = [row(OURS, c, judge=judge) for c, judge in ((1, 40), (2, 20))]
+    accuracy_table.show(rows, [OURS], OURS, set())
+    of_common = capsys.readouterr().out.split("Mean over common senses (1 classes)")[1]
+    assert "| class token | 1 × 1 | 1.00 |" in of_common.split("Mean over all")[0]
+
+
 def test_a_check_that_fails_is_an_exit_code(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     units = accuracy.checks(["LoRA", "hard prompt", "plain prompt"])
