@@ -272,6 +272,32 @@ def test_of_candidates_that_are_equal_the_first_is_taken(monkeypatch):
     assert accuracy.chosen("LoRA", rows) == candidates[0]
 
 
+def test_rates_are_tried_at_another_cost_with_all_else_as_chosen(tmp_path, capsys, monkeypatch):
+    candidates = ({"rate": 0.01, "steps": 1}, {"rate": 0.02, "steps": 1}, {"rate": 0.01, "steps": 12})
+    monkeypatch.setitem(METHODS, "LoRA", replace(METHODS["LoRA"], candidates=candidates))
+    rows = [row(OURS, c, TUNING_SEED) for c in accuracy.TUNING_CLASSES]
+    assert accuracy.units_of_rates("LoRA", 9000, rows) == []  # nothing is chosen yet
+    for changes, judge in zip(candidates, (10, 20, 15), strict=True):
+        rows += [
+            row("LoRA", c, TUNING_SEED, judge, changes=changes, budget=BUDGET)
+            for c in accuracy.TUNING_CLASSES
+        ]
+    units = accuracy.units_of_rates("LoRA", 9000, rows)
+    assert [u.changes for u in units] == [candidates[0], candidates[0], candidates[1], candidates[1]]
+    assert {u.budget["once"] for u in units} == {9000}
+    rows += [
+        row("LoRA", u.class_index, TUNING_SEED, judge, changes=u.changes, budget=u.budget)
+        for u, judge in zip(units, (36, 36, 4, 4), strict=True)
+    ]
+    assert accuracy.chosen("LoRA", rows) == candidates[1]  # another cost chooses nothing
+    out = tmp_path / "rows.jsonl"
+    out.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert accuracy.main(["--rates_at", "9000", "--methods", "LoRA", "best of k", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "| LoRA | 'rate': 0.01, 'steps': 1 | 0.90 | 0.90 | 2 |" in told
+    assert "| LoRA | 'rate': 0.02, 'steps': 1 | 0.10 | 0.10 | 2 |" in told
+
+
 def test_every_method_has_a_function_that_takes_its_settings():
     import inspect
 
@@ -386,6 +412,7 @@ def test_a_unit_that_fails_is_told_and_keeps_no_other_from_being_done(tmp_path, 
     [
         (["--workers", "0"], "argument --workers: '0' was given; allowed is a number from 1 to 1024"),
         (["--seeds", "x"], "argument --seeds: 'x' was given; allowed is a number from 1 to 4000"),
+        (["--rates_at", "0"], "argument --rates_at: '0' was given; allowed is a number from 1 to 1000000"),
         (["--methods", "magic"], "argument --methods: invalid choice: 'magic'"),
     ],
 )

@@ -4,6 +4,7 @@ equal cost, on the 32 ambiguous classes of the miniature.
     python -m experiments.claims.accuracy --workers 2      # hours; what is done is skipped
     python -m experiments.claims.accuracy --check True     # can each method learn what it must?
     python -m experiments.claims.accuracy --table True     # only print what is there, and draw the figure
+    python -m experiments.claims.accuracy --rates_at 12000 --methods LoRA     # would it learn better slowly?
 
 Expected: by the judge the class token draws .97 of the rare senses right, the precise phrase .95, the plain
 prompt .21. The claim is that every other method stays below the class token. With the first training seed
@@ -251,6 +252,30 @@ def rows_of_table(units: list[Unit], rows: list[dict]) -> list[dict]:
     return of_table
 
 
+def units_of_rates(name: str, calls: int, rows: list[dict]) -> list[Unit]:
+    """A method's choice with each of its candidates' rates, on the tuning classes, where learning may take so
+    many calls; none where nothing is chosen."""
+    best = chosen(name, rows)
+    if not best or not METHODS[name].candidates:
+        return []
+    budget = {"once": calls, "each": 24.0, "images": IMAGES}
+    candidates = [c for c in METHODS[name].candidates if c | {"rate": None} == best | {"rate": None}]
+    return [replace(unit, budget=budget) for c in candidates for unit in candidate_units(name, c)]
+
+
+def try_rates(args: argparse.Namespace) -> int:
+    """See which rate is best for a longer training than those that chose it; how many units failed."""
+    rows = read(args.out)
+    units = {name: units_of_rates(name, args.rates_at, rows) for name in args.methods}
+    flat = [unit for several in units.values() for unit in several]
+    tell(f"rates at {args.rates_at} calls", flat, rows)
+    failed = carry_out(flat, args.out, args.workers)
+    rows = read(args.out)
+    keys = {name: {unit.key for unit in several} for name, several in units.items()}
+    accuracy_table.show_tuning({name: [r for r in rows if key_of(r) in keys[name]] for name in units})
+    return failed
+
+
 def told(row: dict) -> str:
     """A row in one line."""
     right = " / ".join(f"{row[who] / row['images']:.2f}" for who in ("guide", "judge"))
@@ -306,6 +331,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--figure", type=Path, default=FIGURE, help="file of the figure")
     parser.add_argument("--check", type=boolean, default=False, help="only see that each method can learn")
     parser.add_argument("--table", type=boolean, default=False, help="only print what is there, and draw")
+    parser.add_argument(
+        "--rates_at",
+        type=whole_number(1, 1_000_000),
+        metavar="CALLS",
+        help="only try each rate on the tuning classes, with so many calls to learn",
+    )
     return parser
 
 
@@ -314,6 +345,8 @@ def dispatch(argv: list[str]) -> int:
     args = build_parser().parse_args(argv)
     if args.check:
         return check(args)
+    if args.rates_at:
+        return 1 if try_rates(args) else 0
     failed = 0 if args.table else report(args)
     print_all(args)
     return 1 if failed else 0
