@@ -296,6 +296,10 @@ def test_rates_are_tried_at_another_cost_with_all_else_as_chosen(tmp_path, capsy
     told = capsys.readouterr().out
     assert "| LoRA | 'rate': 0.01, 'steps': 1 | 0.90 | 0.90 | 2 |" in told
     assert "| LoRA | 'rate': 0.02, 'steps': 1 | 0.10 | 0.10 | 2 |" in told
+    assert accuracy.main(["--rates_at", "9000", "--methods", "best of k", "--out", str(out)]) == 2
+    assert (
+        "--rates_at: no rate is chosen for best of k; allowed, once tuned: textual" in capsys.readouterr().err
+    )
 
 
 def test_every_method_has_a_function_that_takes_its_settings():

@@ -4,7 +4,7 @@ equal cost, on the 32 ambiguous classes of the miniature.
     python -m experiments.claims.accuracy --workers 2      # hours; what is done is skipped
     python -m experiments.claims.accuracy --check True     # can each method learn what it must?
     python -m experiments.claims.accuracy --table True     # only print what is there, and draw the figure
-    python -m experiments.claims.accuracy --rates_at 12000 --methods LoRA     # would it learn better slowly?
+    python -m experiments.claims.accuracy --rates_at 10000 --methods LoRA     # is another rate better then?
 
 Expected: by the judge the class token draws .97 of the rare senses right, the precise phrase .95, the plain
 prompt .21. The claim is that every other method stays below the class token. With two training seeds all do,
@@ -92,6 +92,11 @@ def budget_of(rows: list[dict], class_index: int, seed: int) -> dict | None:
     }
 
 
+def budget_with(calls: int) -> dict:
+    """So many calls to learn with, and the plain prompt's for an image."""
+    return {"once": calls, "each": 24.0, "images": IMAGES}
+
+
 def chosen(name: str, rows: list[dict]) -> dict | None:
     """The changes of a method's settings that did best on the tuning classes, by the judge; of equal ones the
     first. None where not all were tried yet."""
@@ -139,7 +144,7 @@ def reporting(methods: list[str], seeds: list[int], common_seeds: list[int], row
 
 def checks(methods: list[str]) -> list[Unit]:
     """Every method that learns or chooses, on the class that it must be able to learn."""
-    budget = {"once": CHECKED_CALLS, "each": 24.0, "images": IMAGES}
+    budget = budget_with(CHECKED_CALLS)
     names = [name for name in methods if METHODS[name].equal_cost and name not in AS_EVALUATED.values()]
     return [Unit(name, CHECKED_CLASS, TUNING_SEED, {}, budget, check=True) for name in names]
 
@@ -256,18 +261,26 @@ def units_of_rates(name: str, calls: int, rows: list[dict]) -> list[Unit]:
     """A method's choice with each of its candidates' rates, on the tuning classes, where learning may take so
     many calls; none where nothing is chosen."""
     best = chosen(name, rows)
-    if not best or not METHODS[name].candidates:
+    if not best:
         return []
-    budget = {"once": calls, "each": 24.0, "images": IMAGES}
+    budget = budget_with(calls)
     candidates = [c for c in METHODS[name].candidates if c | {"rate": None} == best | {"rate": None}]
     return [replace(unit, budget=budget) for c in candidates for unit in candidate_units(name, c)]
 
 
 def try_rates(args: argparse.Namespace) -> int:
-    """See which rate is best for a longer training than those that chose it; how many units failed."""
+    """See which rate is best for a longer training than those that chose it; how many units failed.
+
+    Raises:
+        UsageError: none of the methods has a rate that was chosen.
+    """
     rows = read(args.out)
     units = {name: units_of_rates(name, args.rates_at, rows) for name in args.methods}
     flat = [unit for several in units.values() for unit in several]
+    if not flat:
+        tunable = ", ".join(name for name in METHODS if METHODS[name].candidates)
+        given = ", ".join(args.methods)
+        raise UsageError(f"--rates_at: no rate is chosen for {given}; allowed, once tuned: {tunable}")
     tell(f"rates at {args.rates_at} calls", flat, rows)
     failed = carry_out(flat, args.out, args.workers)
     rows = read(args.out)
