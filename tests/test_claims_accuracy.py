@@ -272,34 +272,56 @@ def test_of_candidates_that_are_equal_the_first_is_taken(monkeypatch):
     assert accuracy.chosen("LoRA", rows) == candidates[0]
 
 
-def test_rates_are_tried_at_another_cost_with_all_else_as_chosen(tmp_path, capsys, monkeypatch):
-    candidates = ({"rate": 0.01, "steps": 1}, {"rate": 0.02, "steps": 1}, {"rate": 0.01, "steps": 12})
-    monkeypatch.setitem(METHODS, "LoRA", replace(METHODS["LoRA"], candidates=candidates))
+RATES = ({"rate": 0.02, "steps": 1}, {"rate": 0.01, "steps": 1}, {"rate": 0.01, "steps": 12})
+
+
+def tuned_twice(monkeypatch, at_long):
+    """Rows of a LoRA that choose the first of RATES; then, at many calls, what each rate got right."""
+    monkeypatch.setitem(METHODS, "LoRA", replace(METHODS["LoRA"], candidates=RATES))
     rows = [row(OURS, c, TUNING_SEED) for c in accuracy.TUNING_CLASSES]
-    assert accuracy.units_of_rates("LoRA", 9000, rows) == []  # nothing is chosen yet
-    for changes, judge in zip(candidates, (10, 20, 15), strict=True):
+    for changes, judge in zip(RATES, (20, 10, 15), strict=True):
         rows += [
             row("LoRA", c, TUNING_SEED, judge, changes=changes, budget=BUDGET)
             for c in accuracy.TUNING_CLASSES
         ]
-    units = accuracy.units_of_rates("LoRA", 9000, rows)
-    assert [u.changes for u in units] == [candidates[0], candidates[0], candidates[1], candidates[1]]
-    assert {u.budget["once"] for u in units} == {9000}
-    rows += [
+    units = accuracy.tuning_long(["LoRA", "best of k"], rows)
+    assert [u.changes for u in units] == [RATES[0], RATES[0], RATES[1], RATES[1]]  # steps are as chosen first
+    assert {u.budget["once"] for u in units} == {accuracy.LONG}
+    assert accuracy.tuning_long(["LoRA"], rows[:2]) == []  # nothing is chosen yet
+    return rows, [
         row("LoRA", u.class_index, TUNING_SEED, judge, changes=u.changes, budget=u.budget)
-        for u, judge in zip(units, (36, 36, 4, 4), strict=True)
+        for u, judge in zip(units, at_long, strict=True)
     ]
-    assert accuracy.chosen("LoRA", rows) == candidates[1]  # another cost chooses nothing
+
+
+def test_the_rate_of_a_long_training_is_chosen_a_second_time(monkeypatch):
+    rows, again = tuned_twice(monkeypatch, (4, 4, 36, 36))
+    short = accuracy.LONG_FROM - 1
+    rows += [row(OURS, 4, once=short), row(OURS, 6, once=accuracy.LONG_FROM)]
+    units = [u for u in accuracy.reporting(["LoRA"], [38], [38], rows) if u.method == "LoRA"]
+    both = [u for u in units if u.class_index in (4, 6)]
+    assert [u.changes for u in accuracy.missing(both, rows)] == [RATES[0]]  # the long one waits
+    assert len(accuracy.to_do(both, rows)) == 2
+    assert accuracy.chosen("LoRA", rows + again) == RATES[0]  # of short ones all stays as it was
+    found = accuracy.missing(both, rows + again)
+    assert [(u.class_index, u.changes) for u in found] == [(4, RATES[0]), (6, RATES[1])]
+
+
+def test_of_equal_rates_of_a_long_training_the_first_choice_stays(monkeypatch):
+    rows, again = tuned_twice(monkeypatch, (4, 30, 30, 4))
+    assert accuracy.chosen("LoRA", rows + again, accuracy.LONG) == RATES[0]
+
+
+def test_what_each_candidate_came_to_is_a_table_for_either_cost(monkeypatch, tmp_path, capsys):
+    rows, again = tuned_twice(monkeypatch, (4, 4, 36, 36))
     out = tmp_path / "rows.jsonl"
-    out.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert accuracy.main(["--rates_at", "9000", "--methods", "LoRA", "best of k", "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "| LoRA | 'rate': 0.01, 'steps': 1 | 0.90 | 0.90 | 2 |" in told
-    assert "| LoRA | 'rate': 0.02, 'steps': 1 | 0.10 | 0.10 | 2 |" in told
-    assert accuracy.main(["--rates_at", "9000", "--methods", "best of k", "--out", str(out)]) == 2
-    assert (
-        "--rates_at: no rate is chosen for best of k; allowed, once tuned: textual" in capsys.readouterr().err
-    )
+    out.write_text("".join(json.dumps(r) + "\n" for r in rows + again))
+    assert accuracy.main(["--table", "True", "--out", str(out), "--figure", str(tmp_path / "f.png")]) == 0
+    first, second = capsys.readouterr().out.split("On the tuning classes, at 10,000 calls:")
+    assert "| LoRA | 'rate': 0.02, 'steps': 1 | 0.50 | 0.50 | 2 |" in first
+    assert "| LoRA | 'rate': 0.01, 'steps': 12 | 0.38 | 0.38 | 2 |" in first
+    assert "| LoRA | 'rate': 0.01, 'steps': 1 | 0.90 | 0.90 | 2 |" in second
+    assert "'steps': 12" not in second
 
 
 def test_every_method_has_a_function_that_takes_its_settings():
@@ -416,7 +438,6 @@ def test_a_unit_that_fails_is_told_and_keeps_no_other_from_being_done(tmp_path, 
     [
         (["--workers", "0"], "argument --workers: '0' was given; allowed is a number from 1 to 1024"),
         (["--seeds", "x"], "argument --seeds: 'x' was given; allowed is a number from 1 to 4000"),
-        (["--rates_at", "0"], "argument --rates_at: '0' was given; allowed is a number from 1 to 1000000"),
         (["--methods", "magic"], "argument --methods: invalid choice: 'magic'"),
     ],
 )

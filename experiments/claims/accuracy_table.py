@@ -176,10 +176,11 @@ def show_differences(of: dict[str, list[dict]], ours: str, ratio: Callable[[dict
     print_table(("method", *(f"{name} (classes)" for name in figures)), lines)
 
 
-def show_tuning(rows: dict[str, list[dict]]) -> None:
+def show_tuning(title: str, rows: dict[str, list[dict]]) -> None:
     """Print what each candidate came to on the tuning classes.
 
     Args:
+        title: of the table.
         rows: by method.
     """
     lines = []
@@ -189,7 +190,7 @@ def show_tuning(rows: dict[str, list[dict]]) -> None:
             shares = [average(of_candidate, lambda r, who=who: share(r, who), ".2f") for who in WHO[:2]]
             lines.append([name, changes.strip("{}"), *shares, str(len(of_candidate))])
     if lines:
-        print("\nOn the tuning classes:\n")
+        print(f"\n{title}:\n")
         print_table(("method", "settings", "guide", "judge", "units"), lines)
 
 
