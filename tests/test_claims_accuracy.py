@@ -396,9 +396,24 @@ def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, mon
 
 def test_common_senses_have_a_table_of_their_own(capsys):
     rows = [row(OURS, c, judge=judge) for c, judge in ((1, 40), (2, 20))]
-    accuracy_table.show(rows, [OURS], OURS, set())
+    accuracy_table.show(rows, [OURS], OURS, set(), accuracy.LONG_FROM)
     of_common = capsys.readouterr().out.split("Mean over common senses (1 classes)")[1]
     assert "| class token | 1 × 1 | 1.00 |" in of_common.split("Mean over all")[0]
+
+
+def test_long_and_short_trainings_have_tables_of_their_own(capsys):
+    rows = [row("plain prompt", c, seed=0, judge=4) for c in (2, 4)]
+    rows += [row(OURS, judge=40, once=5000), row(OURS, seed=39, judge=20, once=4999)]
+    rows += [row("LoRA", judge=30), row("LoRA", seed=39, judge=10), row(OURS, 4, judge=40, once=4999)]
+    accuracy_table.show(rows, ["plain prompt", OURS, "LoRA"], OURS, set(), 5000)
+    told = capsys.readouterr().out
+    long = told.split("took 5,000 calls or more (1 classes)")[1].split("Mean over")[0]
+    short = told.split("took fewer than 5,000 calls (2 classes)")[1].split("Mean over")[0]
+    assert "| class token | 1 × 1 | 1.00 |" in long
+    assert "| plain prompt | 1 × 1 |" in long
+    assert "| LoRA | 1 × 1 | 0.75 |" in long
+    assert "| class token | 2 × 1 | 0.75 |" in short
+    assert "| LoRA | 1 × 1 | 0.25 |" in short
 
 
 def test_a_check_that_fails_is_an_exit_code(tmp_path, capsys):

@@ -128,15 +128,34 @@ def print_table(head: tuple[str, ...], lines: list[list[str]]) -> None:
         print("| " + " | ".join(line) + " |")
 
 
-def show(rows: list[dict], names: list[str], ours: str, chosen_on: set[int]) -> None:
+def of_trainings(rows: list[dict], wanted: Callable[[float], bool], ours: str) -> list[dict]:
+    """The rows of classes and training seeds of which the token's learning cost what is wanted, with those of
+    the classes that have no seed.
+
+    Args:
+        wanted: tells of a number of calls whether it is.
+    """
+    tokens = [r for r in rows if r["method"] == ours and wanted(r["once"]["calls"])]
+    with_seed = {(r["class_index"], r["seed"]) for r in tokens}
+    wanted_here = with_seed | {(c, 0) for c, _ in with_seed}
+    return [r for r in rows if (r["class_index"], r["seed"]) in wanted_here]
+
+
+def show(rows: list[dict], names: list[str], ours: str, chosen_on: set[int], long_from: int) -> None:
     """Print, for groups of the classes, the means of each method, and how far one method is above the others.
 
     Args:
         chosen_on: rare senses, from 1, of which a result made somebody choose something.
+        long_from: calls from which learning is long.
     """
     rare = [r for r in rows if r["kind"] == "rare"]
     groups = {"rare senses": rare}
     groups["rare senses that nothing was chosen on"] = [r for r in rare if r["class_index"] not in chosen_on]
+    calls = f"{long_from:,} calls"
+    groups[f"rare senses, learning took {calls} or more"] = of_trainings(rare, lambda n: n >= long_from, ours)
+    groups[f"rare senses, learning took fewer than {calls}"] = of_trainings(
+        rare, lambda n: n < long_from, ours
+    )
     groups["common senses"] = [r for r in rows if r["kind"] == "common"]
     groups["all senses"] = rows
     for group, of_group in groups.items():
