@@ -206,7 +206,8 @@ def with_budgets(units: list[Unit], rows: list[dict]) -> list[Unit]:
         changes = unit.changes
         if METHODS[unit.method].equal_cost and not budget:
             budget = budget_of(rows, unit.class_index, unit.seed)
-            if budget and unit.seed != TUNING_SEED and budget["once"] >= LONG_FROM:
+            # A candidate keeps its settings.
+            if budget and unit.seed != TUNING_SEED:
                 changes = chosen(unit.method, rows, budget["once"])
             if not budget or changes is None:
                 continue
@@ -277,8 +278,9 @@ def report(args: argparse.Namespace) -> int:
     units = tuning(args.methods)
     tell("tuning", units, read(args.out))
     failed = carry_out(units, args.out, args.workers)
-    units = tuning_long(args.methods, read(args.out))
-    tell("rates a second time", units, read(args.out))
+    rows = read(args.out)
+    units = tuning_long(args.methods, rows)
+    tell("rates a second time", units, rows)
     failed += carry_out(units, args.out, args.workers)
     rows = read(args.out)
     units = reporting(args.methods, args.seeds, args.common_seeds, rows)

@@ -1,5 +1,6 @@
 """The tables and the figure of ``accuracy.py``, from its rows."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -128,17 +129,13 @@ def print_table(head: tuple[str, ...], lines: list[list[str]]) -> None:
         print("| " + " | ".join(line) + " |")
 
 
-def of_trainings(rows: list[dict], wanted: Callable[[float], bool], ours: str) -> list[dict]:
-    """The rows of classes and training seeds of which the token's learning cost what is wanted, with those of
-    the classes that have no seed.
-
-    Args:
-        wanted: tells of a number of calls whether it is.
-    """
-    tokens = [r for r in rows if r["method"] == ours and wanted(r["once"]["calls"])]
-    with_seed = {(r["class_index"], r["seed"]) for r in tokens}
-    wanted_here = with_seed | {(c, 0) for c, _ in with_seed}
-    return [r for r in rows if (r["class_index"], r["seed"]) in wanted_here]
+def of_trainings(rows: list[dict], ours: str, least: float, below: float) -> list[dict]:
+    """The rows of classes and training seeds whose token took from ``least`` to fewer than ``below`` calls to
+    learn; of methods without seeds those of these classes."""
+    tokens = [r for r in rows if r["method"] == ours and least <= r["once"]["calls"] < below]
+    seeded = {(r["class_index"], r["seed"]) for r in tokens}
+    unseeded = {(r["class_index"], 0) for r in tokens}
+    return [r for r in rows if (r["class_index"], r["seed"]) in seeded | unseeded]
 
 
 def show(rows: list[dict], names: list[str], ours: str, chosen_on: set[int], long_from: int) -> None:
@@ -151,11 +148,10 @@ def show(rows: list[dict], names: list[str], ours: str, chosen_on: set[int], lon
     rare = [r for r in rows if r["kind"] == "rare"]
     groups = {"rare senses": rare}
     groups["rare senses that nothing was chosen on"] = [r for r in rare if r["class_index"] not in chosen_on]
-    calls = f"{long_from:,} calls"
-    groups[f"rare senses, learning took {calls} or more"] = of_trainings(rare, lambda n: n >= long_from, ours)
-    groups[f"rare senses, learning took fewer than {calls}"] = of_trainings(
-        rare, lambda n: n < long_from, ours
-    )
+    long = of_trainings(rare, ours, long_from, math.inf)
+    short = of_trainings(rare, ours, 0, long_from)
+    groups[f"rare senses, learning took {long_from:,} calls or more"] = long
+    groups[f"rare senses, learning took fewer than {long_from:,} calls"] = short
     groups["common senses"] = [r for r in rows if r["kind"] == "common"]
     groups["all senses"] = rows
     for group, of_group in groups.items():
