@@ -1,14 +1,14 @@
 """Claim (i), images are more accurate and no worse: the class token against what a user would do instead, at
 equal cost, on the 32 ambiguous classes of the miniature.
 
-    python -m experiments.claims.accuracy --workers 2      # hours; what is done is skipped
+    python -m experiments.claims.accuracy --workers 2      # 20 core-hours; what is done is skipped
     python -m experiments.claims.accuracy --check True     # can each method learn what it must?
     python -m experiments.claims.accuracy --table True     # only print what is there, and draw the figure
 
 Expected: by the judge the class token draws .97 of the rare senses right, the precise phrase .95, the plain
-prompt .21. The claim is that every other method stays below the class token. With two training seeds all do,
-textual inversion next with .88 to .89, hard prompt .88, LoRA .81. LoRA equals it where learning is long, and
-loses the background that the prompt names.
+prompt .21. The claim is that every other method stays below the class token. All do, textual inversion next
+with .88 to .89, hard prompt .88, LoRA .78. LoRA is level or just ahead where learning is long, and loses the
+background that the prompt names.
 
 **Equal cost.** A counter on the UNet counts its calls, forward and backward, each of one image. What the
 class token took to learn, plus drawing 40 images, is what every rival may spend on the same class and
