@@ -373,6 +373,7 @@ def test_tables_figure_and_sheet_are_made_of_what_is_there(tmp_path, capsys, mon
     accuracy.print_all(argparse.Namespace(**given))
     printed = capsys.readouterr().out
     assert "rows left out, as not every method has their class and seed yet: 1" in printed  # class 1
+    assert "8 units count, of 0.1 core-hours" in printed  # 30 s each
     assert "Mean over rare senses (2 classes)" in printed
     assert "Mean over all senses (2 classes)" in printed
     assert "common senses" not in printed

@@ -36,7 +36,7 @@ from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from statistics import fmean
 
@@ -327,11 +327,15 @@ def print_all(args: argparse.Namespace) -> None:
     """Print the tables of what is there; draw the figure and the sheet of pictures."""
     rows = read(args.out)
     everything = list(METHODS)
-    accuracy_table.show_tuning("On the tuning classes", tuned_rows(tuning(everything), rows))
+    first = tuned_rows(tuning(everything), rows)
+    accuracy_table.show_tuning("On the tuning classes", first)
     again = tuned_rows(tuning_long(everything, rows), rows)
     accuracy_table.show_tuning(f"On the tuning classes, at {LONG:,} calls", again)
     units = reporting(list(METHODS), args.seeds, args.common_seeds, rows)
     of_table = rows_of_table(units, rows)
+    counted = [*of_table, *chain(*first.values(), *again.values())]
+    hours = sum(row["took"] for row in counted) / 3600
+    print(f"\n{len(counted)} units count, of {hours:.1f} core-hours")
     versions = sorted({row["version"] for row in of_table} - {VERSION})
     if versions:
         print(f"\nnote: rows of version {', '.join(versions)} are among these; this is {VERSION}")
